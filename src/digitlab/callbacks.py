@@ -1,0 +1,169 @@
+"""What a run leaves behind while it trains: its history, checkpoints, progress and TensorBoard pages."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from digitlab import runs
+
+log = logging.getLogger(__name__)
+
+
+class Diverged(ArithmeticError):
+    """The loss is no number any more."""
+
+
+def epoch_losses(trainer: Trainer) -> dict[str, float]:
+    """The epoch's mean training loss, and the validation loss where images are held out."""
+    metrics = trainer.callback_metrics
+    return {name: float(metrics[name]) for name in ("train/loss", "val/loss") if name in metrics}
+
+
+class Watch(Callback):
+    """Stop as soon as the training loss is not finite.
+
+    Looking costs a wait for the device, so a GPU is asked every 50th time only.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Look at the loss that the step returned."""
+        if module.device.type == "cpu" or index % 50 == 0:
+            value = float(outputs["loss"])
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"the training loss is {value} in epoch {trainer.current_epoch + 1}:"
+                    " lower optimizer.lr, or let it decay (scheduler=linear)"
+                )
+
+
+class Record(Checkpoint):
+    """After each epoch: a row of metrics.csv, last.ckpt, and best.ckpt where val/loss is the lowest so far.
+
+    Without validation images the last epoch is the best one. The rows are part of the checkpoint, so that
+    a resumed run goes on with the table it had.
+    """
+
+    def __init__(self, directory: Path, model_name: str) -> None:
+        self.directory, self.model_name = directory, model_name
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write what the epoch gave; all processes take part in saving, the first one writes."""
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
+        row["steps"] = row["epoch"] * trainer.datamodule.steps  # type: ignore[attr-defined]
+        row |= epoch_losses(trainer)
+        self.rows.append(row)
+        folder = self.directory / "checkpoints"
+        score = [r.get("val/loss", -r["epoch"]) for r in self.rows]
+        if score[-1] == min(score):
+            trainer.save_checkpoint(folder / "best.ckpt")
+        trainer.save_checkpoint(folder / "last.ckpt")
+        if trainer.is_global_zero:
+            runs.write_csv(self.directory / "metrics.csv", list(row), [list(r.values()) for r in self.rows])
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Name the model, so that the file can be rebuilt without its configuration."""
+        checkpoint["model"] = self.model_name
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from saved rows."""
+        self.rows = state["rows"]
+
+
+class Progress(Callback):
+    """On a terminal one bar over all of training, with loss and time left; elsewhere one line an epoch."""
+
+    def __init__(self, mean_image: float) -> None:
+        self.mean_image = mean_image
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Open the bar; tqdm itself stays silent where stderr is no terminal."""
+        if trainer.is_global_zero:
+            steps, epochs = trainer.datamodule.steps, trainer.max_epochs or 0  # type: ignore[attr-defined]
+            done = steps * trainer.current_epoch
+            self.bar = tqdm(total=steps * epochs, initial=done, unit="step", disable=None, leave=False, desc="training")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Move on by the steps that the item held."""
+        if self.bar is not None and not self.bar.disable:
+            self.bar.update(batch.steps)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Show the epoch's losses, beside what the mean image would give where that is no worse."""
+        if self.bar is None:
+            return
+        losses = epoch_losses(trainer)
+        if not self.bar.disable:
+            self.bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()})
+            return
+        hint = ""
+        if min(losses.values()) > 0.99 * self.mean_image:
+            hint = f"  (no better than the mean image, {self.mean_image:.4f})"
+        words = "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
+        log.info(
+            "epoch %*d/%d  %s%s",
+            len(str(trainer.max_epochs)),
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            words,
+            hint,
+        )
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Close the bar, also after an error."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class TensorBoard(Callback):
+    """Scalars by epoch, and the pictures that the model offers by `pictures()`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.writer: SummaryWriter | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Open the events file; what a resumed run had logged past its checkpoint is struck out."""
+        if trainer.is_global_zero:
+            purge = trainer.current_epoch + 1 if trainer.current_epoch else None
+            self.writer = SummaryWriter(str(self.directory), purge_step=purge)
+            self._pictures(trainer.current_epoch, module)
+
+    def _pictures(self, epoch: int, module: Any) -> None:
+        assert self.writer is not None
+        for name, images in module.pictures().items():
+            self.writer.add_images(name, images, epoch)
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Log the epoch."""
+        if self.writer is None:
+            return
+        epoch = trainer.current_epoch + 1
+        for name, value in trainer.callback_metrics.items():
+            self.writer.add_scalar(name, float(value), epoch)
+        self.writer.add_scalar("lr", trainer.optimizers[0].param_groups[0]["lr"], epoch)
+        self._pictures(epoch, module)
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Close the events file, also after an error."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None

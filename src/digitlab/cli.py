@@ -1,0 +1,99 @@
+"""The command line, before and around Hydra: resumed runs, the whole grid checked first, words for mistakes.
+
+Imported before any job: it must not import torch.
+"""
+
+import difflib
+from pathlib import Path
+
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from digitlab import config
+
+MULTIRUN = {"-m", "--multirun"}
+
+
+def jobs(words: list[str], conf: Path) -> list[DictConfig]:
+    """The configuration of every job that the command line asks for; empty where it asks for something else.
+
+    Composed as Hydra's own sweeper will, so that the last job's mistake is told before the first job runs.
+    """
+    flags = {word for word in words if word.startswith("-")}
+    if flags - MULTIRUN:  # --help, --cfg and their like run no job
+        return []
+    overrides = [word for word in words if word not in flags]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        if not flags:
+            grid = [overrides]
+        else:
+            sweeper = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN).hydra.sweeper
+            if not sweeper._target_.endswith(".BasicSweeper"):
+                return []  # another sweeper decides on its jobs as it goes
+            params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+            parsed = OverridesParser.create().parse_overrides(params + overrides)
+            grid = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        composed = [hydra.compose_config("config", list(job), run_mode=RunMode.RUN) for job in grid]
+    for cfg in composed:
+        with open_dict(cfg):
+            del cfg["hydra"]
+    return composed
+
+
+def in_place(words: list[str]) -> list[str]:
+    """The command line with `resume=RUN` turned towards RUN's own directory and configuration.
+
+    Raises ValueError for a folder that holds no run, and for other values beside it.
+    """
+    runs = [word.partition("=")[2] for word in words if word.startswith("resume=")]
+    if not runs or runs[-1] in ("", "null"):
+        return words
+    config.restore(runs[-1])
+    other = [word for word in words if not word.startswith(("-", "resume=", "hydra."))]
+    if other or {"-m", "--multirun"} & set(words):
+        raise ValueError(
+            f"resume={runs[-1]}: goes on with the configuration of that run; leave out"
+            f" {' '.join(other) or '--multirun'}, or start a new run"
+        )
+    folder = runs[-1].replace("'", "\\'")
+    return [*words, f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
+
+
+def explain(error: BaseException, words: list[str]) -> str:
+    """One or two lines for a mistake that Hydra or OmegaConf found in the command line `words`.
+
+    Their own messages are longer, and name neither the value nor what to do.
+    """
+    cause = error.__cause__ or error
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name}: must be one of {', '.join(error.options)}"
+    if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
+        word = _word(words, lines[0].split("'")[1])
+        return f"{word}: there is no such choice with this model; python train.py --help lists which model has which"
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
+        key, keys = str(cause.full_key), [str(key) for key in cause.parent_node]
+        where = key.rpartition(".")[0] or "the configuration"
+        close = difflib.get_close_matches(key.rpartition(".")[2], keys, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
+        return f"{_word(words, key)}: {where} has no such key; {remedy}"
+    if isinstance(cause, OmegaConfBaseException):
+        reason = str(cause).strip().splitlines()[0]
+        return f"{_word(words, str(cause.full_key))}: {reason}" if cause.full_key else reason
+    if isinstance(error, HydraException):
+        return "; ".join(lines[:2])
+    return str(error)
+
+
+def _word(words: list[str], key: str) -> str:
+    """The word of the command line that sets `key`."""
+    return next((word for word in words if f"{word.lstrip('+~').partition('=')[0]}.".startswith(f"{key}.")), key)

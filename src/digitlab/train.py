@@ -1,0 +1,244 @@
+"""One experiment, from its configuration to results.json."""
+
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.tensorboard import SummaryWriter
+
+from digitlab import RunFailed, artifacts, figures, runs
+from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch
+from digitlab.data import MNISTData, Source, Split, load, scale, split
+from digitlab.model import Model
+
+log = logging.getLogger(__name__)
+for library in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(library).setLevel(logging.WARNING)  # its hints come with every job and every checkpoint
+# torch 2.13 renamed what Lightning 2.6 asks of it; nothing a user could act on.
+warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.pytorch")
+
+
+def run(cfg: DictConfig, directory: Path) -> float:
+    """Train and judge one model; everything it leaves is in `directory`.
+
+    Returns val/loss, or train/loss where no images are held out. Raises RunFailed after writing why.
+    """
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    earlier = runs.read_results(directory) or {}
+    if earlier.get("status") == "completed":
+        log.info("%s is completed already; nothing to resume", directory)
+        return score(earlier["metrics"])
+    results: dict[str, Any] = {
+        "run_id": runs.run_id(config),
+        "status": "interrupted",  # what is true if this process is killed before it can say more
+        "model": config["model"]["name"],
+        "seed": config["seed"],
+        "config": config,
+        "metrics": {},
+        "baselines": {},
+        "epochs": 0,
+        "steps": 0,
+        "fit_seconds": float(earlier.get("fit_seconds") or 0.0),
+        "error": None,
+        "warnings": [],
+        "code": runs.code_version(),
+        "versions": runs.library_versions(),
+        "data": None,
+    }
+    path = directory / "results.json"
+    runs.write_json(path, results)
+    try:
+        with termination_as_interrupt():
+            experiment(config, directory, results)
+        results["status"] = "completed"
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+        results["status"] = "interrupted"
+        log.warning("Interrupted. Continue with: python train.py resume=%s", directory)
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        results["status"] = "diverged" if isinstance(error, Diverged) else "failed"
+        results["error"] = f"{type(error).__name__}: {error}"
+        log.error("%s: %s", results["status"].capitalize(), error)
+        log.debug("Traceback:", exc_info=True)
+        raise RunFailed(f"{directory}: {results['error']}") from error
+    finally:
+        runs.write_json(path, results)
+    report(results, directory)
+    return score(results["metrics"])
+
+
+def score(metrics: dict[str, float]) -> float:
+    """What a search minimises: the loss on held-out images; without any, on the training images."""
+    return metrics.get("val/loss", metrics["train/loss"])
+
+
+def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any]) -> None:
+    """The stages. What each finds goes into `results`, so that a failure keeps what came before it."""
+    seed_everything(config["seed"], verbose=False)
+
+    source, data = read_data(config)
+    results["data"] = {"source": source.name, "digest": source.digest}
+    results["warnings"] += source.warnings
+    results["baselines"] = {"mean_image": mean_image_loss(data)}
+
+    model = build_model(config)
+    history = fit(model, data, config, directory, results)
+    results["epochs"], results["steps"] = int(history[-1]["epoch"]), int(history[-1]["steps"])
+
+    best = runs.load_model(directory / "checkpoints" / "best.ckpt")
+    finish(best, data, history, directory, results)
+
+
+def read_data(config: dict[str, Any]) -> tuple[Source, Split]:
+    """The data set and this run's split of it."""
+    options = dict(config["data"])
+    source = load(options["root"], options["source"], options["verify"])
+    for warning in source.warnings:
+        log.warning("WARNING: %s", warning)
+    sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
+    return source, split(source, **sizes, seed=config["seed"])
+
+
+def mean_image_loss(data: Split) -> float:
+    """Test loss of always answering with the mean training image: what any model has to beat."""
+    mean = data.train.images.sum(0, dtype=torch.int64).double() / (255 * len(data.train.labels))
+    return float((scale(data.test.images) - mean).square().mean())
+
+
+def build_model(config: dict[str, Any]) -> Model:
+    """The model, from plain values."""
+    options = {key: value for key, value in config["model"].items() if key != "name"}
+    plain = {key: config[key] for key in ("optimizer", "scheduler", "seed")}
+    return runs.model_class(config["model"]["name"])(**options, **plain)
+
+
+def fit(
+    model: Model, data: Split, config: dict[str, Any], directory: Path, results: dict[str, Any]
+) -> list[dict[str, float]]:
+    """Train to the last epoch, from last.ckpt where there is one; returns a row of losses an epoch."""
+    options = config["trainer"]
+    if options["accelerator"] == "gpu" and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=gpu: torch finds no GPU here; choose auto or cpu")
+    record = Record(directory, config["model"]["name"])
+    trainer = Trainer(
+        max_epochs=options["max_epochs"],
+        accelerator=options["accelerator"],
+        devices=options["devices"],
+        # Spawned processes get the work by pickle. Launched ones would repeat this command, sweep and all.
+        strategy="ddp_spawn" if options["devices"] > 1 else "auto",
+        precision="32-true",
+        callbacks=[Watch(), record, Progress(results["baselines"]["mean_image"]), TensorBoard(directory)],
+        plugins=[runs.WholeFileIO()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=None if len(data.val.labels) else 0,
+        use_distributed_sampler=False,
+    )
+    last = directory / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        runs.read_checkpoint(last)  # says what is wrong with it in our words
+        log.info("Resuming from %s", last)
+    batches = MNISTData(data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"])
+    began = time.perf_counter()
+    try:
+        with cpu_threads(model.threads):
+            trainer.fit(model, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
+    finally:
+        results["fit_seconds"] += time.perf_counter() - began
+    saved = runs.read_checkpoint(last)  # under DDP the training happened in another process
+    rows: list[dict[str, float]] = saved["callbacks"]["Record"]["rows"]
+    return rows
+
+
+def finish(
+    model: Model,
+    data: Split,
+    history: list[dict[str, float]],
+    directory: Path,
+    results: dict[str, Any],
+) -> None:
+    """Judge the best checkpoint: metrics, warnings, and what the model has to show."""
+    metrics, baselines = results["metrics"], results["baselines"]
+    metrics |= model.evaluate(data)
+    results["warnings"] += beaten_by_baselines(metrics["test/loss"], baselines) + model.warnings(metrics, baselines)
+
+    title = f"{results['model']}, seed {results['seed']}: test loss {metrics['test/loss']:.4f}"
+    pictures = {"loss": figures.loss(history, metrics["test/loss"], baselines, title)}
+    pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
+    with SummaryWriter(str(directory)) as writer:
+        for name, figure in pictures.items():
+            with runs.whole(directory / "figures" / f"{name}.png") as part:
+                figure.savefig(part, dpi=110)
+            writer.add_figure(name, figure, len(history), close=False)
+        for name, value in metrics.items():
+            writer.add_scalar(f"final/{name}", value, len(history))
+
+
+def beaten_by_baselines(test_loss: float, baselines: dict[str, float]) -> list[str]:
+    """A sentence where the model is no better than the mean image; within 1 % counts as no better."""
+    mean_image = baselines["mean_image"]
+    if test_loss < 0.99 * mean_image:
+        return []
+    return [
+        f"Not better than predicting the mean image: test loss {test_loss:.4f}, the mean image alone gives"
+        f" {mean_image:.4f}."
+    ]
+
+
+def report(results: dict[str, Any], directory: Path) -> None:
+    """Say in the terminal what came out."""
+    log.info(
+        "%s, %d epochs, %d steps in %.1f s of training (data: %s)",
+        results["model"],
+        results["epochs"],
+        results["steps"],
+        results["fit_seconds"],
+        results["data"]["source"],
+    )
+    for name, value in results["metrics"].items():
+        beside = [f"{key.replace('_', ' ')} {base:.4f}" for key, base in results["baselines"].items()]
+        log.info("  %-20s %-8.4g%s", name, value, f"  ({', '.join(beside)})" if name == "test/loss" else "")
+    for warning in results["warnings"]:
+        log.warning("WARNING: %s", warning)
+    log.info("Results and figures: %s", directory)
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Let torch use so many threads (None: as many as before) inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, and leave the signals afterwards as they were."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

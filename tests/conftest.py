@@ -1,0 +1,98 @@
+"""Tiny data made on the spot, and the two ways to run an experiment: as a process and in this one."""
+
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from digitlab import cli, config, train
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Write a uint8 array in MNIST's format."""
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
+    content = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def digits(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of ten kinds that k-means can tell apart: a bright 8 x 8 square in a place of its own, with noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(number) % 10
+    images = rng.integers(0, 40, (number, 28, 28))
+    for image, label in zip(images, labels, strict=True):
+        row, column = 9 * (label // 3) % 27, 9 * (label % 3)
+        image[row : row + 8, column : column + 8] += 150 + 6 * label
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 600 training and 100 test images in IDX files."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for part, number, seed in (("train", 600, 0), ("t10k", 100, 1)):
+        images, labels = digits(number, seed)
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte", labels)
+    return folder
+
+
+@pytest.fixture
+def words(tiny: Path) -> list[str]:
+    """The part of a command line that makes it small."""
+    sizes = ["data.val_size=100", "data.batch_size=20", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
+    return [f"data.root={tiny}", "data.verify=false", "data.source=files", *sizes]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _schemas() -> None:
+    config.register()
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Path:
+    """The folder of the real MNIST; a test that asks for it is skipped where there is none."""
+    folder = Path(os.environ.get("DIGITLAB_DATA", ROOT / "data"))
+    if not any(folder.glob("t10k-images-idx3-ubyte*")):
+        pytest.skip(f"no MNIST in {folder}; name its folder in DIGITLAB_DATA")
+    return folder
+
+
+def run_here(words: list[str], directory: Path) -> dict[str, Any]:
+    """Run the experiment of a command line in this process; returns its results.json."""
+    (cfg,) = cli.jobs(words, CONF)
+    config.check(cfg)
+    train.run(cfg, directory)
+    return results(directory)
+
+
+def results(directory: Path) -> dict[str, Any]:
+    """results.json of a run."""
+    content = json.loads((directory / "results.json").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+Lab = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    """Run `python train.py ...` as a user does, in an empty folder."""
+
+    def call(*words: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, str(ROOT / "train.py"), *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
+
+    return call

@@ -1,0 +1,157 @@
+"""The command line and its configuration: what composes, what is refused and in which words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from digitlab import cli, config
+
+from .conftest import CONF, ROOT, Lab
+
+OPTIONS = sorted(
+    f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "pairing"
+)
+
+
+def refusal(*words: str) -> str:
+    """What main() would print for these words, which must be refused before any job."""
+
+    def attempt() -> None:
+        for cfg in cli.jobs(list(words), CONF):
+            config.check(cfg)
+
+    with pytest.raises((HydraException, OmegaConfBaseException, ValueError)) as caught:
+        attempt()
+    return cli.explain(caught.value, list(words))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_yaml_composes_and_is_in_range(option: str) -> None:
+    """Each option of each group gives a configuration whose values are all set and all within their rules."""
+    (cfg,) = cli.jobs([option], CONF)
+    config.check(cfg)
+    assert not OmegaConf.missing_keys(cfg)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr=1: optimizer has no such key; did you mean lr?"),
+        ("optimiser.lr=1", "optimiser.lr=1: the configuration has no such key; did you mean optimizer?"),
+        ("optimizer.lr=abc", "optimizer.lr=abc: Value 'abc' of type 'str' could not be converted to Float"),
+        (
+            "trainer.max_epochs=1.5",
+            "trainer.max_epochs=1.5: Value '1.5' of type 'float' could not be converted",
+        ),
+        ("optimizer.lr=0", "optimizer.lr=0.0: must be > 0 and finite"),
+        ("optimizer.lr=nan", "optimizer.lr=nan: must be > 0 and finite"),
+        ("data.batch_size=0", "data.batch_size=0: must be >= 1"),
+        ("model.n_clusters=0", "model.n_clusters=0: must be >= 1"),
+        ("seed=-1", "seed=-1: must be from 0 to 4294967295"),
+        (
+            "init=digit model.n_clusters=9",
+            "model.n_clusters=9: init=digit takes one image of each digit and needs 10",
+        ),
+        ("init=nonsense", "init=nonsense: must be one of digit, kmeans++, random, sample"),
+        ("optimizer=inverse_count optimizer.lr=1", "optimizer.lr=1: optimizer has no such key"),
+        ("scheduler.name=step", "scheduler.name=step: must be one of constant, linear, cosine"),
+        ("optimizer.name=inverse_count", "follows from the choice optimizer=sgd"),
+        ("+optimizer.nesterov=true", "optimizer.nesterov=True: nothing reads this key"),
+        ("+colour=red", "colour=red: nothing reads this key"),
+        ("trainer.devices=3", "data.batch_size=64: is split among trainer.devices=3"),
+        ("data.train_size=100 data.val_size=100", "data.val_size=100: is held out of data.train_size=100"),
+        (
+            "trainer.precision=bf16-mixed model=kmeans",
+            "trainer.precision=bf16-mixed: k-means counts in float32",
+        ),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line_that_names_key_value_and_rule(words: str, told: str) -> None:
+    """Unknown keys, wrong types and values out of range end before any job, each in a line of its own."""
+    message = refusal("model=kmeans", *words.split())
+    assert told in message
+    assert len(message.splitlines()) == 1
+
+
+def test_all_values_out_of_range_are_told_at_once() -> None:
+    """Two mistakes in one command need one attempt to find, not two."""
+    assert refusal("optimizer.lr=-1", "data.batch_size=0").splitlines() == [
+        "optimizer.lr=-1.0: must be > 0 and finite",
+        "data.batch_size=0: must be >= 1",
+    ]
+
+
+def test_a_mistake_in_the_last_job_of_a_grid_is_told_before_the_first() -> None:
+    """The grid 2 x 2 is composed whole; only its last epoch count is wrong."""
+    assert refusal("-m", "optimizer.lr=1,2", "trainer.max_epochs=1,0") == "trainer.max_epochs=0: must be >= 1"
+
+
+def test_a_grid_has_every_combination() -> None:
+    """Two rates by three epoch counts are six jobs, the last key varying fastest."""
+    grid = cli.jobs(["-m", "optimizer.lr=1,2", "trainer.max_epochs=1,2,3"], CONF)
+    assert [(cfg.optimizer.lr, cfg.trainer.max_epochs) for cfg in grid] == [
+        (1.0, 1), (1.0, 2), (1.0, 3), (2.0, 1), (2.0, 2), (2.0, 3)
+    ]  # fmt: skip
+
+
+def test_seed_0_and_other_false_values_survive() -> None:
+    """Values that Python takes for false are values all the same."""
+    (cfg,) = cli.jobs(["seed=0", "data.val_size=0", "data.verify=false"], CONF)
+    assert (cfg.seed, cfg.data.val_size, cfg.data.verify) == (0, 0, False)
+
+
+def test_kmeans_has_its_own_default_rate() -> None:
+    """The seed report's eta for k-means; a rate given on the command line wins over it."""
+    assert cli.jobs(["model=kmeans"], CONF)[0].optimizer.lr == 4.5
+    assert cli.jobs(["model=kmeans", "optimizer.lr=0.01"], CONF)[0].optimizer.lr == 0.01
+
+
+def test_data_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DIGITLAB_DATA names the folder; without it, data/."""
+    monkeypatch.delenv("DIGITLAB_DATA", raising=False)
+    assert cli.jobs([], CONF)[0].data.root == "data"
+    monkeypatch.setenv("DIGITLAB_DATA", "/elsewhere")
+    assert cli.jobs([], CONF)[0].data.root == "/elsewhere"
+
+
+def test_resume_takes_nothing_beside_it_and_needs_a_run(tmp_path: Path) -> None:
+    """A folder that holds no run, and a changed value beside a resumed one, are refused."""
+    with pytest.raises(ValueError, match=r"holds no run"):
+        cli.in_place([f"resume={tmp_path}"])
+    saved = tmp_path / ".hydra" / "config.yaml"
+    saved.parent.mkdir()
+    saved.write_text(OmegaConf.to_yaml(cli.jobs(["model=kmeans"], CONF)[0]))
+    with pytest.raises(ValueError, match=r"leave out seed=1"):
+        cli.in_place([f"resume={tmp_path}", "seed=1"])
+    assert f"hydra.run.dir='{tmp_path}'" in cli.in_place([f"resume={tmp_path}"])
+
+
+@pytest.mark.parametrize("words", ["--help", "--cfg job", "optimizer.lr=-1", "optimizer.lrr=1"])
+def test_nothing_heavy_is_imported_for_help_or_a_mistake(words: str, tmp_path: Path) -> None:
+    """These answer at once because torch, which takes seconds, stays unimported; a mistake leaves no directory."""
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['train.py', *{words.split()!r}]\n"
+        f"try:\n    runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+        "except SystemExit as done:\n    print('exit', done.code or 0)\n"
+        "print('heavy', sorted({'torch', 'lightning', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "heavy []" in done.stdout, done.stdout + done.stderr
+    assert f"exit {2 if 'optimizer' in words else 0}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_group_and_option(lab: Lab) -> None:
+    """The help text lists what conf/ offers, and nothing that is only plumbing."""
+    told = lab("--help").stdout
+    for option in OPTIONS:
+        group, name = option.split("=")
+        line = next(line for line in told.splitlines() if line.strip().startswith(f"{group}:"))
+        assert name in line
+    assert "schema" not in told

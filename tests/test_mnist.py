@@ -1,0 +1,51 @@
+"""The project's results on the real MNIST, over seeds: what README and the headers of conf/experiment claim."""
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from .conftest import run_here
+
+pytestmark = [pytest.mark.slow, pytest.mark.mnist]
+
+SEEDS = range(5)
+
+
+def over_seeds(mnist: Path, folder: Path, *words: str) -> list[dict[str, Any]]:
+    """The metrics of a command for each seed."""
+    more = [*words, f"data.root={mnist}", "trainer.accelerator=cpu"]
+    return [run_here([*more, f"seed={seed}"], folder / str(seed))["metrics"] for seed in SEEDS]
+
+
+def test_q1b_is_the_report_s(mnist: Path, tmp_path: Path) -> None:
+    """Reported 0.087 and a diagonal of 47.8 %: every seed lies within 0.084 to 0.089 and 36 to 50 %."""
+    for metrics in over_seeds(mnist, tmp_path, "experiment=q1b"):
+        assert 0.084 <= metrics["test/loss"] <= 0.089
+        assert 0.36 <= metrics["test/diagonal"] <= 0.50
+
+
+def test_q1c_collapses_as_the_report_s(mnist: Path, tmp_path: Path) -> None:
+    """Reported 0.21 with all digits in one cluster: every seed lies within 0.205 to 0.22 with one active centre."""
+    for metrics in over_seeds(mnist, tmp_path, "experiment=q1c"):
+        assert 0.205 <= metrics["test/loss"] <= 0.22
+        assert metrics["active_centers"] == 1
+
+
+def test_kmeans_best_reaches_the_level_of_the_best_of_many_lloyd_runs(mnist: Path, tmp_path: Path) -> None:
+    """Mean training loss over the seeds at most 0.0502 (20 full Lloyd runs: 0.05002 at best)."""
+    assert mean(metrics["train/loss"] for metrics in over_seeds(mnist, tmp_path, "experiment=kmeans_best")) <= 0.0502
+
+
+def test_one_image_of_each_digit_is_a_good_start(mnist: Path, tmp_path: Path) -> None:
+    """`model=kmeans init=digit` at its defaults: test loss at most 0.0525."""
+    metrics = run_here(["model=kmeans", "init=digit", f"data.root={mnist}"], tmp_path)["metrics"]
+    assert metrics["test/loss"] <= 0.0525
+
+
+def test_revived_centres_mend_the_collapse(mnist: Path, tmp_path: Path) -> None:
+    """init=random with reassignment: ten active centres and a test loss of at most 0.052, for every seed."""
+    for metrics in over_seeds(mnist, tmp_path, "model=kmeans", "init=random", "model.reassignment_ratio=0.01"):
+        assert metrics["active_centers"] == 10
+        assert metrics["test/loss"] <= 0.052

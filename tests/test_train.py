@@ -1,0 +1,324 @@
+"""Whole runs: what they leave, that they repeat, resume, end and fail as they should."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from digitlab import RunFailed, callbacks, data, runs
+
+from .conftest import CONF, ROOT, Lab, results, run_here
+
+KMEANS = ["model=kmeans", "init=digit"]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = runs.read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    return state
+
+
+def assert_same(first: Path, second: Path) -> None:
+    """Two runs ended alike, to the last bit."""
+    a, b = results(first), results(second)
+    assert (a["status"], a["metrics"], a["epochs"], a["steps"]) == (
+        b["status"],
+        b["metrics"],
+        b["epochs"],
+        b["steps"],
+    )
+    assert (first / "metrics.csv").read_text() == (second / "metrics.csv").read_text()
+    mine, yours = weights(first), weights(second)
+    assert all(torch.equal(mine[key], yours[key]) for key in mine | yours)
+
+
+def test_the_command_of_the_readme_leaves_a_whole_run(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """`python train.py model=kmeans init=digit` as a process: every file of the contract, and a summary to read."""
+    done = lab(*KMEANS, *words)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert run.name.endswith("_kmeans")
+    for name in (
+        ".hydra/config.yaml",
+        "results.json",
+        "metrics.csv",
+        "train.log",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "confusion_matrix.csv",
+        "centers.npy",
+        "figures/centers.png",
+        "figures/confusion_matrix.png",
+        "figures/loss.png",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert list(run.glob("events.out.tfevents.*"))
+    assert not list(run.rglob(".*-*")), "a temporary file was left"
+    outcome = results(run)
+    assert outcome["status"] == "completed"
+    assert (outcome["epochs"], outcome["steps"]) == (3, 75)  # 500 images in batches of 20
+    assert outcome["metrics"]["test/accuracy"] == 1  # the squares are easy to tell apart
+    assert outcome["metrics"]["active_centers"] == 10
+    assert outcome["warnings"] == []
+    assert "epoch 3/3  train/loss" in done.stdout
+    assert str(run.relative_to(tmp_path)) in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "INFO" not in done.stderr, "a library's chatter"
+
+
+def test_tables_agree_with_results(words: list[str], tmp_path: Path) -> None:
+    """metrics.csv has a row an epoch, the confusion matrix counts every training image, centres are (K, 28, 28)."""
+    outcome = run_here([*KMEANS, *words], tmp_path)
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert rows[0] == ["epoch", "steps", "train/loss", "val/loss"]
+    assert [(row[0], row[1]) for row in rows[1:]] == [("1", "25"), ("2", "50"), ("3", "75")]
+    assert float(rows[-1][3]) == pytest.approx(outcome["metrics"]["val/loss"], rel=1e-5)
+    confusion = np.loadtxt(tmp_path / "confusion_matrix.csv", delimiter=",", skiprows=1, dtype=int)
+    assert confusion[:, 0].tolist() == list(range(10))
+    assert confusion[:, 1:].sum() == 500
+    centers = np.load(tmp_path / "centers.npy")
+    assert (centers.shape, centers.dtype) == ((10, 28, 28), np.float32)
+
+
+def test_the_test_loss_is_the_mean_over_pixels(words: list[str], tmp_path: Path, tiny: Path) -> None:
+    """Recomputed with numpy from centers.npy and the test images."""
+    from digitlab.data import load
+
+    outcome = run_here([*KMEANS, *words], tmp_path)
+    x = load(str(tiny), "files", verify=False).test.images.numpy() / 255
+    centers = np.load(tmp_path / "centers.npy")
+    squared = ((x[:, None] - centers[None]) ** 2).mean((2, 3)).min(1)
+    assert outcome["metrics"]["test/loss"] == pytest.approx(squared.mean(), rel=1e-5)
+
+
+def test_a_run_repeats_bitwise_whatever_ran_before_it(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """The same configuration and seed in this process twice, other work between, and in a process of its own."""
+    command = [*KMEANS, *words, "model.reassignment_ratio=0.2", "seed=0"]
+    run_here(command, tmp_path / "a")
+    torch.manual_seed(123)
+    torch.rand(7)
+    run_here([*KMEANS, *words, "seed=9"], tmp_path / "between")
+    run_here(command, tmp_path / "b")
+    assert lab(*command, f"hydra.run.dir={tmp_path / 'c'}").returncode == 0
+    assert_same(tmp_path / "a", tmp_path / "b")
+    assert_same(tmp_path / "a", tmp_path / "c")
+    assert results(tmp_path / "a")["metrics"] != results(tmp_path / "between")["metrics"]
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("optimizer", ["sgd", "inverse_count"])
+def test_an_interrupted_run_resumes_bitwise(
+    optimizer: str, scheduler: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted inside its second epoch and run again, it ends as if it had never stopped."""
+    command = ["model=kmeans", "init=sample", "model.reassignment_ratio=0.3", *words, "trainer.max_epochs=4"]
+    command += [f"optimizer={optimizer}", f"scheduler={scheduler}"]
+    command += ["optimizer.momentum=0.5"] if optimizer == "sgd" else []
+    run_here(command, tmp_path / "whole")
+
+    def interrupt(self: Any, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Watch, "on_train_batch_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_here(command, tmp_path / "cut")
+    assert results(tmp_path / "cut")["status"] == "interrupted"
+    assert len((tmp_path / "cut" / "metrics.csv").read_text().splitlines()) == 2
+    run_here(command, tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_leaves_a_run_that_resume_completes(
+    number: signal.Signals, lab: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """Ctrl-C, SIGTERM and SIGKILL of the process; then `resume=RUN` ends bitwise as the undisturbed run."""
+    run, whole = tmp_path / "cut", tmp_path / "whole"
+    command = [*KMEANS, *words, "trainer.max_epochs=300"]
+    arguments = [sys.executable, str(ROOT / "train.py"), *command, f"hydra.run.dir={run}"]
+    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL), output + errors
+    assert results(run)["status"] == "interrupted"
+    assert "Traceback" not in output + errors
+    done = lab(f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    assert lab(*command, f"hydra.run.dir={whole}").returncode == 0
+    assert_same(run, whole)
+    assert "completed already" in lab(f"resume={run}").stdout
+
+
+def test_a_diverging_run_stops_at_once_and_says_why(words: list[str], tmp_path: Path) -> None:
+    """A rate beyond all bounds makes the loss infinite: status, error with the remedy, a log with the traceback."""
+    command = [*KMEANS, *words, "optimizer.lr=1e30"]
+    with pytest.raises(RunFailed, match=r"lower optimizer\.lr"):
+        run_here(command, tmp_path)
+    outcome = results(tmp_path)
+    assert outcome["status"] == "diverged"
+    assert "epoch 1" in outcome["error"]
+    assert outcome["baselines"]["mean_image"] > 0
+
+
+def test_a_failing_run_exits_1_with_its_traceback_in_its_log_alone(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """A folder without data: one line for the user, the traceback in train.log, the reason in results.json."""
+    done = lab(*KMEANS, *words, f"data.root={tmp_path}/nothing", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "has no MNIST file" in done.stdout
+    assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
+    assert results(tmp_path / "run")["status"] == "failed"
+    assert "has no MNIST file" in results(tmp_path / "run")["error"]
+
+
+def test_uniform_noise_collapses_and_says_so(words: list[str], tmp_path: Path) -> None:
+    """init=random: one centre wins everything; the warning names it and that reviving centres helps, as it does."""
+    collapsed = run_here(["model=kmeans", "init=random", *words], tmp_path / "collapsed")
+    assert collapsed["metrics"]["active_centers"] == 1
+    told = " ".join(collapsed["warnings"])
+    assert "one centre holds all the points" in told
+    assert "Not better than predicting the mean image" in told
+    revived = run_here(
+        ["model=kmeans", "init=random", "model.reassignment_ratio=0.01", *words, "trainer.max_epochs=20"],
+        tmp_path / "revived",
+    )
+    assert revived["metrics"]["active_centers"] == 10
+    assert revived["metrics"]["test/loss"] < 0.5 * collapsed["metrics"]["test/loss"]
+
+
+def test_tensorboard_has_the_run_by_epoch(words: list[str], tmp_path: Path) -> None:
+    """Scalars and centres of each epoch, the confusion matrix at the end, read back from the event files."""
+    outcome = run_here([*KMEANS, *words], tmp_path)
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "val/loss", "lr", "final/test/loss"} <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+    assert events.Scalars("final/test/loss")[0].value == pytest.approx(outcome["metrics"]["test/loss"])
+    assert sorted({event.step for event in events.Images("centers")}) == [0, 1, 2, 3]
+    assert "confusion_matrix" in tags["images"]
+
+
+def test_every_pass_over_the_test_set_comes_after_training(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data that training sees has no test images in it."""
+    seen: list[Any] = []
+    original = data.MNISTData.setup
+
+    def setup(self: Any, stage: str) -> None:
+        seen.append([name for name, value in vars(self).items() if getattr(value, "images", None) is not None])
+        original(self, stage)
+
+    monkeypatch.setattr(data.MNISTData, "setup", setup)
+    run_here([*KMEANS, *words], tmp_path)
+    assert seen == [["train", "val"]]
+
+
+def test_without_validation_images_the_last_epoch_is_the_best(words: list[str], tmp_path: Path) -> None:
+    """data.val_size=0: no val/loss anywhere, and best.ckpt is last.ckpt's model."""
+    outcome = run_here([*KMEANS, *words, "data.val_size=0"], tmp_path)
+    assert "val/loss" not in outcome["metrics"]
+    best = runs.read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["state_dict"]
+    assert torch.equal(best["centers"], weights(tmp_path)["centers"])
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_loss(words: list[str], tmp_path: Path) -> None:
+    """With a rate that makes the loss jump about, best.ckpt is the epoch whose val/loss metrics.csv shows lowest."""
+    outcome = run_here([*KMEANS, *words, "optimizer.lr=1500", "trainer.max_epochs=8"], tmp_path)
+    table = np.genfromtxt(tmp_path / "metrics.csv", delimiter=",", names=True, deletechars="")
+    best = table["val/loss"].argmin()
+    assert best < 7, "the last epoch is the best one: this proves nothing"
+    assert outcome["metrics"]["val/loss"] == pytest.approx(table["val/loss"][best], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["sample", "random"])
+def test_two_processes_equal_one_on_the_same_global_batches(
+    init: str, lab: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """DDP over gloo, with a short last batch and revived centres, ends where one process ends."""
+    command = ["model=kmeans", f"init={init}", "model.reassignment_ratio=0.2", "scheduler=linear", *words]
+    command += ["data.val_size=85"]  # 515 images: the last global batch holds 15, 8 for one rank and 7 for the other
+    run_here(command, tmp_path / "one")
+    done = lab(*command, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    one, two = (runs.load_model(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
+    torch.testing.assert_close(two.centers, one.centers, rtol=0, atol=2e-6)
+    tables = [np.loadtxt(tmp_path / name / "metrics.csv", delimiter=",", skiprows=1) for name in ("one", "two")]
+    np.testing.assert_allclose(tables[0], tables[1], rtol=1e-5)
+
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_an_epoch(name: str, words: list[str], tmp_path: Path) -> None:
+    """Each YAML of conf/experiment trains, on tiny data, to a completed run."""
+    assert run_here([f"experiment={name}", *words, "trainer.max_epochs=1"], tmp_path)["status"] == "completed"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle"])
+def test_a_damaged_checkpoint_is_refused_in_words(damage: str, words: list[str], tmp_path: Path) -> None:
+    """A cut file, one of another program, and one that would run code on loading: errors that name the file."""
+    run_here([*KMEANS, *words, "trainer.max_epochs=1"], tmp_path)
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-500])
+    elif damage == "foreign":
+        torch.save({"state_dict": {}, "model": "os.system"}, path)
+    else:
+        torch.save({"model": "kmeans", "hyper_parameters": Path(), "state_dict": {}}, path)
+    with pytest.raises(ValueError, match=r"best\.ckpt: is (damaged or )?not a"):
+        runs.load_model(path)
+
+
+def test_a_checkpoint_of_other_shape_is_refused(words: list[str], tmp_path: Path) -> None:
+    """Weights that do not fit the model that the file names."""
+    run_here([*KMEANS, *words, "trainer.max_epochs=1"], tmp_path)
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["centers"] = content["state_dict"]["centers"][:5]
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"does not fit the model 'kmeans'"):
+        runs.load_model(path)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    """An error while writing leaves the old file as it was and nothing beside it."""
+    path = tmp_path / "results.json"
+    runs.write_json(path, {"loss": float("nan"), "n": [1, float("inf")]})
+    assert json.loads(path.read_text()) == {"loss": None, "n": [1, None]}
+    with pytest.raises(RuntimeError), runs.whole(path) as part:  # noqa: PT012
+        part.write_text("half")
+        raise RuntimeError
+    assert json.loads(path.read_text())["loss"] is None
+    assert os.listdir(tmp_path) == ["results.json"]  # noqa: PTH208
+
+
+def test_the_run_id_follows_what_changes_the_result(words: list[str]) -> None:
+    """Another rate is another experiment; another folder of the same data is not."""
+    from omegaconf import OmegaConf
+
+    from digitlab import cli
+
+    def identity(*more: str) -> str:
+        config: Any = OmegaConf.to_container(cli.jobs([*KMEANS, *words, *more], CONF)[0], resolve=True)
+        return runs.run_id(config)
+
+    assert identity() == identity("data.root=/elsewhere")
+    assert len({identity(), identity("optimizer.lr=1"), identity("seed=1"), identity("init=sample")}) == 4
