@@ -15,9 +15,10 @@ import os
 
 import torch
 
-from digitlab.data import IMAGE_SHAPE, load, scale
+from digitlab.data import IMAGE_SHAPE, scale
 from digitlab.kmeans import assign, draw_centers, gradient
 from digitlab.seeds import Stream, generator
+from digitlab.sources import load
 
 PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 

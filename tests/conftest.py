@@ -6,14 +6,14 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from digitlab import cli, config, train
+from digitlab import autoencoder, cli, config, judge, train
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -58,6 +58,25 @@ def words(tiny: Path) -> list[str]:
 @pytest.fixture(scope="session", autouse=True)
 def _schemas() -> None:
     config.register()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    """One quickly trained judge for all tests in this process, and few samples for it to see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "EPOCHS", 30)  # of five minibatches each
+        patch.setattr(judge, "CACHE", tmp_path_factory.mktemp("judge"))
+        patch.setattr(autoencoder, "SCORED", 200)
+        yield patch
+
+
+@pytest.fixture
+def full_judge(quick_judge: pytest.MonkeyPatch) -> Iterator[None]:
+    """The judge and the number of samples that users get."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "EPOCHS", 4)
+        patch.setattr(autoencoder, "SCORED", 10_000)
+        yield
 
 
 @pytest.fixture(scope="session")

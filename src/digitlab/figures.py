@@ -53,6 +53,72 @@ def confusion_matrix(confusion: np.ndarray, heading: str) -> Figure:
     return figure
 
 
+def reconstructions(originals: np.ndarray, restored: np.ndarray, heading: str) -> Figure:
+    """Images (N, 28, 28) in rows of ten, each row of originals over the row of their reconstructions."""
+    rows = [row for i in range(0, len(originals), 10) for row in (originals[i : i + 10], restored[i : i + 10])]
+    figure = image_grid(np.concatenate(rows), None, 10, heading)
+    for i, axes in enumerate(figure.axes[::10]):
+        axes.axis("on")
+        axes.set(xticks=[], yticks=[], ylabel="original" if i % 2 == 0 else "restored")
+    return figure
+
+
+def latents(z: np.ndarray, digits: np.ndarray, heading: str) -> Figure:
+    """Latents (N, Z) in the plane of their two largest principal components, coloured by digit."""
+    figure = Figure(figsize=(6.6, 5.6), layout="constrained")
+    axes = figure.subplots()
+    centered = z - z.mean(0)
+    if z.shape[1] > 2:
+        variances, vectors = np.linalg.eigh(np.cov(centered.T))
+        share = variances[-2:].sum() / max(variances.sum(), 1e-12)
+        plane, label = (
+            centered @ vectors[:, :-3:-1],
+            f"principal component {{}} (the two hold {share:.0%} of the variance)",
+        )
+    else:
+        plane, label = z, "z[{}]"
+    second = plane[:, 1] if plane.shape[1] > 1 else np.zeros(len(plane))
+    dots = axes.scatter(plane[:, 0], second, c=digits, s=5, cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0)
+    figure.colorbar(dots, ticks=range(10), label="digit")
+    first = 1 if z.shape[1] > 2 else 0
+    axes.set(title=heading, xlabel=label.format(first), ylabel=label.format(first + 1))
+    return figure
+
+
+def shapes(rows: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], heading: str) -> Figure:
+    """The stages (name, shape inside, shape outside): encoder downwards, decoder upwards, partners on one line."""
+
+    def words(shape: tuple[int, ...]) -> str:
+        return " x ".join(map(str, shape))
+
+    figure = Figure(figsize=(7.4, 0.75 * len(rows) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 10), ylim=(-len(rows) - 0.35, 0.7), title=heading)
+    axes.axis("off")
+    levels = [rows[0][2], *(inside for _, inside, _ in rows)]
+    box = {"boxstyle": "round,pad=0.35", "fc": "white", "ec": "black"}
+    arrow = {"arrowstyle": "-|>", "color": "black", "shrinkA": 13, "shrinkB": 13}
+    left, right, middle = 2.4, 7.6, 5.0
+    axes.text(left, 0.55, "encoder", ha="center", weight="bold")
+    axes.text(right, 0.55, "decoder", ha="center", weight="bold")
+    last = len(rows)
+    for level, shape in enumerate(levels):
+        latent = level == last
+        for x in (middle,) if latent else (left, right):
+            color = "#ffe9b3" if latent else "#dbe9f6"
+            axes.text(x, -level, words(shape), ha="center", va="center", bbox=box | {"fc": color})
+    for level, (name, _, _) in enumerate(rows):
+        bottom = level + 1 == last
+        down, up = (middle, -level - 1) if bottom else (left, -level - 1), (middle if bottom else right, -level - 1)
+        axes.annotate("", down, (left, -level), arrowprops=arrow)
+        axes.annotate("", (right, -level), up, arrowprops=arrow)
+        axes.text(left - 0.5, -level - 0.5, name, ha="right", va="center", fontsize=9)
+        axes.text(right + 0.5, -level - 0.5, f"inverse of {name}", ha="left", va="center", fontsize=9)
+        if not bottom:
+            axes.plot([left + 0.4, right - 0.4], [-level - 0.5] * 2, ":", color="lightgray", zorder=0)
+    return figure
+
+
 def loss(history: Sequence[Mapping[str, float]], test: float, baselines: Mapping[str, float], heading: str) -> Figure:
     """Training and validation loss by epoch, the final test loss, and the baselines to beat."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from digitlab.data import IMAGE_SHAPE, Batch, Chunks, Images, Split, scale
+from digitlab.data import IMAGE_SHAPE, Batch, Chunks, Images, Source, Split, scale
 from digitlab.model import Model
 from digitlab.seeds import Stream, generator
 
@@ -216,7 +217,7 @@ class MiniBatchKMeans(Model):
         """How many images of each digit each centre holds, int (10, K)."""
         return count_pairs(data.labels, self.predict(data)[0], self.n_clusters)
 
-    def evaluate(self, data: Split) -> dict[str, float]:
+    def evaluate(self, source: Source, data: Split) -> dict[str, float]:
         """The metrics of the finished model; the centres that win a training image count as active."""
         labels, train_loss = self.predict(data.train)
         metrics = {"train/loss": train_loss}
@@ -241,7 +242,7 @@ class MiniBatchKMeans(Model):
             return [f"{self.n_clusters - active} of {self.n_clusters} centres win no training image. {remedy}"]
         return []
 
-    def pictures(self) -> dict[str, Tensor]:
+    def pictures(self) -> dict[str, Tensor | Figure]:
         """The centres as images (K, 1, 28, 28), for TensorBoard."""
         return {"centers": self.centers.detach().view(-1, 1, *IMAGE_SHAPE).clamp(0, 1).cpu()}
 

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
-from digitlab.data import MNISTData, Split
+from digitlab.data import MNISTData, Source, Split
 
 
 class Model(LightningModule):
@@ -19,6 +20,7 @@ class Model(LightningModule):
 
     block = 1  # minibatches an item of the training loader
     threads: int | None = None  # CPU threads to train with; None leaves torch's choice
+    bf16 = False  # whether trainer.precision=auto may choose bfloat16
 
     def __init__(self, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
         super().__init__()
@@ -38,7 +40,7 @@ class Model(LightningModule):
         scheduler = make_scheduler(optimizer, total_steps=total_steps, **self.scheduler)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}] if scheduler else []
 
-    def evaluate(self, data: Split) -> dict[str, float]:
+    def evaluate(self, source: Source, data: Split) -> dict[str, float]:
         """The metrics of the finished model; the one place where the test images are read."""
         raise NotImplementedError
 
@@ -46,20 +48,27 @@ class Model(LightningModule):
         """What went wrong, a sentence each, with its remedy."""
         raise NotImplementedError
 
-    def pictures(self) -> dict[str, Tensor]:
-        """Images (N, 1, 28, 28) in [0, 1] to watch from epoch to epoch, by name."""
-        raise NotImplementedError
+    def complete(self, data: Split) -> None:
+        """What training leaves to be done once, on the best checkpoint; by default nothing."""
+
+    def pictures(self) -> dict[str, Tensor | Figure]:
+        """What to watch from epoch to epoch, by name: figures, or images (N, 1, 28, 28) in [0, 1]."""
+        return {}
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any) -> Optimizer:
     """The optimizer of conf/optimizer/<name>.yaml, with that file's values as `options`."""
-    if name == "inverse_count":  # the gradient is scaled to it, centre by centre
-        return SGD(parameters, lr=1.0)
-    assert name == "sgd", name
-    return SGD(parameters, **options)
+    match name:
+        case "sgd":
+            return SGD(parameters, **options)
+        case "adamw":
+            return AdamW(parameters, betas=(0.9, options.pop("beta2")), fused=True, **options)
+        case "inverse_count":  # k-means scales the gradient to it, centre by centre
+            return SGD(parameters, lr=1.0)
+    raise AssertionError(name)
 
 
-def make_scheduler(optimizer: Optimizer, name: str, total_steps: int) -> LRScheduler | None:
+def make_scheduler(optimizer: Optimizer, name: str, total_steps: int, **options: Any) -> LRScheduler | None:
     """The schedule of conf/scheduler/<name>.yaml over `total_steps` minibatches; None for a constant rate."""
     match name:
         case "constant":
@@ -68,4 +77,7 @@ def make_scheduler(optimizer: Optimizer, name: str, total_steps: int) -> LRSched
             return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=total_steps)
         case "cosine":
             return CosineAnnealingLR(optimizer, T_max=total_steps)
+        case "one_cycle":
+            peak = optimizer.param_groups[0]["lr"]
+            return OneCycleLR(optimizer, peak, total_steps=total_steps, cycle_momentum=False, **options)
     raise AssertionError(name)

@@ -23,7 +23,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from digitlab.model import Model
 
 # The models that a checkpoint may name. A name outside this table is never imported.
-MODELS = {"kmeans": ("digitlab.kmeans", "MiniBatchKMeans")}
+MODELS = {
+    "kmeans": ("digitlab.kmeans", "MiniBatchKMeans"),
+    "autoencoder": ("digitlab.autoencoder", "Autoencoder"),
+    "judge": ("digitlab.judge", "Judge"),
+}
 
 
 # -- files ----------------------------------------------------------------------------------------------
@@ -159,3 +163,11 @@ def load_model(path: Path) -> Model:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path}: does not fit the model {content['model']!r} ({reason})") from error
     return model.eval()
+
+
+def save_weights(path: Path, model: Model) -> None:
+    """Replace the weights in a checkpoint by the model's."""
+    content = read_checkpoint(path)
+    content["state_dict"] = model.state_dict()
+    with whole(path) as part:
+        torch.save(content, part)

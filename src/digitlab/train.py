@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.tensorboard import SummaryWriter
 
-from digitlab import RunFailed, artifacts, figures, runs
+from digitlab import RunFailed, artifacts, baselines, figures, runs
+from digitlab.autoencoder import Autoencoder
 from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch
-from digitlab.data import MNISTData, Source, Split, load, scale, split
+from digitlab.config import to_plain
+from digitlab.data import MNISTData, Source, Split, split
 from digitlab.model import Model
+from digitlab.sources import load
 
 log = logging.getLogger(__name__)
 for library in ("lightning.pytorch", "lightning.fabric"):
@@ -32,7 +35,7 @@ def run(cfg: DictConfig, directory: Path) -> float:
 
     Returns val/loss, or train/loss where no images are held out. Raises RunFailed after writing why.
     """
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config = to_plain(cfg)
     earlier = runs.read_results(directory) or {}
     if earlier.get("status") == "completed":
         log.info("%s is completed already; nothing to resume", directory)
@@ -88,14 +91,19 @@ def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any])
     source, data = read_data(config)
     results["data"] = {"source": source.name, "digest": source.digest}
     results["warnings"] += source.warnings
-    results["baselines"] = {"mean_image": mean_image_loss(data)}
-
     model = build_model(config)
+    results["baselines"] = {"mean_image": baselines.mean_image(data)}
+    if isinstance(model, Autoencoder):
+        results["baselines"]["pca"] = baselines.pca(data, model.latent_dim)
+        tell_shapes(model)
     history = fit(model, data, config, directory, results)
     results["epochs"], results["steps"] = int(history[-1]["epoch"]), int(history[-1]["steps"])
 
-    best = runs.load_model(directory / "checkpoints" / "best.ckpt")
-    finish(best, data, history, directory, results)
+    path = directory / "checkpoints" / "best.ckpt"
+    best = runs.load_model(path)
+    best.complete(data)
+    runs.save_weights(path, best)
+    finish(best, source, data, history, directory, results)
 
 
 def read_data(config: dict[str, Any]) -> tuple[Source, Split]:
@@ -106,12 +114,6 @@ def read_data(config: dict[str, Any]) -> tuple[Source, Split]:
         log.warning("WARNING: %s", warning)
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
     return source, split(source, **sizes, seed=config["seed"])
-
-
-def mean_image_loss(data: Split) -> float:
-    """Test loss of always answering with the mean training image: what any model has to beat."""
-    mean = data.train.images.sum(0, dtype=torch.int64).double() / (255 * len(data.train.labels))
-    return float((scale(data.test.images) - mean).square().mean())
 
 
 def build_model(config: dict[str, Any]) -> Model:
@@ -135,8 +137,13 @@ def fit(
         devices=options["devices"],
         # Spawned processes get the work by pickle. Launched ones would repeat this command, sweep and all.
         strategy="ddp_spawn" if options["devices"] > 1 else "auto",
-        precision="32-true",
-        callbacks=[Watch(), record, Progress(results["baselines"]["mean_image"]), TensorBoard(directory)],
+        precision=choose_precision(options["precision"], options["accelerator"], model),
+        callbacks=[
+            Watch(),
+            record,
+            Progress(results["baselines"]["mean_image"]),
+            TensorBoard(directory, results["baselines"]),
+        ],
         plugins=[runs.WholeFileIO()],
         logger=False,
         enable_progress_bar=False,
@@ -161,20 +168,42 @@ def fit(
     return rows
 
 
+def choose_precision(wanted: str, accelerator: str, model: Model) -> Any:
+    """`auto` as a Trainer's precision: bfloat16 for a model that gains by it, on hardware that computes in it."""
+    if wanted != "auto":
+        return wanted
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = accelerator != "mps" and torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native and model.bf16 else "32-true"
+
+
+def tell_shapes(model: Autoencoder) -> None:
+    """Say the stages of an autoencoder: each line an encoder stage and the decoder stage that inverts it."""
+    log.info("%-8s %24s    %s", "stage", "encoder", "decoder")
+    for name, inside, outside in model.shape_table():
+        before, after = ("x".join(map(str, shape)) for shape in (outside, inside))
+        log.info("%-8s %24s    %s", name, f"{before} -> {after}", f"{after} -> {before}")
+
+
 def finish(
     model: Model,
+    source: Source,
     data: Split,
     history: list[dict[str, float]],
     directory: Path,
     results: dict[str, Any],
 ) -> None:
     """Judge the best checkpoint: metrics, warnings, and what the model has to show."""
-    metrics, baselines = results["metrics"], results["baselines"]
-    metrics |= model.evaluate(data)
-    results["warnings"] += beaten_by_baselines(metrics["test/loss"], baselines) + model.warnings(metrics, baselines)
+    metrics, trivial = results["metrics"], results["baselines"]
+    metrics |= model.evaluate(source, data)
+    no_better = beaten_by_baselines(metrics["test/loss"], trivial)
+    results["warnings"] += no_better + model.warnings(metrics, trivial)
 
     title = f"{results['model']}, seed {results['seed']}: test loss {metrics['test/loss']:.4f}"
-    pictures = {"loss": figures.loss(history, metrics["test/loss"], baselines, title)}
+    title += "\nnot better than predicting the mean image" if no_better else ""
+    pictures = {"loss": figures.loss(history, metrics["test/loss"], trivial, title)}
     pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
     with SummaryWriter(str(directory)) as writer:
         for name, figure in pictures.items():
@@ -185,9 +214,9 @@ def finish(
             writer.add_scalar(f"final/{name}", value, len(history))
 
 
-def beaten_by_baselines(test_loss: float, baselines: dict[str, float]) -> list[str]:
+def beaten_by_baselines(test_loss: float, trivial: dict[str, float]) -> list[str]:
     """A sentence where the model is no better than the mean image; within 1 % counts as no better."""
-    mean_image = baselines["mean_image"]
+    mean_image = trivial["mean_image"]
     if test_loss < 0.99 * mean_image:
         return []
     return [

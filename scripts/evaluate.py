@@ -1,0 +1,42 @@
+"""Recompute a run's metrics from its checkpoint and compare them with its results.json."""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from digitlab import runs, train
+
+
+def main() -> None:
+    """Print each metric recomputed and recorded; exit 1 where they differ by more than rounding."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a completed run")
+    parser.add_argument("--root", help="folder of MNIST's files (default: where the run read them)")
+    options = parser.parse_args()
+    recorded = runs.read_results(options.run)
+    if recorded is None or recorded["status"] != "completed":
+        sys.exit(f"Error: {options.run}: holds no completed run; name a directory under outputs/runs")
+    config = recorded["config"]
+    if options.root:
+        config["data"]["root"] = options.root
+    try:
+        model = runs.load_model(options.run / "checkpoints" / "best.ckpt")
+        source, data = train.read_data(config)
+        if source.digest != recorded["data"]["digest"]:
+            raise ValueError(f"{config['data']['root']}: holds other data than the run was trained on")
+        metrics = model.evaluate(source, data)
+    except ValueError as mistake:
+        sys.exit(f"Error: {mistake}")
+    print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
+    agree = True
+    for name, value in metrics.items():
+        before = recorded["metrics"].get(name, math.nan)
+        same = math.isclose(value, before, rel_tol=1e-4, abs_tol=1e-6)
+        agree &= same
+        print(f"{name:24}{value:>12.6g}{before:>12.6g}{'' if same else '  differs'}")
+    sys.exit(0 if agree else 1)
+
+
+if __name__ == "__main__":
+    main()

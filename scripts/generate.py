@@ -1,0 +1,47 @@
+"""Draw digits from a trained autoencoder: its checkpoint alone is enough, neither data nor configuration is read."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.utils import save_image
+
+from digitlab import runs
+from digitlab.autoencoder import Autoencoder
+from digitlab.prior import NAMES
+
+
+def main() -> None:
+    """Write a PNG grid, or with --out FILE.npz the images as one array."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a completed autoencoder run")
+    parser.add_argument("--n", type=int, default=20, help="digits to draw (default 20)")
+    parser.add_argument("--prior", choices=NAMES, help="where z comes from (default: as the run was configured)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of z (default 0)")
+    parser.add_argument("--out", type=Path, help="a .png, or an .npz with images uint8 (n, 28, 28) (default: in RUN)")
+    options = parser.parse_args()
+    if options.n < 1 or options.seed < 0:
+        parser.error("--n must be >= 1 and --seed >= 0")
+    try:
+        model = runs.load_model(options.run / "checkpoints" / "best.ckpt")
+        if not isinstance(model, Autoencoder):
+            raise ValueError(f"{options.run}: holds no autoencoder, and nothing else here can generate")
+        prior = options.prior or model.prior_name
+        out = options.out or options.run / f"generated_{prior}_n{options.n}_seed{options.seed}.png"
+        if out.suffix not in (".png", ".npz"):
+            raise ValueError(f"--out {out}: must end in .png or .npz")
+        images = model.generate(options.n, options.seed, prior)
+    except ValueError as mistake:
+        sys.exit(f"Error: {mistake}")
+    with runs.whole(out) as part:
+        if out.suffix == ".npz":
+            np.savez(part, images=(images * 255).round().to(torch.uint8).numpy(), prior=prior, seed=options.seed)
+        else:
+            save_image(images[:, None], part, nrow=max(10, round(options.n**0.5)), padding=1, pad_value=0.3)
+    print(f"{options.n} digits, z from {prior}, seed {options.seed}: {out}")
+
+
+if __name__ == "__main__":
+    main()

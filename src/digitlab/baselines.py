@@ -1,0 +1,28 @@
+"""What any model has to beat, as test losses: the mean squared error over pixels of trivial answers."""
+
+import torch
+from torch import Tensor
+
+from digitlab.data import Images, Split, scale
+
+
+def mean_image(data: Split) -> float:
+    """Always answering with the mean training image."""
+    return float((scale(data.test.images) - _mean(data.train)).square().mean())
+
+
+def pca(data: Split, n_components: int) -> float:
+    """Reconstructing from the training images' first principal components, as many numbers as a latent has."""
+    mean = _mean(data.train).flatten()  # (D,)
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.double)
+    for images in data.train.images.flatten(1).split(10_000):
+        x = scale(images) - mean.float()
+        covariance += (x.T @ x).double()
+    _, vectors = torch.linalg.eigh(covariance)  # ascending
+    basis = vectors[:, -n_components:].float()  # (D, n)
+    x = scale(data.test.images).flatten(1) - mean.float()
+    return float((x - x @ basis @ basis.T).square().double().mean())
+
+
+def _mean(data: Images) -> Tensor:
+    return data.images.sum(0, dtype=torch.int64).double() / (255 * len(data.labels))

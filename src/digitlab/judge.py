@@ -1,0 +1,150 @@
+"""The small classifier that scores generated digits (LeCun et al., 1998: LeNet-5, with ReLU and max pooling).
+
+Samples are compared with real digits in the space of its last hidden layer, as the Frechet Inception Distance
+does with another network (Heusel et al., 2017), and by what it recognises. N images, F features.
+"""
+
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch import Tensor, nn
+from torch.nn import functional
+
+from digitlab import runs
+from digitlab.data import Batch, Images, MNISTData, Source, Split, scale
+from digitlab.model import Model
+from digitlab.seeds import Stream, generator
+
+log = logging.getLogger(__name__)
+
+CACHE = Path("outputs") / "judge"
+CONFIDENT = 0.9  # a digit counts as recognised above this softmax probability
+RECIPE: dict[str, Any] = {
+    "features": 84,
+    "optimizer": {"name": "adamw", "lr": 0.003, "weight_decay": 0.01, "beta2": 0.999},
+    "scheduler": {"name": "one_cycle", "pct_start": 0.2},
+    "seed": 0,
+}
+EPOCHS, BATCH_SIZE = 4, 128
+
+
+class Judge(Model):
+    """Two convolutions, one hidden layer of F features, ten classes."""
+
+    def __init__(self, features: int, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
+        super().__init__(optimizer, scheduler, seed)
+        self.save_hyperparameters(logger=False)
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 5, padding=2),  # (N, 16, 28, 28)
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 5),  # (N, 32, 10, 10)
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 5 * 5, features),
+            nn.ReLU(),
+        )
+        self.classes = nn.Linear(features, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10) of images (N, 1, 28, 28) in [0, 1]."""
+        logits: Tensor = self.classes(self.features(x))
+        return logits
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """The cross entropy of one minibatch."""
+        return functional.cross_entropy(self(scale(batch.images)[:, None]), batch.labels)
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, F) and class probabilities (N, 10) of images (N, 28, 28) in [0, 1]."""
+        parts = [self.features(part[:, None]) for part in images.split(1000)]
+        return torch.cat(parts), torch.cat([self.classes(part).softmax(1) for part in parts])
+
+
+def accuracy(judge: Judge, data: Images) -> float:
+    """The share of images whose class it tells."""
+    return float((judge.look(scale(data.images))[1].argmax(1) == data.labels).float().mean())
+
+
+def appoint(source: Source, cache: Path | None = None) -> Judge:
+    """The judge for a data set: from the cache where its recipe and data are known, else trained now."""
+    recipe = json.dumps([RECIPE, EPOCHS, BATCH_SIZE, source.digest, torch.__version__], sort_keys=True)
+    path = (cache or CACHE) / f"{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.ckpt"
+    try:
+        judge = runs.load_model(path)
+    except ValueError:  # not there yet, or damaged: it is remade in less than a minute
+        log.info("Training the judge of generated digits, once for this data")
+        judge = _train(source)
+        with runs.whole(path) as part:
+            torch.save({"model": "judge", "hyper_parameters": RECIPE, "state_dict": judge.state_dict()}, part)
+    assert isinstance(judge, Judge)
+    return judge.eval()
+
+
+def _train(source: Source) -> Judge:
+    """Train on all training images; leaves the global random numbers as they were."""
+    with torch.random.fork_rng(devices=[]):
+        seed_everything(RECIPE["seed"], verbose=False)
+        judge = Judge(**RECIPE)
+        nothing = source.train.take(torch.arange(0))
+        batches = MNISTData(Split(source.train, nothing, nothing), batch_size=BATCH_SIZE, block=1, seed=RECIPE["seed"])
+        trainer = Trainer(
+            max_epochs=EPOCHS,
+            accelerator="cpu",  # the same weights with or without a GPU
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*no `validation_step`")  # nothing is held out here
+            trainer.fit(judge, batches)
+    return judge
+
+
+def judge_samples(judge: Judge, samples: Tensor, train: Images, test: Images) -> dict[str, float]:
+    """Score samples (N, 28, 28) in [0, 1] beside real digits.
+
+    fid: Frechet distance to the test images on the judge's features. fid_floor: that of as many training images as
+    there are samples, the mean over disjoint draws. recognized: the share told with a confidence above 0.9;
+    recognized_real: of the test images. classes: how many digits appear among what is told; rarest and commonest:
+    their shares, 0.1 at best.
+    """
+    real, probabilities = judge.look(scale(test.images.cpu()))
+    parts = torch.randperm(len(train.labels), generator=generator(0, Stream.JUDGE)).split(len(samples))
+    whole = [part for part in parts if len(part) == len(parts[0])]
+    floors = [frechet(judge.look(scale(train.images.cpu()[part]))[0], real) for part in whole]
+    features, told = judge.look(samples)
+    shares = torch.bincount(told.argmax(1), minlength=10) / len(samples)
+    return {
+        "fid": frechet(features, real),
+        "fid_floor": sum(floors) / len(floors),
+        "recognized": float((told.max(1).values > CONFIDENT).float().mean()),
+        "recognized_real": float((probabilities.max(1).values > CONFIDENT).float().mean()),
+        "classes": int((shares > 0).sum()),
+        "rarest": float(shares.min()),
+        "commonest": float(shares.max()),
+    }
+
+
+def frechet(features: Tensor, reference: Tensor) -> float:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two sets of features (N, F), by torchmetrics."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    identity = nn.Identity()
+    identity.num_features = features.shape[1]  # type: ignore[assignment]
+    distance = FrechetInceptionDistance(feature=identity)
+    distance.update(reference, real=True)
+    distance.update(features, real=False)
+    return float(distance.compute())

