@@ -27,6 +27,7 @@ def experiment(cfg: DictConfig) -> float:
 
     if cfg.resume is not None:
         cfg = config.restore(cfg.resume)
+    config.check(cfg)  # again: a sweeper of another kind makes its own jobs
     try:
         return run(cfg, Path(HydraConfig.get().runtime.output_dir))
     except RunFailed as error:
@@ -45,7 +46,7 @@ def main() -> int:
         experiment()
     except KeyboardInterrupt:
         return 130
-    except (HydraException, OmegaConfBaseException, ValueError) as mistake:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as mistake:
         print(f"Error: {cli.explain(mistake, sys.argv[1:])}", file=sys.stderr)
         return 2
     return 1 if failed else 0

@@ -69,13 +69,8 @@ def scikit_learn(data: Images) -> float:
 
 # -- autoencoder: one epoch of experiment=autoencoder_best ---------------------------------------------------
 
-NET: dict[str, Any] = {
-    "channels": [32, 64, 128],
-    "latent_dim": 16,
-    "hidden": 256,
-    "norm": "group",
-    "activation": "silu",
-}
+NET: dict[str, Any] = {"channels": [32, 64, 128], "latent_dim": 16, "hidden": 256}
+NET |= {"norm": "group", "activation": "silu", "output": "sigmoid"}  # as conf/experiment/autoencoder_best.yaml
 NET_BATCH = 128
 RATE: dict[str, Any] = {"name": "adamw", "lr": 0.005, "weight_decay": 0.01, "beta2": 0.99}
 

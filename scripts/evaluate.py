@@ -32,7 +32,7 @@ def main() -> None:
     agree = True
     for name, value in metrics.items():
         before = recorded["metrics"].get(name, math.nan)
-        same = math.isclose(value, before, rel_tol=1e-4, abs_tol=1e-6)
+        same = math.isclose(value, before, rel_tol=1e-3, abs_tol=1e-6)
         agree &= same
         print(f"{name:24}{value:>12.6g}{before:>12.6g}{'' if same else '  differs'}")
     sys.exit(0 if agree else 1)

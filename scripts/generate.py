@@ -35,11 +35,14 @@ def main() -> None:
         images = model.generate(options.n, options.seed, prior)
     except ValueError as mistake:
         sys.exit(f"Error: {mistake}")
-    with runs.whole(out) as part:
-        if out.suffix == ".npz":
-            np.savez(part, images=(images * 255).round().to(torch.uint8).numpy(), prior=prior, seed=options.seed)
-        else:
-            save_image(images[:, None], part, nrow=max(10, round(options.n**0.5)), padding=1, pad_value=0.3)
+    try:
+        with runs.whole(out) as part:
+            if out.suffix == ".npz":
+                np.savez(part, images=(images * 255).round().to(torch.uint8).numpy(), prior=prior, seed=options.seed)
+            else:
+                save_image(images[:, None], part, nrow=max(10, round(options.n**0.5)), padding=1, pad_value=0.3)
+    except OSError as mistake:
+        sys.exit(f"Error: --out {out}: cannot be written ({mistake})")
     print(f"{options.n} digits, z from {prior}, seed {options.seed}: {out}")
 
 

@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
     parser.add_argument("--root", default=os.environ.get("DIGITLAB_DATA", "data"), help="folder of MNIST's files")
     options = parser.parse_args()
-    if options.batch_size < 1:
-        parser.error(f"--batch-size {options.batch_size}: must be >= 1")
+    if not 1 <= options.batch_size <= 4000 or min(options.seeds) < 0:
+        parser.error("--batch-size must be from 1 to 4000 and --seeds >= 0")
     try:
         train = load(options.root).train
     except ValueError as mistake:

@@ -98,7 +98,7 @@ def test_mean_loss_is_over_pixels_and_images() -> None:
 
 def test_the_standard_normal_is_one() -> None:
     """As constructed, a prior draws z with mean 0 and covariance I."""
-    z = Prior(1, 3).sample(20_000, generator(0, Stream.PRIOR))
+    z = Prior(1, 3, fitted=True).sample(20_000, generator(0, Stream.PRIOR))
     torch.testing.assert_close(z.mean(0), torch.zeros(3), rtol=0, atol=0.03)
     torch.testing.assert_close(z.T.cov(), torch.eye(3), rtol=0, atol=0.04)
 
@@ -279,8 +279,10 @@ def test_generate_refuses_in_words(words: list[str], told: str, trained: Path) -
     assert "Traceback" not in done.stderr
 
 
-def test_a_prior_that_was_not_fitted_is_refused(words: list[str], tmp_path: Path) -> None:
-    """A run without a mixture says which priors it has."""
+def test_a_prior_that_was_not_fitted_is_refused() -> None:
+    """A run without a mixture says which priors it has; one that was cut short, that it is not complete."""
+    with pytest.raises(ValueError, match=r"not fitted yet: complete the run"):
+        model().generate(5, 0, "gaussian")
     with pytest.raises(ValueError, match=r"prior=mixture: this run has standard_normal, gaussian; train one with"):
         model().generate(5, 0, "mixture")
 

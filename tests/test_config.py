@@ -1,5 +1,6 @@
 """The command line and its configuration: what composes, what is refused and in which words."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -125,9 +126,8 @@ def test_resume_takes_nothing_beside_it_and_needs_a_run(tmp_path: Path) -> None:
     """A folder that holds no run, and a changed value beside a resumed one, are refused."""
     with pytest.raises(ValueError, match=r"holds no run"):
         cli.in_place([f"resume={tmp_path}"])
-    saved = tmp_path / ".hydra" / "config.yaml"
-    saved.parent.mkdir()
-    saved.write_text(OmegaConf.to_yaml(cli.jobs(["model=kmeans"], CONF)[0]))
+    saved = config.to_plain(cli.jobs(["model=kmeans"], CONF)[0])
+    (tmp_path / "results.json").write_text(json.dumps({"config": saved}))
     with pytest.raises(ValueError, match=r"leave out seed=1"):
         cli.in_place([f"resume={tmp_path}", "seed=1"])
     assert f"hydra.run.dir='{tmp_path}'" in cli.in_place([f"resume={tmp_path}"])

@@ -138,6 +138,27 @@ def test_an_interrupted_run_resumes_bitwise(
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_run_interrupted_after_training_is_judged_without_training_again(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while it is judged, the run only has to be judged: same metrics, same weights."""
+    command = [*KMEANS, *words]
+    run_here(command, tmp_path / "whole")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("digitlab.kmeans.MiniBatchKMeans.evaluate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_here(command, tmp_path / "cut")
+    assert results(tmp_path / "cut")["status"] == "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr("digitlab.kmeans.MiniBatchKMeans.training_step", interrupt)
+        run_here(command, tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_leaves_a_run_that_resume_completes(
@@ -172,6 +193,15 @@ def test_a_diverging_run_stops_at_once_and_says_why(words: list[str], tmp_path: 
     assert outcome["status"] == "diverged"
     assert "epoch 1" in outcome["error"]
     assert outcome["baselines"]["mean_image"] > 0
+
+
+def test_a_run_whose_last_step_diverges_is_not_completed(words: list[str], tmp_path: Path) -> None:
+    """One step in all: its loss is measured before it, so only the judging sees where it led."""
+    command = [*KMEANS, *words, "data.batch_size=500", "trainer.max_epochs=1", "data.val_size=0", "optimizer.lr=1e30"]
+    with pytest.raises(RunFailed):
+        run_here([*command, "init=sample", "data.train_size=500"], tmp_path)
+    assert results(tmp_path)["status"] == "diverged"
+    assert results(tmp_path)["epochs"] == 1
 
 
 def test_a_failing_run_exits_1_with_its_traceback_in_its_log_alone(lab: Lab, words: list[str], tmp_path: Path) -> None:
@@ -213,9 +243,7 @@ def test_tensorboard_has_the_run_by_epoch(words: list[str], tmp_path: Path) -> N
     assert "confusion_matrix" in tags["images"]
 
 
-def test_every_pass_over_the_test_set_comes_after_training(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_is_given_no_test_images(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data that training sees has no test images in it."""
     seen: list[Any] = []
     original = data.MNISTData.setup
@@ -313,6 +341,15 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
         raise RuntimeError
     assert json.loads(path.read_text())["loss"] is None
     assert os.listdir(tmp_path) == ["results.json"]  # noqa: PTH208
+
+
+def test_a_directory_keeps_to_its_configuration(words: list[str], tmp_path: Path) -> None:
+    """Another experiment is not mixed into a run's directory: neither its checkpoint nor its results are touched."""
+    run_here([*KMEANS, *words, "trainer.max_epochs=1"], tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(RunFailed, match="holds a run of another configuration"):
+        run_here([*KMEANS, *words, "trainer.max_epochs=2"], tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == before
 
 
 def test_the_run_id_follows_what_changes_the_result(words: list[str]) -> None:

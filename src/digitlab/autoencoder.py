@@ -73,7 +73,8 @@ def build(
         # Groups of 16 channels where they divide: unlike batch normalisation it treats each image by itself,
         # so that training, evaluation and DDP compute the same.
         groups = width // 16 if width % 16 == 0 else 1
-        extra = [nn.GroupNorm(groups, width)] if image and norm == "group" else []
+        # A group of one number would be normalised to nothing.
+        extra = [nn.GroupNorm(groups, width)] if image and norm == "group" and width > 1 else []
         return nn.Sequential(layer, *extra, ACTIVATIONS[activation]())
 
     encoder, decoder = Stages(), Stages()
@@ -136,7 +137,8 @@ class Autoencoder(Model):
         self.encoder, self.decoder = build(channels, latent_dim, hidden, norm, activation, output)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
-        self.priors = nn.ModuleDict({"standard_normal": Prior(1, latent_dim), "gaussian": Prior(1, latent_dim)})
+        standard = Prior(1, latent_dim, fitted=True)
+        self.priors = nn.ModuleDict({"standard_normal": standard, "gaussian": Prior(1, latent_dim)})
         if self.prior_name == "mixture":
             self.priors["mixture"] = Prior(prior["n_components"], latent_dim, prior["temperature"])
         self.compiled = compile
@@ -259,12 +261,12 @@ class Autoencoder(Model):
         """Reconstructions beside their originals, generated digits and the latents' map, of images not tested on."""
         training = self.training
         self.eval()
-        data = self.batches.val if len(self.batches.val.labels) else self.batches.train
+        data = self.batches.val if len(self.batches.val.labels) > 1 else self.batches.train
         some = data.take(torch.arange(min(1000, len(data.labels)), device=data.labels.device))
         originals = scale(some.images[:10])
         pairs = torch.stack([originals.cpu(), self.reconstruct(some.images[:10])], dim=1).flatten(0, 1)
         latents = self.encode(some)
-        prior = Prior(1, self.latent_dim)  # of the mixture only its mean and covariance: fitting takes seconds
+        prior = Prior(1, self.latent_dim, fitted=True)  # of a mixture only the moments: its fit takes seconds
         if self.prior_name != "standard_normal":
             prior.fit(latents, self.seed)
         digits = self.decode(prior.sample(20, generator(self.seed, Stream.PRIOR)))

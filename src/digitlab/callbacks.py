@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,27 @@ def epoch_losses(trainer: Trainer) -> dict[str, float]:
 class Watch(Callback):
     """Stop as soon as the training loss is not finite.
 
-    Looking costs a wait for the device, so a GPU is asked every 50th time only.
+    Looking costs a wait for the device, so a GPU is asked every 50 minibatches or so.
     """
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         """Look at the loss that the step returned."""
-        if module.device.type == "cpu" or index % 50 == 0:
-            value = float(outputs["loss"])
-            if not math.isfinite(value):
-                raise Diverged(
-                    f"the training loss is {value} in epoch {trainer.current_epoch + 1}:"
-                    " lower optimizer.lr, or let it decay (scheduler=linear)"
-                )
+        if module.device.type == "cpu" or index % max(1, 50 // batch.steps) == 0:
+            self._check("train/loss", float(outputs["loss"]), trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Look at the epoch's losses, before they are recorded."""
+        for name, value in epoch_losses(trainer).items():
+            self._check(name, value, trainer)
+
+    def _check(self, name: str, value: float, trainer: Trainer) -> None:
+        if not math.isfinite(value):
+            raise Diverged(
+                f"{name} is {value} in epoch {trainer.current_epoch + 1}:"
+                " lower optimizer.lr, or let it decay (scheduler=linear)"
+            )
 
 
 class Record(Checkpoint):
@@ -95,6 +103,8 @@ class Progress(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Open the bar; tqdm itself stays silent where stderr is no terminal."""
         if trainer.is_global_zero:
+            if not logging.getLogger().handlers:  # a process that DDP spawned has none of Hydra's logging
+                logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
             steps, epochs = trainer.datamodule.steps, trainer.max_epochs or 0  # type: ignore[attr-defined]
             done = steps * trainer.current_epoch
             self.bar = tqdm(total=steps * epochs, initial=done, unit="step", disable=None, leave=False, desc="training")
@@ -148,7 +158,8 @@ class TensorBoard(Callback):
             self.writer = SummaryWriter(str(self.directory), purge_step=purge)
             chart = ["Multiline", ["train/loss", "val/loss", *(f"baseline/{name}" for name in self.baselines)]]
             self.writer.add_custom_scalars({"loss": {"beside the baselines": chart}})
-            self._epoch(trainer.current_epoch, module)
+            if not trainer.current_epoch:
+                self._epoch(0, module)
 
     def _epoch(self, epoch: int, module: Any) -> None:
         assert self.writer is not None

@@ -26,7 +26,7 @@ def jobs(words: list[str], conf: Path) -> list[DictConfig]:
     Composed as Hydra's own sweeper will, so that the last job's mistake is told before the first job runs.
     """
     flags = {word for word in words if word.startswith("-")}
-    if flags - MULTIRUN:  # --help, --cfg and their like run no job
+    if flags - MULTIRUN or any(word.startswith("hydra.mode=") for word in words):  # --help and the like run no job
         return []
     overrides = [word for word in words if word not in flags]
     with initialize_config_dir(str(conf), version_base="1.3"):
@@ -53,11 +53,11 @@ def in_place(words: list[str]) -> list[str]:
 
     Raises ValueError for a folder that holds no run, and for other values beside it.
     """
-    runs = [word.partition("=")[2] for word in words if word.startswith("resume=")]
+    runs = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("resume=")]
     if not runs or runs[-1] in ("", "null"):
         return words
     config.restore(runs[-1])
-    other = [word for word in words if not word.startswith(("-", "resume=", "hydra."))]
+    other = [word for word in words if not word.lstrip("+").startswith(("-", "resume=", "hydra."))]
     if other or {"-m", "--multirun"} & set(words):
         raise ValueError(
             f"resume={runs[-1]}: goes on with the configuration of that run; leave out"

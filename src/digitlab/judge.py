@@ -32,6 +32,7 @@ RECIPE: dict[str, Any] = {
     "seed": 0,
 }
 EPOCHS, BATCH_SIZE = 4, 128
+PRECISION: Any = "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
 class Judge(Model):
@@ -52,6 +53,7 @@ class Judge(Model):
             nn.ReLU(),
         )
         self.classes = nn.Linear(features, 10)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28) in [0, 1]."""
@@ -60,7 +62,8 @@ class Judge(Model):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """The cross entropy of one minibatch."""
-        return functional.cross_entropy(self(scale(batch.images)[:, None]), batch.labels)
+        x = scale(batch.images)[:, None].contiguous(memory_format=torch.channels_last)
+        return functional.cross_entropy(self(x).float(), batch.labels)
 
     @torch.no_grad()
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +79,9 @@ def accuracy(judge: Judge, data: Images) -> float:
 
 def appoint(source: Source, cache: Path | None = None) -> Judge:
     """The judge for a data set: from the cache where its recipe and data are known, else trained now."""
-    recipe = json.dumps([RECIPE, EPOCHS, BATCH_SIZE, source.digest, torch.__version__], sort_keys=True)
+    with torch.random.fork_rng(devices=[]):
+        layers = repr(Judge(**RECIPE))
+    recipe = json.dumps([layers, RECIPE, EPOCHS, BATCH_SIZE, PRECISION, source.digest, torch.__version__])
     path = (cache or CACHE) / f"{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.ckpt"
     try:
         judge = runs.load_model(path)
@@ -90,7 +95,7 @@ def appoint(source: Source, cache: Path | None = None) -> Judge:
 
 
 def _train(source: Source) -> Judge:
-    """Train on all training images; leaves the global random numbers as they were."""
+    """Train on all training images; leaves torch's global random numbers as they were."""
     with torch.random.fork_rng(devices=[]):
         seed_everything(RECIPE["seed"], verbose=False)
         judge = Judge(**RECIPE)
@@ -99,6 +104,7 @@ def _train(source: Source) -> Judge:
         trainer = Trainer(
             max_epochs=EPOCHS,
             accelerator="cpu",  # the same weights with or without a GPU
+            precision=PRECISION,
             devices=1,
             logger=False,
             enable_checkpointing=False,

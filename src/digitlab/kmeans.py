@@ -156,7 +156,8 @@ class MiniBatchKMeans(Model):
                     scheduler.step()
                 squared += wins.squared
             self.won += won
-            if self.reassignment_ratio > 0:
+            share = (self.current_epoch + index / len(self.batches.train_dataloader())) / (self.trainer.max_epochs or 1)
+            if self.reassignment_ratio > 0 and share < 0.9:  # later ones would not have the time to settle
                 self._reassign(x, won, generator(self.seed, Stream.REASSIGN, self.current_epoch, index))
         loss = squared / (won.sum() * PIXELS)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=int(won.sum()))

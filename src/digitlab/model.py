@@ -1,5 +1,7 @@
 """What training asks of a model, and how either model's rate of learning is made."""
 
+import logging
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +12,11 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
 from digitlab.data import MNISTData, Source, Split
+
+for library in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(library).setLevel(logging.WARNING)  # its hints come with every job and every checkpoint
+# torch 2.13 renamed what Lightning 2.6 asks of it; nothing a user could act on.
+warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.pytorch")
 
 
 class Model(LightningModule):
@@ -41,7 +48,7 @@ class Model(LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}] if scheduler else []
 
     def evaluate(self, source: Source, data: Split) -> dict[str, float]:
-        """The metrics of the finished model; the one place where the test images are read."""
+        """The metrics of the finished model; no model sees the test images but here."""
         raise NotImplementedError
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
@@ -79,5 +86,6 @@ def make_scheduler(optimizer: Optimizer, name: str, total_steps: int, **options:
             return CosineAnnealingLR(optimizer, T_max=total_steps)
         case "one_cycle":
             peak = optimizer.param_groups[0]["lr"]
-            return OneCycleLR(optimizer, peak, total_steps=total_steps, cycle_momentum=False, **options)
+            rise = max(options["pct_start"], 1.5 / total_steps)  # torch divides by zero where one step is all of it
+            return OneCycleLR(optimizer, peak, total_steps=total_steps, cycle_momentum=False, pct_start=rise)
     raise AssertionError(name)

@@ -15,15 +15,16 @@ NAMES = ("standard_normal", "gaussian", "mixture")
 
 
 class Prior(nn.Module):
-    """sum_c weight_c N(mean_c, T^2 L_c L_c^T); as constructed, each component is N(0, I).
+    """sum_c weight_c N(mean_c, T^2 L_c L_c^T); as constructed, N(0, I), unless it waits for a fit.
 
     A temperature T below 1 keeps draws nearer to the components' means: more typical digits, fewer odd ones.
     """
 
-    def __init__(self, n_components: int, latent_dim: int, temperature: float = 1.0) -> None:
+    def __init__(self, n_components: int, latent_dim: int, temperature: float = 1.0, *, fitted: bool = False) -> None:
         super().__init__()
         self.register_buffer("temperature", torch.tensor(temperature))
-        self.register_buffer("weights", torch.full((n_components,), 1 / n_components))  # (C,)
+        weight = 1 / n_components if fitted else 0.0  # no weight at all: nothing to draw from yet
+        self.register_buffer("weights", torch.full((n_components,), weight))  # (C,)
         self.register_buffer("means", torch.zeros(n_components, latent_dim))  # (C, Z)
         self.register_buffer("factors", torch.eye(latent_dim).repeat(n_components, 1, 1))  # (C, Z, Z): L_c
         self.temperature: Tensor
@@ -43,13 +44,14 @@ class Prior(nn.Module):
         if c == 1:
             centered = x - x.mean(0)
             covariances = (centered.T @ centered / (len(x) - 1))[None]
+            self.weights.fill_(1.0)
             self.means.copy_(x.mean(0))
         else:
             from sklearn.exceptions import ConvergenceWarning
             from sklearn.mixture import GaussianMixture
 
             mixture = GaussianMixture(
-                c, max_iter=60, tol=1e-3, reg_covar=1e-4 * float(x.var(0).mean()), random_state=seed
+                c, max_iter=60, tol=1e-3, reg_covar=max(1e-4 * float(x.var(0).mean()), 1e-9), random_state=seed
             )
             with warnings.catch_warnings():  # the last per mille of likelihood changes no picture
                 warnings.simplefilter("ignore", ConvergenceWarning)
@@ -62,7 +64,12 @@ class Prior(nn.Module):
         self.factors.copy_(torch.linalg.cholesky(covariances + grain * torch.eye(x.shape[1], dtype=torch.double)))
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        """Draw z, float (n, Z) on the CPU."""
+        """Draw z, float (n, Z) on the CPU. Raises ValueError before a fit."""
+        if not self.weights.any():
+            raise ValueError("this prior is not fitted yet: complete the run (python train.py resume=RUN)")
         chosen = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=rng)  # (n,)
-        noise = torch.randn(n, self.means.shape[1], generator=rng) * self.temperature.cpu()
-        return self.means.cpu()[chosen] + torch.einsum("nij,nj->ni", self.factors.cpu()[chosen], noise)
+        z = torch.randn(n, self.means.shape[1], generator=rng) * self.temperature.cpu()
+        for component in chosen.unique():
+            rows = chosen == component
+            z[rows] = self.means[component].cpu() + z[rows] @ self.factors[component].cpu().T
+        return z

