@@ -40,7 +40,8 @@ def main() -> None:
             if out.suffix == ".npz":
                 np.savez(part, images=(images * 255).round().to(torch.uint8).numpy(), prior=prior, seed=options.seed)
             else:
-                save_image(images[:, None], part, nrow=max(10, round(options.n**0.5)), padding=1, pad_value=0.3)
+                enlarged = images.repeat_interleave(3, 1).repeat_interleave(3, 2)  # 84 x 84: 28 are small to look at
+                save_image(enlarged[:, None], part, nrow=max(10, round(options.n**0.5)), padding=1, pad_value=0.3)
     except OSError as mistake:
         sys.exit(f"Error: --out {out}: cannot be written ({mistake})")
     print(f"{options.n} digits, z from {prior}, seed {options.seed}: {out}")

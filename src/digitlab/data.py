@@ -24,8 +24,11 @@ class Images(NamedTuple):
     labels: Tensor
 
     def take(self, index: Tensor) -> "Images":
-        """The images at these positions."""
-        return Images(self.images[index], self.labels[index])
+        """The images at these positions, or where a mask is true."""
+        if index.dtype == torch.bool:
+            index = index.nonzero().flatten()
+        # index_select copies an image at a time where indexing by [] copies a pixel at a time.
+        return Images(self.images.index_select(0, index), self.labels.index_select(0, index))
 
 
 @dataclass(frozen=True)
