@@ -5,7 +5,7 @@ import math
 import sys
 from pathlib import Path
 
-from digitlab import runs, train
+from digitlab import checkpoints, runs, train
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     if options.root:
         config["data"]["root"] = options.root
     try:
-        model = runs.load_model(options.run / "checkpoints" / "best.ckpt")
+        model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
         source, data = train.read_data(config)
         if source.digest != recorded["data"]["digest"]:
             raise ValueError(f"{config['data']['root']}: holds other data than the run was trained on")

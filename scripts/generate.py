@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchvision.utils import save_image
 
-from digitlab import runs
+from digitlab import checkpoints, runs
 from digitlab.autoencoder import Autoencoder
 from digitlab.prior import NAMES
 
@@ -25,7 +25,7 @@ def main() -> None:
     if options.n < 1 or options.seed < 0:
         parser.error("--n must be >= 1 and --seed >= 0")
     try:
-        model = runs.load_model(options.run / "checkpoints" / "best.ckpt")
+        model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
         if not isinstance(model, Autoencoder):
             raise ValueError(f"{options.run}: holds no autoencoder, and nothing else here can generate")
         prior = options.prior or model.prior_name

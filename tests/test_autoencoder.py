@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from digitlab import baselines, callbacks, judge, runs
+from digitlab import baselines, callbacks, checkpoints, judge
 from digitlab.autoencoder import Autoencoder, build, sizes
 from digitlab.data import Images, Split
 from digitlab.prior import Prior
@@ -293,7 +293,7 @@ def test_evaluate_agrees_with_results(trained: Path, monkeypatch: pytest.MonkeyP
 
     outcome = results(trained)
     source, data = train.read_data(outcome["config"])
-    metrics = runs.load_model(trained / "checkpoints" / "best.ckpt").evaluate(source, data)
+    metrics = checkpoints.load_model(trained / "checkpoints" / "best.ckpt").evaluate(source, data)
     assert metrics == pytest.approx(outcome["metrics"], rel=1e-5)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from digitlab import RunFailed, callbacks, data, runs
+from digitlab import RunFailed, callbacks, checkpoints, data, runs
 
 from .conftest import CONF, ROOT, Lab, results, run_here
 
@@ -22,7 +22,7 @@ KMEANS = ["model=kmeans", "init=digit"]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = runs.read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    state: dict[str, torch.Tensor] = checkpoints.read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
     return state
 
 
@@ -270,7 +270,7 @@ def test_without_validation_images_the_last_epoch_is_the_best(words: list[str], 
     """data.val_size=0: no val/loss anywhere, and best.ckpt is last.ckpt's model."""
     outcome = run_here([*KMEANS, *words, "data.val_size=0"], tmp_path)
     assert "val/loss" not in outcome["metrics"]
-    best = runs.read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["state_dict"]
+    best = checkpoints.read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["state_dict"]
     assert torch.equal(best["centers"], weights(tmp_path)["centers"])
 
 
@@ -326,7 +326,7 @@ def test_a_damaged_checkpoint_is_refused_in_words(damage: str, words: list[str],
     else:
         torch.save({"model": "kmeans", "hyper_parameters": Path(), "state_dict": {}}, path)
     with pytest.raises(ValueError, match=r"best\.ckpt: is (damaged or )?not a"):
-        runs.load_model(path)
+        checkpoints.load_model(path)
 
 
 def test_a_checkpoint_of_other_shape_is_refused(words: list[str], tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_a_checkpoint_of_other_shape_is_refused(words: list[str], tmp_path: Path
     content["state_dict"]["centers"] = content["state_dict"]["centers"][:5]
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"does not fit the model 'kmeans'"):
-        runs.load_model(path)
+        checkpoints.load_model(path)
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:

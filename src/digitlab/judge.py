@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional
 
-from digitlab import runs
+from digitlab import checkpoints, runs
 from digitlab.data import Batch, Images, MNISTData, Source, Split, scale
 from digitlab.model import Model
 from digitlab.seeds import Stream, generator
@@ -84,7 +84,7 @@ def appoint(source: Source, cache: Path | None = None) -> Judge:
     recipe = json.dumps([layers, RECIPE, EPOCHS, BATCH_SIZE, PRECISION, source.digest, torch.__version__])
     path = (cache or CACHE) / f"{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.ckpt"
     try:
-        judge = runs.load_model(path)
+        judge = checkpoints.load_model(path)
     except ValueError:  # not there yet, or damaged: it is remade in less than a minute
         log.info("Training the judge of generated digits, once for this data")
         judge = _train(source)

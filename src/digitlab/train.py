@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.tensorboard import SummaryWriter
 
-from digitlab import RunFailed, artifacts, baselines, figures, runs
+from digitlab import RunFailed, artifacts, baselines, checkpoints, figures, runs
 from digitlab.autoencoder import Autoencoder
 from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch
 from digitlab.config import to_plain
@@ -99,9 +99,9 @@ def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any])
         tell_shapes(model)
     history = fit(model, data, config, directory, results)
     path = directory / "checkpoints" / "best.ckpt"
-    best = runs.load_model(path)
+    best = checkpoints.load_model(path)
     best.complete(data)
-    runs.save_weights(path, best)
+    checkpoints.save_weights(path, best)
     finish(best, source, data, history, directory, results)
 
 
@@ -126,7 +126,7 @@ def build_model(config: dict[str, Any]) -> Model:
     """The model, from plain values."""
     options = {key: value for key, value in config["model"].items() if key != "name"}
     plain = {key: config[key] for key in ("optimizer", "scheduler", "seed")}
-    return runs.model_class(config["model"]["name"])(**options, **plain)
+    return checkpoints.model_class(config["model"]["name"])(**options, **plain)
 
 
 def fit(
@@ -150,7 +150,7 @@ def fit(
             Progress(results["baselines"]["mean_image"]),
             TensorBoard(directory, results["baselines"]),
         ],
-        plugins=[runs.WholeFileIO()],
+        plugins=[checkpoints.WholeFileIO()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -160,7 +160,7 @@ def fit(
     )
     last = directory / "checkpoints" / "last.ckpt"
     if last.is_file():
-        runs.read_checkpoint(last)  # says what is wrong with it in our words
+        checkpoints.read_checkpoint(last)  # says what is wrong with it in our words
         log.info("Resuming from %s", last)
     batches = MNISTData(data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"])
     began = time.perf_counter()
@@ -178,7 +178,7 @@ def fit(
         results["fit_seconds"] += time.perf_counter() - began
         rows: list[dict[str, float]] = []
         if last.is_file():  # under DDP the training happened in another process
-            rows = runs.read_checkpoint(last)["callbacks"]["Record"]["rows"]
+            rows = checkpoints.read_checkpoint(last)["callbacks"]["Record"]["rows"]
             results["epochs"], results["steps"] = int(rows[-1]["epoch"]), int(rows[-1]["steps"])
             runs.write_csv(directory / "metrics.csv", list(rows[0]), [list(row.values()) for row in rows])
     return rows

@@ -1,0 +1,73 @@
+"""Checkpoints: written whole, read without running anything in them, turned back into models."""
+
+import importlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from digitlab.model import Model
+from digitlab.runs import whole
+
+# The models that a checkpoint may name. A name outside this table is never imported.
+MODELS = {
+    "kmeans": ("digitlab.kmeans", "MiniBatchKMeans"),
+    "autoencoder": ("digitlab.autoencoder", "Autoencoder"),
+    "judge": ("digitlab.judge", "Judge"),
+}
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written whole: beside their place, then moved there."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file beside its place, then move it there."""
+        with whole(Path(path)) as part:
+            torch.save(checkpoint, part)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of this project's, with nothing in it run. Raises ValueError for any other file."""
+    if not path.is_file():
+        raise ValueError(f"{path}: is not there; the run has not finished an epoch yet, or this is no run")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: is damaged or not a checkpoint ({reason}); train the run again") from error
+    if not isinstance(content, dict) or content.get("model") not in MODELS:
+        name = content.get("model") if isinstance(content, dict) else None
+        raise ValueError(f"{path}: is not a digitlab checkpoint (model={name!r}; known are {', '.join(MODELS)})")
+    return content
+
+
+def model_class(name: str) -> type[Model]:
+    """The class of a name in MODELS."""
+    module, attribute = MODELS[name]
+    found: type[Model] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def load_model(path: Path) -> Model:
+    """Rebuild a model from its checkpoint alone, on the CPU, in evaluation mode.
+
+    Raises ValueError for a file that is damaged, foreign, or whose weights do not fit its model.
+    """
+    content = read_checkpoint(path)
+    try:
+        model = model_class(content["model"])(**content["hyper_parameters"])
+        model.load_state_dict(content["state_dict"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: does not fit the model {content['model']!r} ({reason})") from error
+    return model.eval()
+
+
+def save_weights(path: Path, model: Model) -> None:
+    """Replace the weights in a checkpoint by the model's."""
+    content = read_checkpoint(path)
+    content["state_dict"] = model.state_dict()
+    with whole(path) as part:
+        torch.save(content, part)
