@@ -8,10 +8,11 @@ try:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from digitlab import RunFailed, cli, config
+    from digitlab import Busy, RunFailed, cli, config, runs, sweep
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed in {sys.executable}: run 'make setup', then '. .venv/bin/activate'")
 
@@ -23,16 +24,23 @@ failed: list[str] = []  # of the jobs of this process, why they failed
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def experiment(cfg: DictConfig) -> float:
     """Run one job in the directory that Hydra made for it."""
-    from digitlab.train import run  # torch takes seconds: not for --help or a mistake in the command
+    from digitlab.train import log, run  # torch takes seconds: not for --help or a mistake in the command
 
+    settings = HydraConfig.get()
+    directory = Path(settings.runtime.output_dir)
     if cfg.resume is not None:
         cfg = config.restore(cfg.resume)
     config.check(cfg)  # again: a sweeper of another kind makes its own jobs
+    score = float("nan")
     try:
-        return run(cfg, Path(HydraConfig.get().runtime.output_dir))
+        score = run(cfg, directory)
     except RunFailed as error:
         failed.append(str(error))
-        return float("nan")
+    except Busy:
+        log.info("Left to the process that works on it: %s", directory)
+    if settings.mode == RunMode.MULTIRUN:
+        log.info(sweep.progress(directory.parent, directory.name))
+    return score
 
 
 def main() -> int:
@@ -40,16 +48,53 @@ def main() -> int:
     config.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes reach this function, which says them in a line or two
     try:
-        sys.argv[1:] = cli.in_place(sys.argv[1:])
-        for cfg in cli.jobs(sys.argv[1:], CONF):
-            config.check(cfg)
-        experiment()
+        command = cli.parse(cli.in_place(sys.argv[1:]), CONF)
+        for job in command.jobs:
+            config.check(job.cfg)
+        if any(job.cfg.dry_run for job in command.jobs):
+            return dry_run(command)
+        sys.argv[1:] = command.words
+        if command.sweep is None:
+            experiment()
+        else:
+            return multirun(command.sweep, command.jobs)
     except KeyboardInterrupt:
         return 130
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as mistake:
         print(f"Error: {cli.explain(mistake, sys.argv[1:])}", file=sys.stderr)
         return 2
     return 1 if failed else 0
+
+
+def dry_run(command: cli.Command) -> int:
+    """Say what the command would do."""
+    if command.sweep is None:
+        print("Would run, in a new directory:", *command.jobs[0].overrides)
+    else:
+        print(sweep.dry_run(command.sweep, sweep.plan(command.jobs)))
+    return 0
+
+
+def multirun(directory: Path, jobs: list[cli.Job]) -> int:
+    """Run a sweep and report on it, also where jobs or the launcher failed; returns the exit code."""
+    planned = sweep.plan(jobs) if jobs else []
+    sweep.begin(directory, planned)
+    try:
+        experiment()
+        while sweep.wait_for_others(directory, planned):
+            experiment()
+    except KeyboardInterrupt:
+        print(f"Interrupted. The same command goes on with {directory}", file=sys.stderr)
+        raise
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:  # of a launcher: a worker killed, a queue that refused
+        print(f"Error: the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
+    from digitlab import report  # matplotlib and pandas
+
+    print(report.write([directory], directory / "report"))
+    states = [runs.state(directory / job.run_id) for job in planned]
+    return 0 if all(state == "completed" for state in states) and not failed else 1
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from digitlab import baselines, cli, config, train
 from digitlab.autoencoder import build
 from digitlab.data import Images, Split, scale, split
 from digitlab.kmeans import assign, draw_centers, gradient
-from digitlab.model import make_optimizer, make_scheduler
+from digitlab.model import cpu_threads, make_optimizer, make_scheduler
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
@@ -33,7 +33,7 @@ Contenders = dict[str, Callable[[], float]]
 
 def ours(data: Split, words: list[str]) -> float:
     """Seconds that train.py trains for: Lightning, checkpoints, TensorBoard and all."""
-    (cfg,) = cli.jobs([*words, "trainer.accelerator=cpu", "data.val_size=0"], CONF)
+    cfg = cli.parse([*words, "trainer.accelerator=cpu", "data.val_size=0"], CONF).jobs[0].cfg
     plain: Any = config.to_plain(cfg)
     results: dict[str, Any] = {"fit_seconds": 0.0, "baselines": {"mean_image": baselines.mean_image(data)}}
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ EPOCHS, BATCH = 10, 64
 def bare_kmeans(data: Images) -> float:
     """Seconds of the same update written out in PyTorch: no framework, no logging, no validation."""
     began = time.perf_counter()
-    with train.cpu_threads(1), torch.no_grad():
+    with cpu_threads(1), torch.no_grad():
         centers = draw_centers("digit", data, 10, generator(0, Stream.INIT))
         for epoch in range(EPOCHS):
             order = torch.randperm(len(data.labels), generator=generator(0, Stream.ORDER, epoch))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import DictConfig
 
 from digitlab import autoencoder, cli, config, judge, train
 
@@ -88,9 +89,14 @@ def mnist() -> Path:
     return folder
 
 
+def compose(*words: str) -> list[DictConfig]:
+    """The configurations of the jobs of a command line."""
+    return [job.cfg for job in cli.parse(list(words), CONF).jobs]
+
+
 def run_here(words: list[str], directory: Path) -> dict[str, Any]:
     """Run the experiment of a command line in this process; returns its results.json."""
-    (cfg,) = cli.jobs(words, CONF)
+    (cfg,) = compose(*words)
     config.check(cfg)
     train.run(cfg, directory)
     return results(directory)

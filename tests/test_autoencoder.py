@@ -162,7 +162,7 @@ def test_the_judge_is_the_same_every_time(tiny: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
     first = judge.appoint(tiny_source(tiny), tmp_path)
     assert torch.equal(torch.rand(3), expected)
-    (cached,) = tmp_path.iterdir()
+    (cached,) = tmp_path.glob("*.ckpt")
     again = judge.appoint(tiny_source(tiny), tmp_path)
     cached.write_bytes(cached.read_bytes()[:1000])
     remade = judge.appoint(tiny_source(tiny), tmp_path)

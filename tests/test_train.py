@@ -14,9 +14,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from digitlab import RunFailed, callbacks, checkpoints, data, runs
+from digitlab import RunFailed, callbacks, checkpoints, config, data, runs
 
-from .conftest import CONF, ROOT, Lab, results, run_here
+from .conftest import CONF, ROOT, Lab, compose, results, run_here
 
 KMEANS = ["model=kmeans", "init=digit"]
 
@@ -363,13 +363,10 @@ def test_a_directory_keeps_to_its_configuration(words: list[str], tmp_path: Path
 
 def test_the_run_id_follows_what_changes_the_result(words: list[str]) -> None:
     """Another rate is another experiment; another folder of the same data is not."""
-    from omegaconf import OmegaConf
-
-    from digitlab import cli
 
     def identity(*more: str) -> str:
-        config: Any = OmegaConf.to_container(cli.jobs([*KMEANS, *words, *more], CONF)[0], resolve=True)
-        return runs.run_id(config)
+        (cfg,) = compose(*KMEANS, *words, *more)
+        return config.run_id(config.to_plain(cfg))
 
-    assert identity() == identity("data.root=/elsewhere")
+    assert identity() == identity("data.root=/elsewhere", "data.verify=true", "force=true")
     assert len({identity(), identity("optimizer.lr=1"), identity("seed=1"), identity("init=sample")}) == 4

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -147,8 +148,8 @@ class Progress(Callback):
 class TensorBoard(Callback):
     """By epoch the scalars, beside the baselines on one chart, and the pictures that the model offers."""
 
-    def __init__(self, directory: Path, baselines: dict[str, float]) -> None:
-        self.directory, self.baselines = directory, baselines
+    def __init__(self, directory: Path, baselines: dict[str, float], settings: dict[str, Any]) -> None:
+        self.directory, self.baselines, self.settings = directory, baselines, settings
         self.writer: SummaryWriter | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -158,6 +159,11 @@ class TensorBoard(Callback):
             self.writer = SummaryWriter(str(self.directory), purge_step=purge)
             chart = ["Multiline", ["train/loss", "val/loss", *(f"baseline/{name}" for name in self.baselines)]]
             self.writer.add_custom_scalars({"loss": {"beside the baselines": chart}})
+            # A session without an experiment: TensorBoard's HParams page then takes its columns from all runs, the
+            # metrics from their scalars. With one in each run, as add_hparams writes, it would show the first run's.
+            kinds = (bool, int, float, str)
+            plain = {key: value if isinstance(value, kinds) else str(value) for key, value in self.settings.items()}
+            self.writer._get_file_writer().add_summary(hparams(plain, {})[1])
             if not trainer.current_epoch:
                 self._epoch(0, module)
 

@@ -4,12 +4,16 @@ Imported before any job: it must not import torch.
 """
 
 import difflib
+import hashlib
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
@@ -20,32 +24,65 @@ from digitlab import config
 MULTIRUN = {"-m", "--multirun"}
 
 
-def jobs(words: list[str], conf: Path) -> list[DictConfig]:
-    """The configuration of every job that the command line asks for; empty where it asks for something else.
+class Job(NamedTuple):
+    """One run that a command line asks for."""
 
-    Composed as Hydra's own sweeper will, so that the last job's mistake is told before the first job runs.
+    cfg: DictConfig
+    overrides: list[str]
+
+
+class Command(NamedTuple):
+    """What a command line asks for."""
+
+    jobs: list[Job]  # none where it asks for something else, as --help does
+    sweep: Path | None  # the directory of a multirun
+    words: list[str]  # for Hydra, the sweep's directory among them
+
+
+def parse(words: list[str], conf: Path) -> Command:
+    """Compose the configuration of every job of a command line.
+
+    As Hydra's own sweeper will, so that the last job's mistake is told before the first job runs.
     """
     flags = {word for word in words if word.startswith("-")}
     if flags - MULTIRUN or any(word.startswith("hydra.mode=") for word in words):  # --help and the like run no job
-        return []
+        return Command([], None, words)
     overrides = [word for word in words if word not in flags]
     with initialize_config_dir(str(conf), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        if not flags:
-            grid = [overrides]
-        else:
-            sweeper = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN).hydra.sweeper
-            if not sweeper._target_.endswith(".BasicSweeper"):
-                return []  # another sweeper decides on its jobs as it goes
-            params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+        grid, directory = [overrides], None
+        if flags or any(word.startswith("sweep=") for word in words):
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            if not any(override.get_key_element() == "hydra.sweep.dir" for override in parsed):
+                overrides = [*overrides, f"hydra.sweep.dir='outputs/sweeps/{sweep_name(parsed)}'"]
+            node = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN).hydra
+            directory, words = Path(node.sweep.dir), [*overrides, *(flags or {"-m"})]
+            if not node.sweeper._target_.endswith(".BasicSweeper"):
+                return Command([], directory, words)  # another sweeper decides on its jobs as it goes
+            params = [f"{key}={value}" for key, value in (node.sweeper.params or {}).items()]
             parsed = OverridesParser.create().parse_overrides(params + overrides)
-            grid = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-        composed = [hydra.compose_config("config", list(job), run_mode=RunMode.RUN) for job in grid]
-    for cfg in composed:
-        with open_dict(cfg):
-            del cfg["hydra"]
-    return composed
+            grid = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        jobs = [Job(hydra.compose_config("config", job, run_mode=RunMode.RUN), job) for job in grid]
+    for job in jobs:
+        with open_dict(job.cfg):
+            del job.cfg["hydra"]
+    return Command(jobs, directory, words)
+
+
+def sweep_name(overrides: list[Override]) -> str:
+    """The name of a sweep: that of its group, else what is fixed and what is swept, so that more values extend it."""
+    names = []
+    for override in overrides:
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            names.append(key)
+        elif key == "sweep":
+            return override.get_value_element_as_str()
+        elif not key.startswith("hydra") and key not in ("force", "dry_run", "data.root", "data.verify"):
+            names.append(f"{key}-{override.get_value_element_as_str()}")
+    name = re.sub(r"[^\w.+-]+", "-", "_".join(sorted(names))).strip("-") or "defaults"
+    return name if len(name) <= 100 else f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def in_place(words: list[str]) -> list[str]:

@@ -5,8 +5,9 @@ wrong type is refused at composition. The ranges are the table RULES, checked be
 This module is imported before any job: it must not import torch.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import inf
 from pathlib import Path
@@ -141,6 +142,8 @@ class Config:
     data: Data = field(default_factory=Data)
     trainer: Trainer = field(default_factory=Trainer)
     resume: str | None = None
+    force: bool = False
+    dry_run: bool = False
 
 
 # by choice: the schema of each option that has one of its own
@@ -279,9 +282,35 @@ def check(cfg: DictConfig) -> None:
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved values in plain dicts and lists."""
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    """The resolved values of the experiment in plain dicts and lists, without what to do about it."""
+    wanted = [str(key) for key in cfg if key not in ("hydra", "resume", "force", "dry_run")]
+    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, wanted), resolve=True)
     return dict(plain)
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Twelve hex digits that two resolved configurations share if they differ only in what changes no result.
+
+    That is where the data lies and whether its digests are checked.
+    """
+    kept = dict(config)
+    kept["data"] = {key: value for key, value in config["data"].items() if key not in ("root", "verify")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# Names a job's directory in a sweep. Here, as a launcher's worker process imports this module but calls no main().
+OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(to_plain(_root_)), replace=True)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted keys, as a command line writes them; lists stay lists."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def restore(run: str) -> DictConfig:

@@ -2,24 +2,53 @@
 
 from collections.abc import Mapping, Sequence
 from math import ceil
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 
-def image_grid(images: np.ndarray, titles: Sequence[str] | None, columns: int, heading: str) -> Figure:
-    """Images (N, 28, 28) in [0, 1] in rows of `columns`, white on black, a title over each."""
-    rows = ceil(len(images) / columns)
-    step = 1.55 if titles else 1.0
-    figure = Figure(figsize=(1.25 * columns, step * rows + 0.6), layout="constrained")
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure drawn: uint8 (H, W, 3)."""
+    figure.set_dpi(110)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def sheet(width: float, height: float, right: float = 0.97) -> tuple[Figure, Axes]:
+    """A figure of so many inches with one pair of axes, in margins for two lines of title, labels and ticks.
+
+    Matplotlib's own layout of the margins takes longer than the drawing.
+    """
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(left=0.8 / width, right=right, bottom=0.55 / height, top=1 - 0.55 / height)
+    return figure, figure.subplots()
+
+
+def image_grid(
+    images: np.ndarray, titles: Sequence[str] | None, columns: int, heading: str, names: Sequence[str] = ()
+) -> Figure:
+    """Images (N, 28, 28) in [0, 1] in rows of `columns`, white on black, a title under each, `names` before the rows.
+
+    All on one pair of axes: a pair an image would take half a second to draw.
+    """
+    rows, step = ceil(len(images) / columns), 1.5 if titles else 1.06
+    figure = Figure(figsize=(1.25 * columns, 1.25 * step * rows + 0.6))
+    axes = figure.add_axes((0.05 if names else 0.01, 0, 0.94 if names else 0.98, 1 - 0.6 / figure.get_figheight()))
+    axes.axis("off")
+    for i, image in enumerate(images):
+        x, y = i % columns * 1.06, -(i // columns) * step
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(x, x + 1, y - 1, y))
+        if titles:
+            axes.text(x + 0.5, y - 1.04, titles[i], ha="center", va="top", fontsize=8)
+    for row, name in enumerate(names):
+        axes.text(-0.1, -row * step - 0.5, name, ha="right", va="center", rotation=90, fontsize=8)
+    axes.set(xlim=(-0.03, 1.06 * columns - 0.03), ylim=(0.03 - step * rows, 0.03))
     figure.suptitle(heading, fontsize=11)
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if i < len(images):
-            axes.imshow(images[i], cmap="gray", vmin=0, vmax=1)
-            if titles:
-                axes.set_title(titles[i], fontsize=8)
     return figure
 
 
@@ -36,8 +65,7 @@ def centers(images: np.ndarray, confusion: np.ndarray, heading: str) -> Figure:
 def confusion_matrix(confusion: np.ndarray, heading: str) -> Figure:
     """Digits by centres (10, K), the counts written in, shaded by the share of the digit."""
     k = confusion.shape[1]
-    figure = Figure(figsize=(max(5.0, 0.62 * k + 1.6), 5.8), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = sheet(max(5.0, 0.62 * k + 1.6), 5.8, right=1.0)
     share = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     figure.colorbar(picture, label="share of the digit's images")
@@ -56,11 +84,8 @@ def confusion_matrix(confusion: np.ndarray, heading: str) -> Figure:
 def reconstructions(originals: np.ndarray, restored: np.ndarray, heading: str) -> Figure:
     """Images (N, 28, 28) in rows of ten, each row of originals over the row of their reconstructions."""
     rows = [row for i in range(0, len(originals), 10) for row in (originals[i : i + 10], restored[i : i + 10])]
-    figure = image_grid(np.concatenate(rows), None, 10, heading)
-    for i, axes in enumerate(figure.axes[::10]):
-        axes.axis("on")
-        axes.set(xticks=[], yticks=[], ylabel="original" if i % 2 == 0 else "restored")
-    return figure
+    names = ["original", "restored"] * (len(rows) // 2)
+    return image_grid(np.concatenate(rows), None, 10, heading, names)
 
 
 def latents(z: np.ndarray, digits: np.ndarray, heading: str) -> Figure:
@@ -122,8 +147,7 @@ def shapes(rows: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], heading
 
 def loss(history: Sequence[Mapping[str, float]], test: float, baselines: Mapping[str, float], heading: str) -> Figure:
     """Training and validation loss by epoch, the final test loss, and the baselines to beat."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = sheet(7, 4.2)
     epochs = [row["epoch"] for row in history]
     for name, marker in (("train/loss", "o"), ("val/loss", "s")):
         values = [row.get(name, np.nan) for row in history]
@@ -136,4 +160,29 @@ def loss(history: Sequence[Mapping[str, float]], test: float, baselines: Mapping
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    return figure
+
+
+def effect(lines: Mapping[str, Any], key: str, measure: str, trivial: Mapping[str, float]) -> Figure:
+    """What one setting did: a line a setting of the others, its tables' `mean` by value with bars of `std`.
+
+    A baseline is drawn where it lies near the lines, else named in the title.
+    """
+    figure, axes = sheet(7.2, 4.4)
+    names = list(dict.fromkeys(value for table in lines.values() for value in table.index))
+    for label, table in lines.items():
+        places = [names.index(value) for value in table.index]
+        axes.errorbar(places, table["mean"], table["std"].fillna(0), marker="o", capsize=3, label=label or None)
+    low, high = axes.get_ylim()
+    away = []
+    for (name, loss), style in zip(trivial.items(), ("--", ":"), strict=False):
+        if low - (high - low) <= loss <= high + (high - low):
+            axes.axhline(loss, color="gray", linestyle=style, label=f"{name} (test)")
+        else:
+            away.append(f"{name} {loss:.4f}")
+    axes.set_xticks(range(len(names)), names)
+    axes.set(xlabel=key.removeprefix("config."), ylabel=measure)
+    axes.set_title("off the chart: " + ", ".join(away) if away else "", fontsize=9)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=7)
     return figure

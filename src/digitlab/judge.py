@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from digitlab import checkpoints, runs
 from digitlab.data import Batch, Images, MNISTData, Source, Split, scale
-from digitlab.model import Model
+from digitlab.model import Model, cpu_threads
 from digitlab.seeds import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -83,13 +83,15 @@ def appoint(source: Source, cache: Path | None = None) -> Judge:
         layers = repr(Judge(**RECIPE))
     recipe = json.dumps([layers, RECIPE, EPOCHS, BATCH_SIZE, PRECISION, source.digest, torch.__version__])
     path = (cache or CACHE) / f"{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.ckpt"
-    try:
-        judge = checkpoints.load_model(path)
-    except ValueError:  # not there yet, or damaged: it is remade in less than a minute
-        log.info("Training the judge of generated digits, once for this data")
-        judge = _train(source)
-        with runs.whole(path) as part:
-            torch.save({"model": "judge", "hyper_parameters": RECIPE, "state_dict": judge.state_dict()}, part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with runs.lock(path.parent, wait=True):  # of several processes one trains it for all
+        try:
+            judge = checkpoints.load_model(path)
+        except ValueError:  # not there yet, or damaged: it is remade in less than a minute
+            log.info("Training the judge of generated digits, once for this data")
+            judge = _train(source)
+            with runs.whole(path) as part:
+                torch.save({"model": "judge", "hyper_parameters": RECIPE, "state_dict": judge.state_dict()}, part)
     assert isinstance(judge, Judge)
     return judge.eval()
 
@@ -115,7 +117,8 @@ def _train(source: Source) -> Judge:
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*no `validation_step`")  # nothing is held out here
-            trainer.fit(judge, batches)
+            with cpu_threads(1):  # the same weights on any number of cores
+                trainer.fit(judge, batches)
     return judge
 
 

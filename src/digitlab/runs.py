@@ -1,14 +1,17 @@
 """A run on disk: its identity, results.json, who works on it. Every file appears whole or not at all."""
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -60,16 +63,6 @@ def write_csv(path: Path, header: Sequence[Any], rows: Sequence[Sequence[Any]]) 
 # -- identity -------------------------------------------------------------------------------------------
 
 
-def run_id(config: Mapping[str, Any]) -> str:
-    """Twelve hex digits that two resolved configurations share if they differ only in what changes no result.
-
-    That is where the data lies, and whether the run was resumed.
-    """
-    kept = {key: value for key, value in config.items() if key != "resume"}
-    kept["data"] = {key: value for key, value in config["data"].items() if key != "root"}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def code_version() -> dict[str, Any]:
     """The git commit of the code that runs, and whether it was changed since; None where git cannot tell."""
 
@@ -92,6 +85,9 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
+# -- a run that may be there already --------------------------------------------------------------------
+
+
 def read_results(run: Path) -> dict[str, Any] | None:
     """results.json of a run, or None where there is none or it is damaged."""
     try:
@@ -99,3 +95,63 @@ def read_results(run: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and "status" in content else None
+
+
+def digests(run: Path) -> dict[str, str]:
+    """The SHA-256 of each file that a finished run should keep as it is: all but its logs and results.json."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        lasting = not name.startswith((".", "events.")) and name not in ("train.log", "results.json")
+        if lasting and path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def damage(run: Path, results: Mapping[str, Any]) -> list[str]:
+    """The files of a finished run that are gone, or not what they were when it ended."""
+    now = digests(run)
+    return [name for name, digest in results["files"].items() if now.get(name) != digest]
+
+
+def state(run: Path) -> str:
+    """`new`, `running`, `damaged`, or the status that results.json tells."""
+    with lock(run) as mine:
+        if not mine:
+            return "running"
+    results = read_results(run)
+    if results is None:
+        return "damaged" if (run / "checkpoints").exists() else "new"
+    if results["status"] == "completed" and damage(run, results):
+        return "damaged"
+    return str(results["status"])
+
+
+def wipe(run: Path) -> None:
+    """Delete what a run made, but for its log."""
+    (run / "results.json").unlink(missing_ok=True)  # first: without it nothing of the rest is taken for finished
+    for folder in ("checkpoints", "figures"):
+        shutil.rmtree(run / folder, ignore_errors=True)
+    for path in run.glob("events.*"):
+        path.unlink()
+
+
+@contextmanager
+def lock(directory: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process has a directory to itself until the block ends; with `wait`, once it has.
+
+    A process that dies lets go at once.
+    """
+    if not directory.is_dir():
+        yield True  # nobody is there yet
+        return
+    with (directory / ".lock").open("a") as file:
+        for attempt in range(5):  # another process may only be looking at the run's state
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                time.sleep(0.05 * attempt)
+            else:
+                yield True
+                return
+        yield False

@@ -1,12 +1,13 @@
 """One experiment, from its configuration to results.json."""
 
+import ctypes
 import logging
 import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import DictConfig
+from PIL import Image
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
-from digitlab import RunFailed, artifacts, baselines, checkpoints, figures, runs
+from digitlab import Busy, RunFailed, artifacts, baselines, checkpoints, figures, runs
 from digitlab.autoencoder import Autoencoder
 from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch
-from digitlab.config import to_plain
+from digitlab.config import flat, run_id, to_plain
 from digitlab.data import MNISTData, Source, Split, split
-from digitlab.model import Model
+from digitlab.model import Model, cpu_threads
 from digitlab.sources import load
 
 log = logging.getLogger(__name__)
@@ -31,18 +34,62 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig, directory: Path) -> float:
     """Train and judge one model; everything it leaves is in `directory`.
 
-    Returns val/loss, or train/loss where no images are held out. Raises RunFailed after writing why.
+    What an earlier process finished there is not done again, what it left unfinished goes on from its last
+    checkpoint; `force` starts afresh. Returns val/loss, or train/loss where no images are held out.
+    Raises RunFailed after writing why, and Busy where another process is at it.
     """
     config = to_plain(cfg)
-    earlier = runs.read_results(directory) or {}
-    if earlier and earlier.get("run_id") != runs.run_id(config):
-        log.error("Failed: %s holds a run of another configuration; choose another hydra.run.dir", directory)
-        raise RunFailed(f"{directory} holds a run of another configuration")
-    if earlier.get("status") == "completed":
-        log.info("%s is completed already; nothing to resume", directory)
-        return score(earlier["metrics"])
+    directory.mkdir(parents=True, exist_ok=True)
+    with runs.lock(directory) as mine:
+        if not mine:
+            raise Busy(str(directory))
+        earlier = runs.read_results(directory) or {}
+        if earlier and earlier.get("run_id") != run_id(config):
+            log.error("Failed: %s holds a run of another configuration; choose another hydra.run.dir", directory)
+            raise RunFailed(f"{directory} holds a run of another configuration")
+        if earlier.get("status") == "completed" and not cfg.force:
+            damaged = runs.damage(directory, earlier)
+            if not damaged:
+                tell_finished(earlier, config, directory)
+                return score(earlier["metrics"])
+            log.warning("WARNING: %s is done again: its %s changed since", directory, ", ".join(damaged))
+            earlier = {}
+        elif cfg.force or not resumable(directory):
+            earlier = {}
+        if not earlier:
+            runs.wipe(directory)
+        return work(config, directory, earlier)
+
+
+def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path) -> None:
+    """Say that a run is not done again, and where it was made by other code or of other data than a new one would."""
+    log.info("Finished already, not done again (force=true would): %s", directory)
+    if earlier["code"] != runs.code_version():
+        log.warning("WARNING: it was made by other code, commit %s", earlier["code"]["sha"])
+    with suppress(ValueError):  # data that cannot be read any more is no reason to lose a result
+        if read_source(config).digest != earlier["data"]["digest"]:
+            log.warning("WARNING: it was made of other data, from %s", earlier["data"]["source"])
+
+
+def resumable(directory: Path) -> bool:
+    """Whether an unfinished run's checkpoints can be gone on from; says so where they are damaged."""
+    for name in ("last.ckpt", "best.ckpt"):
+        path = directory / "checkpoints" / name
+        if not path.exists():
+            return False
+        try:
+            checkpoints.read_checkpoint(path)
+        except ValueError as error:
+            log.warning("WARNING: training starts again: %s", error)
+            return False
+    return True
+
+
+def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> float:
+    """Do the run, all of it or what `earlier`, its results so far, left to be done."""
+    began = time.perf_counter()
     results: dict[str, Any] = {
-        "run_id": runs.run_id(config),
+        "run_id": run_id(config),
         "status": "interrupted",  # what is true if this process is killed before it can say more
         "model": config["model"]["name"],
         "seed": config["seed"],
@@ -52,17 +99,22 @@ def run(cfg: DictConfig, directory: Path) -> float:
         "epochs": 0,
         "steps": 0,
         "fit_seconds": float(earlier.get("fit_seconds") or 0.0),
+        "seconds": float(earlier.get("seconds") or 0.0),
         "error": None,
         "warnings": [],
         "code": runs.code_version(),
         "versions": runs.library_versions(),
-        "data": None,
+        "data": earlier.get("data"),
+        "files": {},
     }
+    if earlier and earlier["code"] != results["code"]:
+        results["warnings"].append(f"Begun by other code, commit {earlier['code']['sha']}, and continued by this.")
     path = directory / "results.json"
     runs.write_json(path, results)
     try:
         with termination_as_interrupt():
             experiment(config, directory, results)
+        results["files"] = runs.digests(directory)
         results["status"] = "completed"
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         results["status"] = "interrupted"
@@ -75,6 +127,7 @@ def run(cfg: DictConfig, directory: Path) -> float:
         log.debug("Traceback:", exc_info=True)
         raise RunFailed(f"{directory}: {results['error']}") from error
     finally:
+        results["seconds"] += time.perf_counter() - began
         runs.write_json(path, results)
     report(results, directory)
     return score(results["metrics"])
@@ -90,7 +143,11 @@ def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any])
     seed_everything(config["seed"], verbose=False)
 
     source, data = read_data(config)
-    results["data"] = {"source": source.name, "digest": source.digest}
+    if results["data"] not in (None, (read := {"source": source.name, "digest": source.digest})):
+        log.warning("WARNING: training starts again: it had begun on other data")
+        runs.wipe(directory)
+    results["data"] = read
+    runs.write_json(directory / "results.json", results)  # what a killed process was trained on
     results["warnings"] += source.warnings
     model = build_model(config)
     results["baselines"] = {"mean_image": baselines.mean_image(data)}
@@ -105,10 +162,15 @@ def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any])
     finish(best, source, data, history, directory, results)
 
 
+def read_source(config: dict[str, Any]) -> Source:
+    """The data set."""
+    options = config["data"]
+    return load(options["root"], options["source"], options["verify"])
+
+
 def read_data(config: dict[str, Any]) -> tuple[Source, Split]:
     """The data set and this run's split of it."""
-    options = dict(config["data"])
-    source = load(options["root"], options["source"], options["verify"])
+    options, source = config["data"], read_source(config)
     for warning in source.warnings:
         log.warning("WARNING: %s", warning)
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
@@ -148,7 +210,7 @@ def fit(
             Watch(),
             record,
             Progress(results["baselines"]["mean_image"]),
-            TensorBoard(directory, results["baselines"]),
+            TensorBoard(directory, results["baselines"], flat(config)),
         ],
         plugins=[checkpoints.WholeFileIO()],
         logger=False,
@@ -160,9 +222,9 @@ def fit(
     )
     last = directory / "checkpoints" / "last.ckpt"
     if last.is_file():
-        checkpoints.read_checkpoint(last)  # says what is wrong with it in our words
         log.info("Resuming from %s", last)
     batches = MNISTData(data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"])
+    keep_freed_memory()
     began = time.perf_counter()
     try:
         with cpu_threads(model.threads):
@@ -225,11 +287,13 @@ def finish(
     pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
     with SummaryWriter(str(directory)) as writer:
         for name, figure in pictures.items():
+            pixels = figures.pixels(figure)  # drawn once for both
             with runs.whole(directory / "figures" / f"{name}.png") as part:
-                figure.savefig(part, dpi=110)
-            writer.add_figure(name, figure, len(history), close=False)
+                Image.fromarray(pixels).save(part)
+            writer.add_image(name, pixels, len(history), dataformats="HWC")
         for name, value in metrics.items():
             writer.add_scalar(f"final/{name}", value, len(history))
+        writer._get_file_writer().add_summary(hparams({}, {})[2])  # the session is a success
 
 
 def beaten_by_baselines(test_loss: float, trivial: dict[str, float]) -> list[str]:
@@ -261,15 +325,12 @@ def report(results: dict[str, Any], directory: Path) -> None:
     log.info("Results and figures: %s", directory)
 
 
-@contextmanager
-def cpu_threads(number: int | None) -> Iterator[None]:
-    """Let torch use so many threads (None: as many as before) inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors: to map it anew at each step costs a CPU a tenth of its time."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: a tensor of less than 1 GiB comes from the heap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
 @contextmanager

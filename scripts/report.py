@@ -1,0 +1,25 @@
+"""Report on the runs of one or more sweeps: the best, what each setting did, what failed, what chance explains."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from digitlab import report
+
+
+def main() -> None:
+    """Write report.md, runs.csv and their pictures, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="directory with runs in it")
+    parser.add_argument("--out", type=Path, help="where to write (default: report/ in SWEEP, or above several)")
+    options = parser.parse_args()
+    out = options.out or Path(os.path.commonpath(options.sweeps)) / "report"
+    try:
+        print(report.write(options.sweeps, out))
+    except (ValueError, OSError) as mistake:
+        sys.exit(f"Error: {mistake}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Many runs on one page: which is best, what each setting did, what failed, and what chance alone explains.
+
+Settings are compared by the mean over seeds of what a search minimises, the loss on held-out images (where none are
+held out, on the training images); the spread is the standard deviation over seeds. Test figures only stand beside.
+"""
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from digitlab import figures, runs
+from digitlab.config import flat
+from digitlab.sweep import read_plan, score
+
+NO_SETTING = ("seed", "data.root", "data.verify")
+SHOWN = 20  # rows of a table in the terminal
+PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
+LINES = 12  # of one figure; more cannot be told apart
+
+
+def write(sweeps: Sequence[Path], out: Path) -> str:
+    """Write report.md, runs.csv and their pictures into `out`; returns what to print.
+
+    Raises ValueError where the directories hold no runs.
+    """
+    table = collect(sweeps)
+    settings = varied(table)
+    done = table[table.status == "completed"]
+    ranking, failures = rank(done, settings), table[table.status != "completed"][["setting", "status", "error", "run"]]
+    answers = answer(table, done, ranking)
+
+    page = [f"# {', '.join(str(folder) for folder in sweeps)}", "", *(f"- {line}" for line in answers), ""]
+    page += ["## Settings, best first", "", ranking.to_markdown(index=False), ""] if len(ranking) else []
+    page += ["## Not completed", "", failures.to_markdown(index=False), ""] if len(failures) else []
+    for key in settings:
+        lines = compare(done, key, settings)
+        if lines:
+            name = f"effect_{key[7:]}.png"
+            text, values = effect(lines, key)
+            with runs.whole(out / name) as part:
+                figures.effect(lines, key, done.score_name.iloc[0], trivial(done)).savefig(part, dpi=110)
+            page += [
+                f"## What {key[7:]} did",
+                "",
+                text,
+                "",
+                values.to_markdown(index=False),
+                "",
+                f"![{key[7:]}]({name})",
+                "",
+            ]
+    if len(done):
+        best = done.loc[done.score.idxmin()]
+        page += ["## The best run", "", f"{best.setting}, seed {best.seed}: `{best.run}`", ""]
+        for name in PICTURES:
+            source = Path(best.run) / "figures" / f"{name}.png"
+            if source.is_file():
+                with runs.whole(out / f"best_{name}.png") as part:
+                    shutil.copyfile(source, part)
+                page += [f"![{name}](best_{name}.png)", ""]
+    with runs.whole(out / "report.md") as part:
+        part.write_text("\n".join([*page, "Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]))
+    with runs.whole(out / "runs.csv") as part:
+        table.drop(columns="warnings").to_csv(part, index=False)
+
+    told = ["", ranking.head(SHOWN).to_string(index=False)] if len(ranking) else []
+    told += [f"... and {len(ranking) - SHOWN} more"] if len(ranking) > SHOWN else []
+    told += ["", "Not completed:", failures.head(SHOWN).to_string(index=False)] if len(failures) else []
+    return "\n".join([*told, "", *answers, f"Report: {out / 'report.md'}"])
+
+
+# -- reading --------------------------------------------------------------------------------------------
+
+
+def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
+    """A row a run, each run id once, its settings in columns `config.<key>`; planned jobs that never began as well."""
+    rows: dict[str, dict[str, Any]] = {}
+    for folder in sweeps:
+        for path in sorted(folder.rglob("results.json")):
+            results = runs.read_results(path.parent)
+            if results is not None and rows.get(results["run_id"], {}).get("status") != "completed":
+                rows[results["run_id"]] = row(path.parent, results)
+        for path in sorted(folder.rglob("sweep.json")):
+            for job in read_plan(path.parent)[1]:
+                unborn = {"run": str(path.parent / job.run_id), "run_id": job.run_id, "status": "not begun"}
+                rows.setdefault(job.run_id, unborn | {"setting": job.overrides})
+    if not rows:
+        raise ValueError(f"{', '.join(str(folder) for folder in sweeps)}: holds no run; name a directory of outputs/")
+    first = ("run", "run_id", "status", "setting", "seed", "error", "other", "warnings", "score_name", "score")
+    table = pd.DataFrame(list(rows.values()))
+    table = table.reindex(columns=[*first, *(name for name in table if name not in first)])
+    table["error"] = table.error.fillna("")
+    settings = varied(table)
+    words = [
+        " ".join(f"{key[7:]}={line[key]}" for key in settings if pd.notna(line[key])) for _, line in table.iterrows()
+    ]
+    table["setting"] = (
+        table.setting.astype(object).fillna(pd.Series(words, dtype=object)).replace("", "the same settings")
+    )
+    return mark(table)
+
+
+def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """What a run's results.json tells, flat."""
+    told = {key: results[key] for key in ("run_id", "status", "seed", "error", "warnings", "epochs", "fit_seconds")}
+    told |= {"run": str(run), "seconds": results["seconds"], "written": (run / "results.json").stat().st_mtime}
+    told |= {"code": str(results["code"]), "data": str(results["data"]), "versions": str(results["versions"])}
+    told |= {f"config.{key}": show(value) for key, value in flat(results["config"]).items()}
+    told |= results["metrics"] | {f"baseline/{name}": value for name, value in results["baselines"].items()}
+    if results["status"] == "completed":
+        told["score_name"], told["score"] = score(results["metrics"])
+    return told
+
+
+def show(value: Any) -> str:
+    """A value as a command line writes it."""
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+
+
+def varied(table: pd.DataFrame) -> list[str]:
+    """The columns of the settings that are not the same in all runs."""
+    return [
+        name
+        for name in table
+        if name.startswith("config.") and name[7:] not in NO_SETTING and table[name].nunique() > 1
+    ]
+
+
+def mark(table: pd.DataFrame) -> pd.DataFrame:
+    """Name in the column `other` what each result was not made by or of, that the last one was."""
+    table["other"] = ""
+    finished = table[table.status == "completed"]
+    if len(finished):
+        last = finished.loc[finished.written.idxmax()]
+        for name in ("code", "data", "versions"):
+            table.loc[finished.index[finished[name] != last[name]], "other"] += f"{name} "
+    return table
+
+
+# -- comparing ------------------------------------------------------------------------------------------
+
+
+def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
+    """A row a setting: mean and spread over its seeds, best first."""
+    if not len(done):
+        return pd.DataFrame()
+    rows = []
+    for _, group in done.groupby([*settings] or "setting", dropna=False):
+        first = group.iloc[0]
+        line = {key[7:]: first[key] for key in settings} or {"setting": first.setting}
+        line |= {"seeds": len(group), first.score_name: group.score.mean(), "spread": group.score.std()}
+        line |= {"test/loss": group["test/loss"].mean()}
+        line |= {f"of {name}": f"{group['test/loss'].mean() / value:.2f}x" for name, value in trivial(group).items()}
+        rows.append(line | {"seconds": group.seconds.mean(), "other": " ".join(sorted(set(group.other)))})
+    ranking = pd.DataFrame(rows).sort_values(done.score_name.iloc[0], ignore_index=True)
+    for name in ranking.select_dtypes("float"):
+        ranking[name] = ranking[name].map(lambda value, name=name: number(value, 0 if name == "seconds" else 4))
+    return ranking.replace("", pd.NA).dropna(axis="columns", how="all").fillna("")
+
+
+def number(value: float, places: int) -> str:
+    """A figure of a table; nothing where there is none."""
+    return "" if pd.isna(value) else f"{value:.{places}f}"
+
+
+def trivial(done: pd.DataFrame) -> dict[str, float]:
+    """The mean over runs of the test loss of each baseline."""
+    names = [name for name in done if name.startswith("baseline/") and done[name].notna().any()]
+    return {name.removeprefix("baseline/").replace("_", " "): float(done[name].mean()) for name in names}
+
+
+def spread(done: pd.DataFrame) -> float:
+    """The standard deviation over seeds, pooled over the settings that were run with several; NaN where none was."""
+    return float(done.groupby("setting").score.var().mean() ** 0.5)
+
+
+def answer(table: pd.DataFrame, done: pd.DataFrame, ranking: pd.DataFrame) -> list[str]:
+    """What a reader wants to know first, a sentence each."""
+    states = ", ".join(f"{n} {name}" for name, n in table.status.value_counts().items())
+    lines = [f"{len(table)} jobs: {states}."]
+    if not len(done):
+        return lines
+    best = done.loc[done.score.idxmin()]
+    what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
+    lines.append(
+        f"Best on {what}: {best.score:.4f} with {best.setting}, seed {best.seed}; its test loss is"
+        f" {best['test/loss']:.4f} (" + ", ".join(f"{k} {v:.4f}" for k, v in trivial(done).items()) + ")."
+    )
+    means = done.groupby("setting").score.mean().sort_values()
+    chance = spread(done)
+    if len(means) > 1 and pd.isna(chance):
+        lines.append("One seed each: what chance does is not known, so small differences say nothing; add seed=0,1,2.")
+    elif len(means) > 1:
+        gap = means.iloc[1] - means.iloc[0]
+        relation = "smaller than" if gap < chance else f"{gap / chance:.1f} times"
+        lines.append(
+            f"Mean over seeds: {means.iloc[0]:.4f} with {means.index[0]}, then {means.iloc[1]:.4f} with"
+            f" {means.index[1]}; the difference is {relation} the spread over seeds ({chance:.4f})"
+            + (": these runs do not tell the two apart." if gap < chance else ".")
+        )
+    for name in ("mean_image", "pca"):
+        if f"baseline/{name}" in done:
+            beaten = done[f"baseline/{name}"].notna() & (done["test/loss"] >= 0.99 * done[f"baseline/{name}"])
+            if beaten.any():
+                rival = "predicting the mean image" if name == "mean_image" else "PCA with as many numbers an image"
+                lines.append(f"{beaten.sum()} of {len(done)} completed runs are no better than {rival}.")
+    alike: dict[str, list[str]] = {}  # warnings that differ in their figures alone
+    for warning in (warning for found in done.warnings for warning in found if not warning.startswith("Not better")):
+        alike.setdefault(re.sub(r"[\d.,]+%?", "#", warning), []).append(warning)
+    for found in alike.values():
+        lines.append(f"Warned in {len(found)} of {len(done)} runs: {found[0]}")
+    if (done.other != "").any():
+        lines.append(f"{(done.other != '').sum()} results were made by other code or data than the last: column other.")
+    total = done.seconds.sum()
+    lines.append(
+        f"Time: {total / 60:.1f} min in all, {done.fit_seconds.sum() / 60:.1f} of it training;"
+        f" {done.seconds.mean():.0f} s a run, {done.seconds.max():.0f} s the longest."
+    )
+    return lines
+
+
+def compare(done: pd.DataFrame, key: str, settings: list[str]) -> dict[str, pd.DataFrame]:
+    """By setting of the others: mean, spread and number of seeds at each of at least two values of one setting."""
+    others = [name for name in settings if name != key]
+    lines = {}
+    for _, group in done.groupby(others, dropna=False) if others else [("", done)]:
+        if group[key].nunique() > 1:
+            words = " ".join(f"{name[7:]}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0]))
+            values = group.groupby(key).score.agg(["mean", "std", "count"])
+            lines[words] = values.loc[sorted(values.index, key=order)]
+    return dict(list(lines.items())[:LINES])
+
+
+def order(value: str) -> tuple[int, float, str]:
+    """Numbers by size before words by name; lists of numbers by length, then as words."""
+    try:
+        return 0, float(value), ""
+    except ValueError:
+        return 1, value.count(","), value
+
+
+def effect(lines: dict[str, pd.DataFrame], key: str) -> tuple[str, pd.DataFrame]:
+    """In words and in a table, what one setting did: the mean at each value over the settings of the others."""
+    every = pd.concat(lines.values())
+    values = every.groupby(level=0)["mean"].mean()
+    chance = float((every["std"] ** 2).mean() ** 0.5)
+    best, worst, gap = values.idxmin(), values.idxmax(), values.max() - values.min()
+    text = f"Best at {best} ({values.min():.4f}), worst at {worst} ({values.max():.4f})."
+    if pd.isna(chance):
+        text += " With one seed each, what chance does is not known."
+    elif gap < chance:
+        text += f" The difference, {gap:.4f}, is smaller than the spread over seeds, {chance:.4f}: it may be chance."
+    else:
+        text += f" The difference is {gap / chance:.1f} times the spread over seeds ({chance:.4f})."
+    rows = [
+        {key[7:]: value, "runs": int(every.loc[[value], "count"].sum()), "mean loss": f"{values[value]:.4f}"}
+        for value in sorted(values.index, key=order)
+    ]
+    return text.replace("  ", " "), pd.DataFrame(rows)

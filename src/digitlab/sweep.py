@@ -1,0 +1,108 @@
+"""A sweep on disk: which jobs it has, how far they are, what is left. It must not import torch: a dry run asks it."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from digitlab import runs
+from digitlab.cli import Job
+from digitlab.config import run_id, to_plain
+
+PLAN = "sweep.json"  # in the sweep's directory; a job's own directory is named by its run id
+# What a dry run says of a job in each state.
+NEXT = {
+    "completed": "skip",
+    "new": "run",
+    "interrupted": "resume",
+    "failed": "try again",
+    "diverged": "try again",
+    "damaged": "do again",
+    "running": "leave to the process that is at it",
+}
+
+
+class Planned(NamedTuple):
+    """A job of a sweep."""
+
+    run_id: str
+    overrides: str  # what it alone was told on the command line
+    epochs: int
+
+
+def plan(jobs: Sequence[Job]) -> list[Planned]:
+    """The jobs by their ids, each once, with the words in which they differ."""
+    common = set.intersection(*({*job.overrides} for job in jobs))
+    planned = [
+        Planned(
+            run_id(to_plain(job.cfg)),
+            " ".join(word for word in job.overrides if word not in common) or "(the only job)",
+            job.cfg.trainer.max_epochs,
+        )
+        for job in jobs
+    ]
+    return list({job.run_id: job for job in planned}.values())
+
+
+def begin(directory: Path, jobs: Sequence[Planned]) -> None:
+    """Leave the plan in the sweep's directory, for its jobs and its report."""
+    content = {"began": time.time(), "jobs": [job._asdict() for job in jobs]}
+    runs.write_json(directory / PLAN, content)
+
+
+def read_plan(directory: Path) -> tuple[float, list[Planned]]:
+    """When the sweep was last started, and its jobs; nothing where there is no plan."""
+    try:
+        content: Any = json.loads((directory / PLAN).read_text())
+        return content["began"], [Planned(**job) for job in content["jobs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0, []
+
+
+def dry_run(directory: Path, jobs: Sequence[Planned]) -> str:
+    """A line a job: what the sweep would do with it, and how it stands now."""
+    states = [runs.state(directory / job.run_id) for job in jobs]
+    lines = [f"{job.run_id}  {NEXT[now]:10} {now:12} {job.overrides}" for job, now in zip(jobs, states, strict=True)]
+    count = ", ".join(f"{n} to {what}" for what, n in Counter(NEXT[now] for now in states).items())
+    return "\n".join([*lines, f"{len(jobs)} jobs in {directory}: {count}"])
+
+
+def wait_for_others(directory: Path, jobs: Sequence[Planned]) -> bool:
+    """Wait while other processes work on jobs of this sweep. Returns whether one of them left its job unfinished."""
+    theirs = [job.run_id for job in jobs if runs.state(directory / job.run_id) == "running"]
+    if theirs:
+        print(f"Another process is at {len(theirs)} of the jobs; waiting for it")
+    for name in theirs:
+        while (now := runs.state(directory / name)) == "running":
+            time.sleep(0.5)
+        if now in ("interrupted", "new", "damaged"):
+            return True
+    return False
+
+
+def progress(directory: Path, this: str) -> str:
+    """How far the sweep is after the job with the id `this`: job k of n, the best so far, the time left."""
+    began, jobs = read_plan(directory)
+    number = {job.run_id: n for n, job in enumerate(jobs, 1)}
+    found = {job.run_id: runs.read_results(directory / job.run_id) or {} for job in jobs}
+    done = [job for job in jobs if found[job.run_id].get("status") in ("completed", "failed", "diverged")]
+    told = f"Job {number.get(this, '?')} of {len(jobs)} ended"
+    scores = {job: score(found[job.run_id]["metrics"]) for job in done if found[job.run_id]["status"] == "completed"}
+    if scores:
+        best = min(scores, key=lambda job: scores[job][1])
+        told += f"; best so far: {scores[best][0]} {scores[best][1]:.4f} ({best.overrides})"
+    # Epochs done since the start tell the pace, with however many workers and however unequal the jobs.
+    fresh = sum(job.epochs for job in done if (directory / job.run_id / "results.json").stat().st_mtime >= began)
+    left = sum(job.epochs for job in jobs if job not in done)
+    if fresh and left:
+        minutes = (time.time() - began) / fresh * left / 60
+        told += f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"
+    return told
+
+
+def score(metrics: dict[str, float]) -> tuple[str, float]:
+    """What a search minimises, by its name: the loss on held-out images; without any, on the training images."""
+    name = "val/loss" if "val/loss" in metrics else "train/loss"
+    return name, metrics[name]
