@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-quick check format tensorboard reproduce bench clean
+.PHONY: help setup demo test test-quick check format tensorboard reproduce search search-smoke report bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,22 @@ tensorboard: $(READY) ## Show all runs in TensorBoard
 
 reproduce: $(READY) ## Run the seed report's experiments and ours, one after the other (20 minutes)
 	for name in q1b q1c kmeans_best q2b q2c autoencoder_best; do $(BIN)/python train.py experiment=$$name || exit 1; done
+
+# The seed report's search, one setting at a time. Run again after an interruption, it goes on where it was.
+SWEEPS := learning_rate epochs batch_size weight_decay channels latent layers optimizer
+SWEEP = $(BIN)/python train.py -m sweep=q2c/$$name hydra/launcher=joblib
+EACH = status=0; for name in $(SWEEPS); do $(1) || { [ $$? -eq 130 ] && exit 130; status=1; }; done
+
+search: $(READY) ## Run the seed report's search (Q2c) on all cores, and report on it
+	$(call EACH,$(SWEEP)); $(BIN)/python scripts/report.py outputs/sweeps/q2c && exit $$status
+
+search-smoke: $(READY) ## The same on a slice of the data, in minutes, to see that it works
+	$(call EACH,$(SWEEP) data=smoke data.val_size=200 hydra.sweep.dir=outputs/sweeps/smoke/$$name); \
+	$(BIN)/python scripts/report.py outputs/sweeps/smoke && exit $$status
+
+RUNS ?= outputs/sweeps
+report: $(READY) ## Report on the runs under RUNS (outputs/sweeps)
+	$(BIN)/python scripts/report.py $(RUNS)
 
 bench: $(READY) ## Measure speed, as ratios against peers in the same run
 	$(BIN)/python scripts/benchmark.py

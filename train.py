@@ -24,9 +24,11 @@ failed: list[str] = []  # of the jobs of this process, why they failed
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def experiment(cfg: DictConfig) -> float:
     """Run one job in the directory that Hydra made for it."""
+    settings = HydraConfig.get()
+    if settings.runtime.choices.get("hydra/launcher") == "submitit_local":  # all jobs start at once on this machine
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     from digitlab.train import log, run  # torch takes seconds: not for --help or a mistake in the command
 
-    settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
     if cfg.resume is not None:
         cfg = config.restore(cfg.resume)

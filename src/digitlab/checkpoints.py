@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: is not there; the run has not finished an epoch yet, or this is no run")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():  # a bit that flipped on the disk; torch does not look
+                raise ValueError(f"{broken} has not the checksum it was written with")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: is damaged or not a checkpoint ({reason}); train the run again") from error
     if not isinstance(content, dict) or content.get("model") not in MODELS:

@@ -34,8 +34,14 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     answers = answer(table, done, ranking)
 
     page = [f"# {', '.join(str(folder) for folder in sweeps)}", "", *(f"- {line}" for line in answers), ""]
-    page += ["## Settings, best first", "", ranking.to_markdown(index=False), ""] if len(ranking) else []
-    page += ["## Not completed", "", failures.to_markdown(index=False), ""] if len(failures) else []
+    page += (
+        ["## Settings, best first", "", ranking.to_markdown(index=False, disable_numparse=True), ""]
+        if len(ranking)
+        else []
+    )
+    page += (
+        ["## Not completed", "", failures.to_markdown(index=False, disable_numparse=True), ""] if len(failures) else []
+    )
     for key in settings:
         lines = compare(done, key, settings)
         if lines:
@@ -48,7 +54,7 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
                 "",
                 text,
                 "",
-                values.to_markdown(index=False),
+                values.to_markdown(index=False, disable_numparse=True),
                 "",
                 f"![{key[7:]}]({name})",
                 "",

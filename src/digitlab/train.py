@@ -30,6 +30,8 @@ from digitlab.sources import load
 
 log = logging.getLogger(__name__)
 
+THREADS = torch.get_num_threads()  # of a new process
+
 
 def run(cfg: DictConfig, directory: Path) -> float:
     """Train and judge one model; everything it leaves is in `directory`.
@@ -58,7 +60,8 @@ def run(cfg: DictConfig, directory: Path) -> float:
             earlier = {}
         if not earlier:
             runs.wipe(directory)
-        return work(config, directory, earlier)
+        with as_started():
+            return work(config, directory, earlier)
 
 
 def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path) -> None:
@@ -331,6 +334,18 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: a tensor of less than 1 GiB comes from the heap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+
+
+@contextmanager
+def as_started() -> Iterator[None]:
+    """Let torch compute as in a new process, whatever ran before in this one."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with cpu_threads(THREADS):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 @contextmanager

