@@ -1,6 +1,7 @@
-"""How fast is training? Ratios against peers that do the same work, measured in turn in the same run."""
+"""How fast is training? Ratios against peers that do the same work, each in a process of its own, in turn."""
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import struct
@@ -8,6 +9,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,68 +23,86 @@ from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
 from digitlab import baselines, cli, config, train
-from digitlab.autoencoder import build
-from digitlab.data import Images, Split, scale, split
+from digitlab.autoencoder import Autoencoder
+from digitlab.data import Split, scale, split
 from digitlab.kmeans import assign, draw_centers, gradient
 from digitlab.model import cpu_threads, make_optimizer, make_scheduler
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+KMEANS = ["model=kmeans", "init=digit"]
+AUTOENCODER = ["experiment=autoencoder_best", "trainer.max_epochs=1"]
 Contenders = dict[str, Callable[[], float]]
 
 
-def ours(data: Split, words: list[str]) -> float:
+def plain(words: list[str]) -> dict[str, Any]:
+    """The configuration of a command line, on the CPU and with all training images."""
+    config.register()
+    return config.to_plain(cli.parse([*words, "trainer.accelerator=cpu", "data.val_size=0"], CONF).jobs[0].cfg)
+
+
+def read(root: str) -> Split:
+    """All of the data, nothing held out."""
+    return split(load(root), None, 0, None, seed=0)
+
+
+def ours(words: list[str], root: str) -> float:
     """Seconds that train.py trains for: Lightning, checkpoints, TensorBoard and all."""
-    cfg = cli.parse([*words, "trainer.accelerator=cpu", "data.val_size=0"], CONF).jobs[0].cfg
-    plain: Any = config.to_plain(cfg)
+    wanted, data = plain(words), read(root)
     results: dict[str, Any] = {"fit_seconds": 0.0, "baselines": {"mean_image": baselines.mean_image(data)}}
     with tempfile.TemporaryDirectory() as folder:
-        train.fit(train.build_model(plain), data, plain, Path(folder), results)
+        train.fit(train.build_model(wanted), data, wanted, Path(folder), results)
     return float(results["fit_seconds"])
 
 
 # -- k-means ------------------------------------------------------------------------------------------------
 
-EPOCHS, BATCH = 10, 64
 
-
-def bare_kmeans(data: Images) -> float:
+def bare_kmeans(words: list[str], root: str) -> float:
     """Seconds of the same update written out in PyTorch: no framework, no logging, no validation."""
+    wanted, data = plain(words), read(root).train
     began = time.perf_counter()
     with cpu_threads(1), torch.no_grad():
         centers = draw_centers("digit", data, 10, generator(0, Stream.INIT))
-        for epoch in range(EPOCHS):
+        for epoch in range(wanted["trainer"]["max_epochs"]):
             order = torch.randperm(len(data.labels), generator=generator(0, Stream.ORDER, epoch))
-            for rows in order.split(BATCH):
-                centers -= 4.5 * gradient(assign(scale(data.images[rows]).flatten(1), centers), centers)
+            for rows in order.split(wanted["data"]["batch_size"]):
+                x = scale(data.images[rows]).flatten(1)
+                centers -= wanted["optimizer"]["lr"] * gradient(assign(x, centers), centers)
     return time.perf_counter() - began
 
 
-def scikit_learn(data: Images) -> float:
-    """Seconds of MiniBatchKMeans with the same batches and epochs, without its early stop."""
-    x = scale(data.images).flatten(1).numpy()
-    peer = MiniBatchKMeans(10, batch_size=BATCH, max_iter=EPOCHS, max_no_improvement=None, n_init=1, random_state=0)
+def scikit_learn(words: list[str], root: str, early_stop: bool = False) -> float:
+    """Seconds of MiniBatchKMeans with the same batches and epochs; its early stop is off unless asked for."""
+    wanted, patience = plain(words), {} if early_stop else {"max_no_improvement": None}
+    x = scale(read(root).train.images).flatten(1).numpy()
+    size, epochs = wanted["data"]["batch_size"], wanted["trainer"]["max_epochs"]
+    peer = MiniBatchKMeans(10, batch_size=size, max_iter=epochs, n_init=1, random_state=0, **patience)
     began = time.perf_counter()
     peer.fit(x)
     return time.perf_counter() - began
 
 
-# -- autoencoder: one epoch of experiment=autoencoder_best ---------------------------------------------------
-
-NET: dict[str, Any] = {"channels": [32, 64, 128], "latent_dim": 16, "hidden": 256}
-NET |= {"norm": "group", "activation": "silu", "output": "sigmoid"}  # as conf/experiment/autoencoder_best.yaml
-NET_BATCH = 128
-RATE: dict[str, Any] = {"name": "adamw", "lr": 0.005, "weight_decay": 0.01, "beta2": 0.99}
+# -- autoencoder --------------------------------------------------------------------------------------------
 
 
-def bare_autoencoder(data: Images) -> float:
-    """Seconds of a plain loop over the same tensors, in the same precision and memory format."""
+def net(wanted: dict[str, Any]) -> nn.Sequential:
+    """Encoder and decoder as configured."""
+    model = train.build_model(wanted)
+    assert isinstance(model, Autoencoder)
+    return nn.Sequential(model.encoder, model.decoder)
+
+
+def bare_autoencoder(words: list[str], root: str) -> float:
+    """Seconds of a plain loop over the same tensors, in the same precision, memory format and use of memory."""
     torch.manual_seed(0)
-    model = nn.Sequential(*build(**NET)).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model.parameters(), **RATE)
-    batches = torch.randperm(len(data.labels)).split(NET_BATCH)
-    scheduler = make_scheduler(optimizer, "one_cycle", len(batches), pct_start=0.1)
+    wanted, data = plain(words), read(root).train
+    train.keep_freed_memory()
+    model = net(wanted)
+    optimizer = make_optimizer(model.parameters(), **wanted["optimizer"])
+    batches = torch.randperm(len(data.labels)).split(wanted["data"]["batch_size"])
+    scheduler = make_scheduler(optimizer, total_steps=len(batches), **wanted["scheduler"])
     assert scheduler is not None
     bf16 = torch.cpu._is_avx512_bf16_supported()
     began = time.perf_counter()
@@ -100,9 +121,10 @@ def bare_autoencoder(data: Images) -> float:
 class Usual(LightningModule):
     """The same net as most tutorials would train it: float32, contiguous."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: dict[str, Any]) -> None:
         super().__init__()
-        self.net = nn.Sequential(*build(**NET))
+        self.wanted = wanted
+        self.net = net(wanted).to(memory_format=torch.contiguous_format)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """The mean squared error of one minibatch."""
@@ -111,12 +133,14 @@ class Usual(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW as ours."""
-        return make_optimizer(self.parameters(), **RATE)
+        """As ours."""
+        return make_optimizer(self.parameters(), **self.wanted["optimizer"])
 
 
-def usual_autoencoder(data: Images) -> float:
+def usual_autoencoder(words: list[str], root: str) -> float:
     """Seconds of Lightning over DataLoader(torchvision MNIST with ToTensor), as most tutorials have it."""
+    warnings.filterwarnings("ignore", module="lightning")  # that its DataLoader might have workers
+    wanted, data = plain(words), read(root).train
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "MNIST" / "raw"
         raw.mkdir(parents=True)
@@ -124,11 +148,11 @@ def usual_autoencoder(data: Images) -> float:
             for kind, array in (("images-idx3", data.images), ("labels-idx1", data.labels)):
                 header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
                 (raw / f"{part}-{kind}-ubyte").write_bytes(header + array.to(torch.uint8).numpy().tobytes())
-        loader = DataLoader(MNIST(folder, transform=ToTensor()), batch_size=NET_BATCH, shuffle=True)
+        loader = DataLoader(MNIST(folder, transform=ToTensor()), wanted["data"]["batch_size"], shuffle=True)
         quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         trainer = Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, **quiet)
         began = time.perf_counter()
-        trainer.fit(Usual(), loader)
+        trainer.fit(Usual(wanted), loader)
         return time.perf_counter() - began
 
 
@@ -137,7 +161,9 @@ def compare(title: str, contenders: Contenders, rounds: int) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            seconds[name].append(contender())
+            # A new process each time: none finds memory, threads or caches as another left them.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                seconds[name].append(pool.submit(contender).result())
     first = next(iter(seconds.values()))
     print(f"{title}, {rounds} rounds\n{'':34}{'median s':>10}{'min':>8}{'max':>8}{'digitlab / it':>16}")
     for name, times in seconds.items():
@@ -155,33 +181,24 @@ def main() -> None:
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds}: must be >= 1")
     try:
-        data = split(load(options.root), None, 0, None, seed=0)
+        images = len(read(options.root).train.labels)
     except ValueError as mistake:
         parser.error(str(mistake))
-    warnings.filterwarnings("ignore", module="lightning")
-    config.register()
     if options.only != "autoencoder":
         contenders: Contenders = {
-            "digitlab": lambda: ours(data, ["model=kmeans", "init=digit"]),
-            "bare PyTorch loop": lambda: bare_kmeans(data.train),
-            "scikit-learn MiniBatchKMeans": lambda: scikit_learn(data.train),
+            "digitlab": partial(ours, KMEANS, options.root),
+            "bare PyTorch loop": partial(bare_kmeans, KMEANS, options.root),
+            "scikit-learn MiniBatchKMeans": partial(scikit_learn, KMEANS, options.root),
+            "the same, stopping early": partial(scikit_learn, KMEANS, options.root, early_stop=True),
         }
-        compare(
-            f"k-means, {len(data.train.labels):,} images, batch size {BATCH}, {EPOCHS} epochs",
-            contenders,
-            options.rounds,
-        )
+        compare(f"k-means (python train.py {' '.join(KMEANS)}), {images:,} images", contenders, options.rounds)
     if options.only != "kmeans":
         contenders = {
-            "digitlab": lambda: ours(data, ["experiment=autoencoder_best", "trainer.max_epochs=1"]),
-            "bare PyTorch loop": lambda: bare_autoencoder(data.train),
-            "Lightning, torchvision, float32": lambda: usual_autoencoder(data.train),
+            "digitlab": partial(ours, AUTOENCODER, options.root),
+            "bare PyTorch loop": partial(bare_autoencoder, AUTOENCODER, options.root),
+            "Lightning, torchvision, float32": partial(usual_autoencoder, AUTOENCODER, options.root),
         }
-        compare(
-            f"autoencoder, {len(data.train.labels):,} images, batch size {NET_BATCH}, 1 epoch",
-            contenders,
-            options.rounds,
-        )
+        compare(f"autoencoder (python train.py {' '.join(AUTOENCODER)}), {images:,} images", contenders, options.rounds)
 
 
 if __name__ == "__main__":

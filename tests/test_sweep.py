@@ -75,6 +75,7 @@ def test_the_sweeps_of_q2c_are_the_report_s() -> None:
         ("-m trainer.max_epochs=10,20,50 optimizer.lr=0.01", "optimizer.lr-0.01_trainer.max_epochs"),
         ("-m model=kmeans init=digit,kmeans++ force=true", "init_model-kmeans"),
         ("-m model.channels=[8,16],[4,8]", "model.channels"),
+        ("-m seed=0,1 +hydra.launcher.ray.init.num_cpus=2 hydra/launcher=ray", "seed"),
         ("-m", "defaults"),
     ],
 )
@@ -98,6 +99,14 @@ def test_a_mistake_in_the_last_job_is_told_before_the_first(lab: Lab, words: lis
     done = lab("-m", *KMEANS, *words, "optimizer.lr=1,2,-3")
     assert done.returncode == 2
     assert done.stderr.strip() == "Error: optimizer.lr=-3.0: must be > 0 and finite"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_joblib_refuses_jobs_of_several_devices(lab: Lab, tmp_path: Path) -> None:
+    """Its workers cannot start processes: told before the first job."""
+    done = lab("-m", "seed=0,1", "trainer=ddp", "hydra/launcher=joblib")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: trainer.devices=2: joblib's workers cannot start processes of their own")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -54,7 +54,7 @@ def parse(words: list[str], conf: Path) -> Command:
         grid, directory = [overrides], None
         if flags or any(word.startswith("sweep=") for word in words):
             parsed = OverridesParser.create().parse_overrides(overrides)
-            if not any(override.get_key_element() == "hydra.sweep.dir" for override in parsed):
+            if not any(override.key_or_group == "hydra.sweep.dir" for override in parsed):
                 overrides = [*overrides, f"hydra.sweep.dir='outputs/sweeps/{sweep_name(parsed)}'"]
             node = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN).hydra
             directory, words = Path(node.sweep.dir), [*overrides, *(flags or {"-m"})]
@@ -64,6 +64,13 @@ def parse(words: list[str], conf: Path) -> Command:
             parsed = OverridesParser.create().parse_overrides(params + overrides)
             grid = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
         jobs = [Job(hydra.compose_config("config", job, run_mode=RunMode.RUN), job) for job in grid]
+        if directory is not None and node.launcher._target_.endswith(".JoblibLauncher"):
+            for job in jobs:
+                if (devices := job.cfg.trainer.devices) > 1:
+                    raise ValueError(
+                        f"trainer.devices={devices}: joblib's workers cannot start processes of their own;"
+                        " leave out hydra/launcher=joblib, or choose ray or submitit_local"
+                    )
     for job in jobs:
         with open_dict(job.cfg):
             del job.cfg["hydra"]
@@ -74,7 +81,7 @@ def sweep_name(overrides: list[Override]) -> str:
     """The name of a sweep: that of its group, else what is fixed and what is swept, so that more values extend it."""
     names = []
     for override in overrides:
-        key = override.get_key_element()
+        key = override.key_or_group
         if override.is_sweep_override():
             names.append(key)
         elif key == "sweep":
