@@ -57,6 +57,9 @@ def parse(words: list[str], conf: Path) -> Command:
             if not any(override.key_or_group == "hydra.sweep.dir" for override in parsed):
                 overrides = [*overrides, f"hydra.sweep.dir='outputs/sweeps/{sweep_name(parsed)}'"]
             node = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN).hydra
+            if node.launcher._target_.endswith(".RayLauncher") and node.launcher.ray.init.get("address"):
+                # The plugin asks for an object store of its own, which Ray refuses where the cluster is there already.
+                overrides.append("++hydra.launcher.ray.init.object_store_memory=null")
             directory, words = Path(node.sweep.dir), [*overrides, *(flags or {"-m"})]
             if not node.sweeper._target_.endswith(".BasicSweeper"):
                 return Command([], directory, words)  # another sweeper decides on its jobs as it goes
