@@ -39,7 +39,9 @@ def experiment(cfg: DictConfig) -> float:
     except RunFailed as error:
         failed.append(str(error))
     except Busy:
-        log.info("Left to the process that works on it: %s", directory)
+        log.warning("Left alone: another process works on %s", directory)
+        if settings.mode != RunMode.MULTIRUN:  # a sweep waits for that process
+            failed.append("busy")
     if settings.mode == RunMode.MULTIRUN:
         log.info(sweep.progress(directory.parent, directory.name))
     return score

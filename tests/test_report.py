@@ -64,9 +64,10 @@ def test_it_says_when_a_difference_may_be_chance(tmp_path: Path) -> None:
     for run, lr, seed, loss in (("a", 1, 0, 0.05), ("b", 1, 1, 0.054), ("c", 2, 0, 0.0505), ("d", 2, 1, 0.0545)):
         made(tmp_path, run, lr, seed, loss)
     told = report.write([tmp_path], tmp_path / "report")
-    assert "smaller than the spread over seeds (0.0028): these runs do not tell the two apart." in told
+    assert "the difference is 0.0005, smaller than the spread over seeds (0.0028): it may be chance." in told
     assert (
-        "smaller than the spread over seeds, 0.0028: it may be chance." in (tmp_path / "report/report.md").read_text()
+        "The difference is 0.0005, smaller than the spread over seeds (0.0028): it may be chance."
+        in (tmp_path / "report/report.md").read_text()
     )
 
 
@@ -74,7 +75,20 @@ def test_with_one_seed_it_knows_no_spread(tmp_path: Path) -> None:
     """One run a setting: it says that chance is unknown and how to learn it."""
     made(tmp_path, "a", 1, 0, 0.05)
     made(tmp_path, "b", 2, 0, 0.06)
-    assert "One seed each: what chance does is not known" in report.write([tmp_path], tmp_path / "report")
+    assert "the difference is of one seed each: what chance does is not known (add seed=0,1,2)." in report.write(
+        [tmp_path], tmp_path / "report"
+    )
+
+
+def test_values_are_compared_over_the_seeds_they_share(tmp_path: Path) -> None:
+    """lr 1 was run with the seeds 0 and 1, lr 2 with 0 alone: seed 1, which went badly, tells nothing against lr 1."""
+    for run, lr, seed, loss in (("a", 1, 0, 0.05), ("b", 1, 1, 0.09), ("c", 2, 0, 0.06)):
+        made(tmp_path, run, lr, seed, loss)
+    report.write([tmp_path], tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text()
+    # The spread of the other settings is that of lr 1 over its two seeds, 0.0283.
+    assert "Best at 1 (0.0500), worst at 2 (0.0600)." in page
+    assert "The difference is 0.0100, smaller than the spread over seeds of other settings (0.0283)" in page
 
 
 def test_failed_and_missing_jobs_are_listed_with_their_reasons(tmp_path: Path) -> None:

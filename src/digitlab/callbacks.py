@@ -15,7 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from digitlab import runs
+from digitlab import figures, runs
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class TensorBoard(Callback):
             self.writer.add_scalar(f"baseline/{name}", value, epoch)
         for name, picture in module.pictures().items():
             if isinstance(picture, Figure):
-                self.writer.add_figure(f"epochs/{name}", picture, epoch)
+                self.writer.add_image(f"epochs/{name}", figures.pixels(picture), epoch, dataformats="HWC")
             else:
                 self.writer.add_image(f"epochs/{name}", make_grid(picture, nrow=10, padding=1, pad_value=0.3), epoch)
 

@@ -90,8 +90,7 @@ def reconstructions(originals: np.ndarray, restored: np.ndarray, heading: str) -
 
 def latents(z: np.ndarray, digits: np.ndarray, heading: str) -> Figure:
     """Latents (N, Z) in the plane of their two largest principal components, coloured by digit."""
-    figure = Figure(figsize=(6.6, 5.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = sheet(6.6, 5.6, right=1.0)
     centered = z - z.mean(0)
     if z.shape[1] > 2:
         variances, vectors = np.linalg.eigh(np.cov(centered.T))
@@ -168,7 +167,8 @@ def effect(lines: Mapping[str, Any], key: str, measure: str, trivial: Mapping[st
 
     A baseline is drawn where it lies near the lines, else named in the title.
     """
-    figure, axes = sheet(7.2, 4.4)
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
     names = list(dict.fromkeys(value for table in lines.values() for value in table.index))
     for label, table in lines.items():
         places = [names.index(value) for value in table.index]
@@ -181,6 +181,8 @@ def effect(lines: Mapping[str, Any], key: str, measure: str, trivial: Mapping[st
         else:
             away.append(f"{name} {loss:.4f}")
     axes.set_xticks(range(len(names)), names)
+    if max(map(len, names)) > 10:
+        axes.tick_params(axis="x", rotation=15, labelsize=8)
     axes.set(xlabel=key.removeprefix("config."), ylabel=measure)
     axes.set_title("off the chart: " + ", ".join(away) if away else "", fontsize=9)
     if axes.get_legend_handles_labels()[1]:

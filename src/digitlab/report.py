@@ -43,22 +43,14 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
         ["## Not completed", "", failures.to_markdown(index=False, disable_numparse=True), ""] if len(failures) else []
     )
     for key in settings:
-        lines = compare(done, key, settings)
+        lines, used = compare(done, key, settings)
         if lines:
             name = f"effect_{key[7:]}.png"
-            text, values = effect(lines, key)
+            sentences, values = effect(lines, key, spread(done))
             with runs.whole(out / name) as part:
-                figures.effect(lines, key, done.score_name.iloc[0], trivial(done)).savefig(part, dpi=110)
-            page += [
-                f"## What {key[7:]} did",
-                "",
-                text,
-                "",
-                values.to_markdown(index=False, disable_numparse=True),
-                "",
-                f"![{key[7:]}]({name})",
-                "",
-            ]
+                figures.effect(lines, key, done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
+            page += [f"## What {key[7:]} did", "", *(f"- {sentence}" for sentence in sentences), ""]
+            page += [values.to_markdown(index=False, disable_numparse=True), "", f"![{key[7:]}]({name})", ""]
     if len(done):
         best = done.loc[done.score.idxmin()]
         page += ["## The best run", "", f"{best.setting}, seed {best.seed}: `{best.run}`", ""]
@@ -71,7 +63,7 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     with runs.whole(out / "report.md") as part:
         part.write_text("\n".join([*page, "Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]))
     with runs.whole(out / "runs.csv") as part:
-        table.drop(columns="warnings").to_csv(part, index=False)
+        table.drop(columns=["warnings", "config.data.root"], errors="ignore").to_csv(part, index=False)
 
     told = ["", ranking.head(SHOWN).to_string(index=False)] if len(ranking) else []
     told += [f"... and {len(ranking) - SHOWN} more"] if len(ranking) > SHOWN else []
@@ -113,6 +105,7 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
 def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     """What a run's results.json tells, flat."""
     told = {key: results[key] for key in ("run_id", "status", "seed", "error", "warnings", "epochs", "fit_seconds")}
+    told["error"] = " ".join((told["error"] or "").split()).replace("|", "/")  # one cell of a table
     told |= {"run": str(run), "seconds": results["seconds"], "written": (run / "results.json").stat().st_mtime}
     told |= {"code": str(results["code"]), "data": str(results["data"]), "versions": str(results["versions"])}
     told |= {f"config.{key}": show(value) for key, value in flat(results["config"]).items()}
@@ -174,9 +167,13 @@ def number(value: float, places: int) -> str:
 
 
 def trivial(done: pd.DataFrame) -> dict[str, float]:
-    """The mean over runs of the test loss of each baseline."""
+    """The test loss of each baseline that is about the same for all these runs: not PCA with several latent sizes."""
     names = [name for name in done if name.startswith("baseline/") and done[name].notna().any()]
-    return {name.removeprefix("baseline/").replace("_", " "): float(done[name].mean()) for name in names}
+    return {
+        name.removeprefix("baseline/").replace("_", " "): float(done[name].mean())
+        for name in names
+        if done[name].max() < 1.05 * done[name].min()
+    }
 
 
 def spread(done: pd.DataFrame) -> float:
@@ -194,19 +191,15 @@ def answer(table: pd.DataFrame, done: pd.DataFrame, ranking: pd.DataFrame) -> li
     what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
     lines.append(
         f"Best on {what}: {best.score:.4f} with {best.setting}, seed {best.seed}; its test loss is"
-        f" {best['test/loss']:.4f} (" + ", ".join(f"{k} {v:.4f}" for k, v in trivial(done).items()) + ")."
+        f" {best['test/loss']:.4f} (" + ", ".join(f"{k} {v:.4f}" for k, v in trivial(best.to_frame().T).items()) + ")."
     )
     means = done.groupby("setting").score.mean().sort_values()
-    chance = spread(done)
-    if len(means) > 1 and pd.isna(chance):
-        lines.append("One seed each: what chance does is not known, so small differences say nothing; add seed=0,1,2.")
-    elif len(means) > 1:
-        gap = means.iloc[1] - means.iloc[0]
-        relation = "smaller than" if gap < chance else f"{gap / chance:.1f} times"
+    if len(means) > 1:
+        first, second = means.index[:2]
+        here = spread(done[done.setting.isin([first, second])])
         lines.append(
-            f"Mean over seeds: {means.iloc[0]:.4f} with {means.index[0]}, then {means.iloc[1]:.4f} with"
-            f" {means.index[1]}; the difference is {relation} the spread over seeds ({chance:.4f})"
-            + (": these runs do not tell the two apart." if gap < chance else ".")
+            f"Mean over seeds: {means[first]:.4f} with {first}, then {means[second]:.4f} with {second};"
+            f" the difference is {beside_chance(means[second] - means[first], here, spread(done))}."
         )
     for name in ("mean_image", "pca"):
         if f"baseline/{name}" in done:
@@ -229,16 +222,24 @@ def answer(table: pd.DataFrame, done: pd.DataFrame, ranking: pd.DataFrame) -> li
     return lines
 
 
-def compare(done: pd.DataFrame, key: str, settings: list[str]) -> dict[str, pd.DataFrame]:
-    """By setting of the others: mean, spread and number of seeds at each of at least two values of one setting."""
+def compare(done: pd.DataFrame, key: str, settings: list[str]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """By setting of the others: mean, spread and number of seeds at each of at least two values of one setting.
+
+    Over the seeds that all the values have, where there are such. The runs compared come second.
+    """
     others = [name for name in settings if name != key]
-    lines = {}
+    found, used = [], []
     for _, group in done.groupby(others, dropna=False) if others else [("", done)]:
         if group[key].nunique() > 1:
-            words = " ".join(f"{name[7:]}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0]))
-            values = group.groupby(key).score.agg(["mean", "std", "count"])
-            lines[words] = values.loc[sorted(values.index, key=order)]
-    return dict(list(lines.items())[:LINES])
+            common = set.intersection(*(set(part.seed) for _, part in group.groupby(key)))
+            fair = group[group.seed.isin(common)] if common else group
+            words = [f"{name[7:]}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0])]
+            values = fair.groupby(key).score.agg(["mean", "std", "count"])
+            found.append((words, values.loc[sorted(values.index, key=order)]))
+            used.append(fair)
+    alike = set.intersection(*(set(words) for words, _ in found)) if found else set()
+    lines = {" ".join(word for word in words if word not in alike): values for words, values in found[:LINES]}
+    return lines, pd.concat(used) if used else done.head(0)
 
 
 def order(value: str) -> tuple[int, float, str]:
@@ -249,21 +250,30 @@ def order(value: str) -> tuple[int, float, str]:
         return 1, value.count(","), value
 
 
-def effect(lines: dict[str, pd.DataFrame], key: str) -> tuple[str, pd.DataFrame]:
-    """In words and in a table, what one setting did: the mean at each value over the settings of the others."""
-    every = pd.concat(lines.values())
-    values = every.groupby(level=0)["mean"].mean()
-    chance = float((every["std"] ** 2).mean() ** 0.5)
-    best, worst, gap = values.idxmin(), values.idxmax(), values.max() - values.min()
-    text = f"Best at {best} ({values.min():.4f}), worst at {worst} ({values.max():.4f})."
-    if pd.isna(chance):
-        text += " With one seed each, what chance does is not known."
-    elif gap < chance:
-        text += f" The difference, {gap:.4f}, is smaller than the spread over seeds, {chance:.4f}: it may be chance."
-    else:
-        text += f" The difference is {gap / chance:.1f} times the spread over seeds ({chance:.4f})."
-    rows = [
-        {key[7:]: value, "runs": int(every.loc[[value], "count"].sum()), "mean loss": f"{values[value]:.4f}"}
-        for value in sorted(values.index, key=order)
-    ]
-    return text.replace("  ", " "), pd.DataFrame(rows)
+def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: float) -> tuple[list[str], pd.DataFrame]:
+    """In words, a sentence a setting of the others, and in a table, what one setting did."""
+    sentences, rows = [], []
+    for words, values in lines.items():
+        means = values["mean"]
+        difference = beside_chance(means.max() - means.min(), (values["std"] ** 2).mean() ** 0.5, elsewhere)
+        sentences.append(
+            f"{f'With {words}: best' if len(lines) > 1 else 'Best'} at {means.idxmin()} ({means.min():.4f}), worst at"
+            f" {means.idxmax()} ({means.max():.4f}). The difference is {difference}."
+        )
+        for value, line in values.iterrows():
+            row: dict[str, Any] = {"with": words} if len(lines) > 1 else {}
+            row |= {key[7:]: value, "seeds": int(line["count"])}
+            rows.append(row | {"mean loss": number(line["mean"], 4), "spread": number(line["std"], 4)})
+    return sentences, pd.DataFrame(rows)
+
+
+def beside_chance(gap: float, here: float, elsewhere: float) -> str:
+    """A difference beside the spread over seeds: that of the settings compared, where it is known, else of others."""
+    chance, whose = (
+        (here, "the spread over seeds") if here > 0 else (elsewhere, "the spread over seeds of other settings")
+    )
+    if not chance > 0:
+        return "of one seed each: what chance does is not known (add seed=0,1,2)"
+    if gap < chance:
+        return f"{gap:.4f}, smaller than {whose} ({chance:.4f}): it may be chance"
+    return f"{gap / chance:.1f} times {whose} ({chance:.4f})"

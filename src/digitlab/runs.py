@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 import time
@@ -128,12 +127,10 @@ def state(run: Path) -> str:
 
 
 def wipe(run: Path) -> None:
-    """Delete what a run made, but for its log."""
-    (run / "results.json").unlink(missing_ok=True)  # first: without it nothing of the rest is taken for finished
-    for folder in ("checkpoints", "figures"):
-        shutil.rmtree(run / folder, ignore_errors=True)
-    for path in run.glob("events.*"):
-        path.unlink()
+    """Delete what a new start would go on from or add to; it writes over the rest."""
+    # results.json first: without it nothing of the others is taken for finished.
+    for path in (run / "results.json", *run.glob("checkpoints/*.ckpt"), *run.glob("events.out.tfevents.*")):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

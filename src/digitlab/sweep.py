@@ -86,9 +86,11 @@ def progress(directory: Path, this: str) -> str:
     """How far the sweep is after the job with the id `this`: job k of n, the best so far, the time left."""
     began, jobs = read_plan(directory)
     number = {job.run_id: n for n, job in enumerate(jobs, 1)}
+    if this not in number:
+        return "A job ended"  # of a sweeper that makes its jobs as it goes
     found = {job.run_id: runs.read_results(directory / job.run_id) or {} for job in jobs}
     done = [job for job in jobs if found[job.run_id].get("status") in ("completed", "failed", "diverged")]
-    told = f"Job {number.get(this, '?')} of {len(jobs)} ended"
+    told = f"Job {number[this]} of {len(jobs)} ended"
     scores = {job: score(found[job.run_id]["metrics"]) for job in done if found[job.run_id]["status"] == "completed"}
     if scores:
         best = min(scores, key=lambda job: scores[job][1])
