@@ -32,7 +32,7 @@ from digitlab.sources import load
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 KMEANS = ["model=kmeans", "init=digit"]
-AUTOENCODER = ["experiment=autoencoder_best", "trainer.max_epochs=1"]
+AUTOENCODER = ["experiment=autoencoder_best", "trainer.max_epochs=2"]
 Contenders = dict[str, Callable[[], float]]
 
 
@@ -101,7 +101,8 @@ def bare_autoencoder(words: list[str], root: str) -> float:
     train.keep_freed_memory()
     model = net(wanted)
     optimizer = make_optimizer(model.parameters(), **wanted["optimizer"])
-    batches = torch.randperm(len(data.labels)).split(wanted["data"]["batch_size"])
+    epochs, size = wanted["trainer"]["max_epochs"], wanted["data"]["batch_size"]
+    batches = [rows for _ in range(epochs) for rows in torch.randperm(len(data.labels)).split(size)]
     scheduler = make_scheduler(optimizer, total_steps=len(batches), **wanted["scheduler"])
     assert scheduler is not None
     bf16 = torch.cpu._is_avx512_bf16_supported()
@@ -150,7 +151,7 @@ def usual_autoencoder(words: list[str], root: str) -> float:
                 (raw / f"{part}-{kind}-ubyte").write_bytes(header + array.to(torch.uint8).numpy().tobytes())
         loader = DataLoader(MNIST(folder, transform=ToTensor()), wanted["data"]["batch_size"], shuffle=True)
         quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        trainer = Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, **quiet)
+        trainer = Trainer(max_epochs=wanted["trainer"]["max_epochs"], accelerator="cpu", enable_progress_bar=False, **quiet)
         began = time.perf_counter()
         trainer.fit(Usual(wanted), loader)
         return time.perf_counter() - began
