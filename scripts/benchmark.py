@@ -151,7 +151,9 @@ def usual_autoencoder(words: list[str], root: str) -> float:
                 (raw / f"{part}-{kind}-ubyte").write_bytes(header + array.to(torch.uint8).numpy().tobytes())
         loader = DataLoader(MNIST(folder, transform=ToTensor()), wanted["data"]["batch_size"], shuffle=True)
         quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        trainer = Trainer(max_epochs=wanted["trainer"]["max_epochs"], accelerator="cpu", enable_progress_bar=False, **quiet)
+        trainer = Trainer(
+            max_epochs=wanted["trainer"]["max_epochs"], accelerator="cpu", enable_progress_bar=False, **quiet
+        )
         began = time.perf_counter()
         trainer.fit(Usual(wanted), loader)
         return time.perf_counter() - began
