@@ -51,8 +51,9 @@ def ours(words: list[str], root: str) -> float:
     """Seconds that train.py trains for: Lightning, checkpoints, TensorBoard and all."""
     wanted, data = plain(words), read(root)
     results: dict[str, Any] = {"fit_seconds": 0.0, "baselines": {"mean_image": baselines.mean_image(data)}}
-    with tempfile.TemporaryDirectory() as folder:
-        train.fit(train.build_model(wanted), data, wanted, Path(folder), results)
+    model = train.build_model(wanted)
+    with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
+        train.fit(model, data, wanted, Path(folder), results)
     return float(results["fit_seconds"])
 
 

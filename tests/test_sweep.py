@@ -308,7 +308,7 @@ def test_two_processes_on_one_sweep_do_each_job_once(grid: list[str], tmp_path: 
 @pytest.mark.slow
 def test_a_sweep_killed_again_and_again_ends_as_one_left_alone(lab: Lab, words: list[str], tmp_path: Path) -> None:
     """Q2c's grid of rates on tiny data, SIGKILLed at 20 random moments: the same bits, no finished job redone."""
-    small = ["sweep=q2c/learning_rate", *words, "trainer.max_epochs=12", "optimizer.lr=0.01,0.05,0.1,0.2"]
+    small = ["sweep=q2c/learning_rate", *words, "trainer.max_epochs=6"]
     command = [sys.executable, str(ROOT / "train.py"), "-m", *small]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     began = time.monotonic()
@@ -320,8 +320,7 @@ def test_a_sweep_killed_again_and_again_ends_as_one_left_alone(lab: Lab, words: 
         process = subprocess.Popen(
             [*command, f"hydra.sweep.dir={cut}"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        # From the first import to the middle of the jobs; a run never gets far enough to end in one go.
-        time.sleep(rng.uniform(0.1, 0.75) * length)
+        time.sleep(rng.uniform(0.2, 0.9) * length)  # from the imports to the last job
         process.send_signal(signal.SIGKILL)
         process.wait()
         for path, stamp in finished.items():

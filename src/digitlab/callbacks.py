@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,11 @@ class Progress(Callback):
                 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
             steps, epochs = trainer.datamodule.steps, trainer.max_epochs or 0  # type: ignore[attr-defined]
             done = steps * trainer.current_epoch
-            self.bar = tqdm(total=steps * epochs, initial=done, unit="step", disable=None, leave=False, desc="training")
+            # Where there is no terminal tqdm disables itself; joblib's workers would all draw on one line of theirs.
+            quiet = True if current_process().name.startswith("Loky") else None
+            self.bar = tqdm(
+                total=steps * epochs, initial=done, unit="step", disable=quiet, leave=False, desc="training"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int

@@ -14,7 +14,7 @@ import pandas as pd
 
 from digitlab import figures, runs
 from digitlab.config import flat
-from digitlab.sweep import read_plan, score
+from digitlab.sweep import read_plan
 
 NO_SETTING = ("seed", "data.root", "data.verify")
 SHOWN = 20  # rows of a table in the terminal
@@ -104,14 +104,15 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
 
 def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     """What a run's results.json tells, flat."""
-    told = {key: results[key] for key in ("run_id", "status", "seed", "error", "warnings", "epochs", "fit_seconds")}
+    told = {key: results.get(key) for key in ("run_id", "status", "seed", "error", "epochs", "fit_seconds", "seconds")}
     told["error"] = " ".join((told["error"] or "").split()).replace("|", "/")  # one cell of a table
-    told |= {"run": str(run), "seconds": results["seconds"], "written": (run / "results.json").stat().st_mtime}
-    told |= {"code": str(results["code"]), "data": str(results["data"]), "versions": str(results["versions"])}
+    told |= {"run": str(run), "warnings": results.get("warnings", [])}
+    told |= {"written": (run / "results.json").stat().st_mtime}
+    told |= {key: str(results.get(key)) for key in ("code", "data", "versions")}
     told |= {f"config.{key}": show(value) for key, value in flat(results["config"]).items()}
-    told |= results["metrics"] | {f"baseline/{name}": value for name, value in results["baselines"].items()}
+    told |= results["metrics"] | {f"baseline/{name}": value for name, value in results.get("baselines", {}).items()}
     if results["status"] == "completed":
-        told["score_name"], told["score"] = score(results["metrics"])
+        told["score_name"], told["score"] = runs.score(results["metrics"])
     return told
 
 

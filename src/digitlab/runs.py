@@ -93,7 +93,14 @@ def read_results(run: Path) -> dict[str, Any] | None:
         content = json.loads((run / "results.json").read_text())
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and "status" in content else None
+    wanted = {"run_id", "status", "config", "metrics"}  # what any version of this program wrote
+    return content if isinstance(content, dict) and wanted <= set(content) else None
+
+
+def score(metrics: Mapping[str, float]) -> tuple[str, float]:
+    """What a search minimises, by its name: the loss on held-out images; without any, on the training images."""
+    name = "val/loss" if "val/loss" in metrics else "train/loss"
+    return name, metrics[name]
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -110,7 +117,7 @@ def digests(run: Path) -> dict[str, str]:
 def damage(run: Path, results: Mapping[str, Any]) -> list[str]:
     """The files of a finished run that are gone, or not what they were when it ended."""
     now = digests(run)
-    return [name for name, digest in results["files"].items() if now.get(name) != digest]
+    return [name for name, digest in results.get("files", {}).items() if now.get(name) != digest]
 
 
 def state(run: Path) -> str:

@@ -91,7 +91,9 @@ def progress(directory: Path, this: str) -> str:
     found = {job.run_id: runs.read_results(directory / job.run_id) or {} for job in jobs}
     done = [job for job in jobs if found[job.run_id].get("status") in ("completed", "failed", "diverged")]
     told = f"Job {number[this]} of {len(jobs)} ended"
-    scores = {job: score(found[job.run_id]["metrics"]) for job in done if found[job.run_id]["status"] == "completed"}
+    scores = {
+        job: runs.score(found[job.run_id]["metrics"]) for job in done if found[job.run_id]["status"] == "completed"
+    }
     if scores:
         best = min(scores, key=lambda job: scores[job][1])
         told += f"; best so far: {scores[best][0]} {scores[best][1]:.4f} ({best.overrides})"
@@ -102,9 +104,3 @@ def progress(directory: Path, this: str) -> str:
         minutes = (time.time() - began) / fresh * left / 60
         told += f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"
     return told
-
-
-def score(metrics: dict[str, float]) -> tuple[str, float]:
-    """What a search minimises, by its name: the loss on held-out images; without any, on the training images."""
-    name = "val/loss" if "val/loss" in metrics else "train/loss"
-    return name, metrics[name]

@@ -53,7 +53,7 @@ def run(cfg: DictConfig, directory: Path) -> float:
             damaged = runs.damage(directory, earlier)
             if not damaged:
                 tell_finished(earlier, config, directory)
-                return score(earlier["metrics"])
+                return runs.score(earlier["metrics"])[1]
             log.warning("WARNING: %s is done again: its %s changed since", directory, ", ".join(damaged))
             earlier = {}
         elif cfg.force or not resumable(directory):
@@ -67,11 +67,12 @@ def run(cfg: DictConfig, directory: Path) -> float:
 def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path) -> None:
     """Say that a run is not done again, and where it was made by other code or of other data than a new one would."""
     log.info("Finished already, not done again (force=true would): %s", directory)
-    if earlier["code"] != runs.code_version():
-        log.warning("WARNING: it was made by other code, commit %s", earlier["code"]["sha"])
+    if (code := earlier.get("code")) != runs.code_version():
+        log.warning("WARNING: it was made by other code, commit %s", (code or {}).get("sha"))
     with suppress(ValueError):  # data that cannot be read any more is no reason to lose a result
-        if read_source(config).digest != earlier["data"]["digest"]:
-            log.warning("WARNING: it was made of other data, from %s", earlier["data"]["source"])
+        data = earlier.get("data") or {}
+        if read_source(config).digest != data.get("digest"):
+            log.warning("WARNING: it was made of other data, from %s", data.get("source"))
 
 
 def resumable(directory: Path) -> bool:
@@ -110,8 +111,8 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
         "data": earlier.get("data"),
         "files": {},
     }
-    if earlier and earlier["code"] != results["code"]:
-        results["warnings"].append(f"Begun by other code, commit {earlier['code']['sha']}, and continued by this.")
+    if earlier and (code := earlier.get("code")) != results["code"]:
+        results["warnings"].append(f"Begun by other code, commit {(code or {}).get('sha')}, and continued by this.")
     path = directory / "results.json"
     runs.write_json(path, results)
     try:
@@ -133,12 +134,7 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
         results["seconds"] += time.perf_counter() - began
         runs.write_json(path, results)
     report(results, directory)
-    return score(results["metrics"])
-
-
-def score(metrics: dict[str, float]) -> float:
-    """What a search minimises: the loss on held-out images; without any, on the training images."""
-    return metrics.get("val/loss", metrics["train/loss"])
+    return runs.score(results["metrics"])[1]
 
 
 def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any]) -> None:
@@ -153,16 +149,17 @@ def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any])
     runs.write_json(directory / "results.json", results)  # what a killed process was trained on
     results["warnings"] += source.warnings
     model = build_model(config)
-    results["baselines"] = {"mean_image": baselines.mean_image(data)}
-    if isinstance(model, Autoencoder):
-        results["baselines"]["pca"] = baselines.pca(data, model.latent_dim)
-        tell_shapes(model)
-    history = fit(model, data, config, directory, results)
-    path = directory / "checkpoints" / "best.ckpt"
-    best = checkpoints.load_model(path)
-    best.complete(data)
-    checkpoints.save_weights(path, best)
-    finish(best, source, data, history, directory, results)
+    with cpu_threads(model.threads):  # judging, too: sums over more threads end in other bits
+        results["baselines"] = {"mean_image": baselines.mean_image(data)}
+        if isinstance(model, Autoencoder):
+            results["baselines"]["pca"] = baselines.pca(data, model.latent_dim)
+            tell_shapes(model)
+        history = fit(model, data, config, directory, results)
+        path = directory / "checkpoints" / "best.ckpt"
+        best = checkpoints.load_model(path)
+        best.complete(data)
+        checkpoints.save_weights(path, best)
+        finish(best, source, data, history, directory, results)
 
 
 def read_source(config: dict[str, Any]) -> Source:
@@ -230,8 +227,7 @@ def fit(
     keep_freed_memory()
     began = time.perf_counter()
     try:
-        with cpu_threads(model.threads):
-            trainer.fit(model, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
+        trainer.fit(model, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
     except ProcessRaisedException as error:  # of a process that DDP spawned, its traceback as text
         last_line = str(error).strip().splitlines()[-1]
         log.debug("%s", error)
