@@ -26,7 +26,8 @@ from digitlab import baselines, cli, config, train
 from digitlab.autoencoder import Autoencoder
 from digitlab.data import Split, scale, split
 from digitlab.kmeans import assign, draw_centers, gradient
-from digitlab.model import cpu_threads, make_optimizer, make_scheduler
+from digitlab.model import make_optimizer, make_scheduler
+from digitlab.process import cpu_threads, keep_freed_memory
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
@@ -99,7 +100,7 @@ def bare_autoencoder(words: list[str], root: str) -> float:
     """Seconds of a plain loop over the same tensors, in the same precision, memory format and use of memory."""
     torch.manual_seed(0)
     wanted, data = plain(words), read(root).train
-    train.keep_freed_memory()
+    keep_freed_memory()
     model = net(wanted)
     optimizer = make_optimizer(model.parameters(), **wanted["optimizer"])
     epochs, size = wanted["trainer"]["max_epochs"], wanted["data"]["batch_size"]

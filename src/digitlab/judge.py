@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from digitlab import checkpoints, runs
 from digitlab.data import Batch, Images, MNISTData, Source, Split, scale
-from digitlab.model import Model, cpu_threads
+from digitlab.model import Model
+from digitlab.process import cpu_threads
 from digitlab.seeds import Stream, generator
 
 log = logging.getLogger(__name__)

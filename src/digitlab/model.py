@@ -2,11 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -91,14 +89,3 @@ def make_scheduler(optimizer: Optimizer, name: str, total_steps: int, **options:
             rise = max(options["pct_start"], 1.5 / total_steps)  # torch divides by zero where one step is all of it
             return OneCycleLR(optimizer, peak, total_steps=total_steps, cycle_momentum=False, pct_start=rise)
     raise AssertionError(name)
-
-
-@contextmanager
-def cpu_threads(number: int | None) -> Iterator[None]:
-    """Let torch use so many threads (None: as many as before) inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,13 +1,10 @@
 """One experiment, from its configuration to results.json."""
 
-import ctypes
 import logging
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,11 @@ from digitlab.autoencoder import Autoencoder
 from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch
 from digitlab.config import flat, run_id, to_plain
 from digitlab.data import MNISTData, Source, Split, split
-from digitlab.model import Model, cpu_threads
+from digitlab.model import Model
+from digitlab.process import as_started, cpu_threads, keep_freed_memory, termination_as_interrupt
 from digitlab.sources import load
 
 log = logging.getLogger(__name__)
-
-THREADS = torch.get_num_threads()  # of a new process
 
 
 def run(cfg: DictConfig, directory: Path) -> float:
@@ -322,42 +318,3 @@ def report(results: dict[str, Any], directory: Path) -> None:
     for warning in results["warnings"]:
         log.warning("WARNING: %s", warning)
     log.info("Results and figures: %s", directory)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors: to map it anew at each step costs a CPU a tenth of its time."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: a tensor of less than 1 GiB comes from the heap
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
-
-
-@contextmanager
-def as_started() -> Iterator[None]:
-    """Let torch compute as in a new process, whatever ran before in this one."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with cpu_threads(THREADS):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-
-
-@contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, and leave the signals afterwards as they were."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
