@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from digitlab import baselines, callbacks, checkpoints, judge
+from digitlab import baselines, checkpoints, judge
 from digitlab.autoencoder import Autoencoder, build, sizes
 from digitlab.data import Images, Split
 from digitlab.prior import Prior
@@ -19,7 +19,6 @@ from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
 from .conftest import ROOT, results, run_here
-from .test_train import assert_same
 
 AUTOENCODER = ["model=autoencoder", "model.channels=[4,8]", "model.latent_dim=4", "trainer.precision=32-true"]
 
@@ -302,23 +301,3 @@ def test_evaluate_says_what_is_no_run(tmp_path: Path) -> None:
     done = script("evaluate", tmp_path)
     assert done.returncode == 1
     assert "holds no completed run" in done.stderr
-
-
-def test_an_interrupted_autoencoder_resumes_bitwise(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As for k-means and through the same code, with AdamW's state and the one-cycle schedule."""
-    command = [*AUTOENCODER, *words, "optimizer=adamw", "scheduler=one_cycle", "trainer.max_epochs=4"]
-    command += ["prior=mixture", "model.prior.n_components=5", "model.norm=group", "model.hidden=16"]
-    run_here(command, tmp_path / "whole")
-
-    def interrupt(self: Any, trainer: Any, *_: Any) -> None:
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Watch, "on_train_batch_end", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run_here(command, tmp_path / "cut")
-    run_here(command, tmp_path / "cut")
-    assert_same(tmp_path / "whole", tmp_path / "cut")

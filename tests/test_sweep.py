@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,9 @@ def test_the_same_command_finds_its_jobs_again(lab: Lab, grid: list[str], tmp_pa
     assert again.stdout.count("not done again") == 4
     assert {run: (run / "results.json").stat().st_mtime_ns for run in before} == before
     (next(iter(before)) / "metrics.csv").unlink()
-    assert "3 to skip, 1 to do again" in re.sub(
-        "1 to do again, 3 to skip", "3 to skip, 1 to do again", lab(*grid, "dry_run=true").stdout
-    )
+    told = lab(*grid, "dry_run=true").stdout
+    assert "3 to skip" in told
+    assert "1 to do again" in told
 
 
 def test_a_failed_job_stops_no_other_and_is_tried_again(lab: Lab, words: list[str], tmp_path: Path) -> None:
@@ -375,50 +375,56 @@ def test_a_job_on_two_devices_works_inside_a_sweep(lab: Lab, grid: list[str], tm
 # -- TensorBoard ------------------------------------------------------------------------------------------
 
 
-def test_tensorboard_shows_every_run_with_its_settings_and_metrics(words: list[str], tmp_path: Path) -> None:
-    """A real TensorBoard over HTTP: a k-means and two autoencoder runs in HParams, with both models' columns."""
-    small = [*words, "trainer.max_epochs=1", "data.train_size=200"]
-    run_here([*KMEANS, *small, "optimizer.lr=3"], tmp_path / "a")
-    for rate in ("0.1", "0.2"):
-        run_here([*small, "model.channels=[4,8]", f"optimizer.lr={rate}"], tmp_path / rate)
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Ask]:
+    """A real TensorBoard on tmp_path, asked over HTTP; it reads the files when it is asked first."""
     command = [sys.executable, "-m", "tensorboard.main", f"--logdir={tmp_path}", "--port=0", "--load_fast=false"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as board:
-        try:
-            look_at(board, tmp_path)
-        finally:
-            board.kill()
-
-
-def look_at(board: "subprocess.Popen[str]", folder: Path) -> None:
-    assert board.stderr is not None
-    url = next(found[0] for line in board.stderr if (found := re.search(r"http://\S+", line)))
+    url = ""
 
     def ask(page: str, **content: Any) -> Any:
+        nonlocal url
+        if not url:
+            assert process.stderr is not None
+            url = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))
         data = json.dumps(content).encode() if content else None
         request = urllib.request.Request(f"{url}data/plugin/{page}", data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read())
 
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        yield ask
+        process.kill()
+
+
+def test_tensorboard_shows_every_run_with_its_settings_and_metrics(
+    board: Ask, words: list[str], tmp_path: Path
+) -> None:
+    """A real TensorBoard over HTTP: a k-means and two autoencoder runs in HParams, with both models' columns."""
+    small = [*words, "trainer.max_epochs=1", "data.train_size=200"]
+    run_here([*KMEANS, *small, "optimizer.lr=3"], tmp_path / "a")
+    for rate in ("0.1", "0.2"):
+        run_here([*small, "model.channels=[4,8]", f"optimizer.lr={rate}"], tmp_path / rate)
     deadline = time.monotonic() + 60  # it reads the files in the background
-    while len(ask("images/tags")) < 3 and time.monotonic() < deadline:
+    while len(images := board("images/tags")) < 3 and time.monotonic() < deadline:
         time.sleep(0.5)
-    experiment = ask("hparams/experiment", experimentName="")
+    assert "epochs/centers" in images["a"]
+    assert "epochs/generated" in images["0.1"]
+    experiment = board("hparams/experiment", experimentName="")
     columns = {info["name"] for info in experiment["hparamInfos"]}
-    metrics = {(info["name"]["group"], info["name"]["tag"]) for info in experiment["metricInfos"]}
     assert {"optimizer.lr", "model.init.name", "model.channels", "model.latent_dim", "seed"} <= columns
-    tags = {tag for _, tag in metrics}
+    tags = {info["name"]["tag"] for info in experiment["metricInfos"]}
     assert {"final/test/loss", "final/active_centers", "final/generated/fid", "train/loss", "val/loss"} <= tags
     assert "hp_metric" not in tags
     wanted = [{"metric": info["name"]} for info in experiment["metricInfos"]]
     allowed = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
-    groups = ask("hparams/session_groups", colParams=wanted, allowedStatuses=allowed, startIndex=0, sliceSize=10)
+    groups = board("hparams/session_groups", colParams=wanted, allowedStatuses=allowed, startIndex=0, sliceSize=10)
     shown = {}
     for group in groups["sessionGroups"]:
         assert group["sessions"][0]["status"] == "STATUS_SUCCESS"
         values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
         shown[group["hparams"]["optimizer.lr"]] = values["final/test/loss"]
     expected = {3: "a", 0.1: "0.1", 0.2: "0.2"}
-    assert shown == {lr: pytest.approx(results(folder / n)["metrics"]["test/loss"]) for lr, n in expected.items()}
-    images = ask("images/tags")
-    assert "epochs/centers" in images["a"]
-    assert "epochs/generated" in images["0.1"]
+    assert shown == {lr: pytest.approx(results(tmp_path / n)["metrics"]["test/loss"]) for lr, n in expected.items()}

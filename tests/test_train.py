@@ -113,28 +113,37 @@ def test_a_run_repeats_bitwise_whatever_ran_before_it(lab: Lab, words: list[str]
     assert results(tmp_path / "a")["metrics"] != results(tmp_path / "between")["metrics"]
 
 
-@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine"])
-@pytest.mark.parametrize("optimizer", ["sgd", "inverse_count"])
+RESUMED = [
+    *(
+        f"model=kmeans init=sample model.reassignment_ratio=0.3 {optimizer} scheduler={scheduler}"
+        for optimizer in ("optimizer=sgd optimizer.momentum=0.5", "optimizer=inverse_count")
+        for scheduler in ("constant", "linear", "cosine")
+    ),
+    "model=autoencoder model.channels=[4,8] optimizer=adamw scheduler=one_cycle prior=mixture"
+    " model.prior.n_components=5 model.norm=group model.hidden=16",
+]
+
+
+@pytest.mark.parametrize("command", RESUMED)
+@pytest.mark.parametrize("epoch", [1, 2])
 def test_an_interrupted_run_resumes_bitwise(
-    optimizer: str, scheduler: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, epoch: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted inside its second epoch and run again, it ends as if it had never stopped."""
-    command = ["model=kmeans", "init=sample", "model.reassignment_ratio=0.3", *words, "trainer.max_epochs=4"]
-    command += [f"optimizer={optimizer}", f"scheduler={scheduler}"]
-    command += ["optimizer.momentum=0.5"] if optimizer == "sgd" else []
-    run_here(command, tmp_path / "whole")
+    """Interrupted inside its second or third epoch and run again, it ends as if it had never stopped."""
+    command_line = [*command.split(), *words, "trainer.max_epochs=4"]
+    run_here(command_line, tmp_path / "whole")
 
     def interrupt(self: Any, trainer: Any, *_: Any) -> None:
-        if trainer.current_epoch == 1:
+        if trainer.current_epoch == epoch:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Watch, "on_train_batch_end", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run_here(command, tmp_path / "cut")
+            run_here(command_line, tmp_path / "cut")
     assert results(tmp_path / "cut")["status"] == "interrupted"
-    assert len((tmp_path / "cut" / "metrics.csv").read_text().splitlines()) == 2
-    run_here(command, tmp_path / "cut")
+    assert len((tmp_path / "cut" / "metrics.csv").read_text().splitlines()) == 1 + epoch
+    run_here(command_line, tmp_path / "cut")
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 

@@ -186,5 +186,5 @@ def effect(lines: Mapping[str, Any], key: str, measure: str, trivial: Mapping[st
     axes.set(xlabel=key.removeprefix("config."), ylabel=measure)
     axes.set_title("off the chart: " + ", ".join(away) if away else "", fontsize=9)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=7)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=7)  # inside it would cover points
     return figure

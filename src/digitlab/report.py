@@ -45,12 +45,12 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     for key in settings:
         lines, used = compare(done, key, settings)
         if lines:
-            name = f"effect_{key[7:]}.png"
+            name = f"effect_{bare(key)}.png"
             sentences, values = effect(lines, key, spread(done))
             with runs.whole(out / name) as part:
                 figures.effect(lines, key, done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
-            page += [f"## What {key[7:]} did", "", *(f"- {sentence}" for sentence in sentences), ""]
-            page += [values.to_markdown(index=False, disable_numparse=True), "", f"![{key[7:]}]({name})", ""]
+            page += [f"## What {bare(key)} did", "", *(f"- {sentence}" for sentence in sentences), ""]
+            page += [values.to_markdown(index=False, disable_numparse=True), "", f"![{bare(key)}]({name})", ""]
     if len(done):
         best = done.loc[done.score.idxmin()]
         page += ["## The best run", "", f"{best.setting}, seed {best.seed}: `{best.run}`", ""]
@@ -94,7 +94,7 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
     table["error"] = table.error.fillna("")
     settings = varied(table)
     words = [
-        " ".join(f"{key[7:]}={line[key]}" for key in settings if pd.notna(line[key])) for _, line in table.iterrows()
+        " ".join(f"{bare(key)}={line[key]}" for key in settings if pd.notna(line[key])) for _, line in table.iterrows()
     ]
     table["setting"] = (
         table.setting.astype(object).fillna(pd.Series(words, dtype=object)).replace("", "the same settings")
@@ -121,12 +121,17 @@ def show(value: Any) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
 
 
+def bare(column: str) -> str:
+    """The configuration's key that a column holds."""
+    return column.removeprefix("config.")
+
+
 def varied(table: pd.DataFrame) -> list[str]:
     """The columns of the settings that are not the same in all runs."""
     return [
         name
         for name in table
-        if name.startswith("config.") and name[7:] not in NO_SETTING and table[name].nunique() > 1
+        if name.startswith("config.") and bare(name) not in NO_SETTING and table[name].nunique() > 1
     ]
 
 
@@ -151,7 +156,7 @@ def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     rows = []
     for _, group in done.groupby([*settings] or "setting", dropna=False):
         first = group.iloc[0]
-        line = {key[7:]: first[key] for key in settings} or {"setting": first.setting}
+        line = {bare(key): first[key] for key in settings} or {"setting": first.setting}
         line |= {"seeds": len(group), first.score_name: group.score.mean(), "spread": group.score.std()}
         line |= {"test/loss": group["test/loss"].mean()}
         line |= {f"of {name}": f"{group['test/loss'].mean() / value:.2f}x" for name, value in trivial(group).items()}
@@ -234,7 +239,7 @@ def compare(done: pd.DataFrame, key: str, settings: list[str]) -> tuple[dict[str
         if group[key].nunique() > 1:
             common = set.intersection(*(set(part.seed) for _, part in group.groupby(key)))
             fair = group[group.seed.isin(common)] if common else group
-            words = [f"{name[7:]}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0])]
+            words = [f"{bare(name)}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0])]
             values = fair.groupby(key).score.agg(["mean", "std", "count"])
             found.append((words, values.loc[sorted(values.index, key=order)]))
             used.append(fair)
@@ -263,7 +268,7 @@ def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: float) -> tuple[
         )
         for value, line in values.iterrows():
             row: dict[str, Any] = {"with": words} if len(lines) > 1 else {}
-            row |= {key[7:]: value, "seeds": int(line["count"])}
+            row |= {bare(key): value, "seeds": int(line["count"])}
             rows.append(row | {"mean loss": number(line["mean"], 4), "spread": number(line["std"], 4)})
     return sentences, pd.DataFrame(rows)
 
