@@ -20,10 +20,11 @@ demo: $(READY) ## Train minibatch k-means from one image of each digit, in secon
 	$(BIN)/python train.py model=kmeans init=digit
 
 test: $(READY) ## Run all tests; those on real MNIST run where data/ or DIGITLAB_DATA has it
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto -m 'not mnist'
+	$(BIN)/python -m pytest -m mnist
 
 test-quick: $(READY) ## Run the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow and not mnist'
+	$(BIN)/python -m pytest -n auto -m 'not slow and not mnist'
 
 check: $(READY) ## Check format, lint and types
 	$(BIN)/ruff format --check .

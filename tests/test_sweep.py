@@ -1,9 +1,11 @@
 """Sweeps: found again, skipped, gone on with, repaired, locked, reported on; whatever is killed and in any launcher."""
 
 import json
+import multiprocessing
+import os
 import random
 import re
-import signal
+import runpy
 import subprocess
 import sys
 import time
@@ -305,32 +307,51 @@ def test_two_processes_on_one_sweep_do_each_job_once(grid: list[str], tmp_path: 
     assert len(jobs_of(tmp_path / "sweep")) == 4
 
 
+def enter(command: list[str], folder: Path) -> None:
+    """Be train.py, given these words in this folder."""
+    os.chdir(folder)
+    with (folder / "told").open("w") as told:
+        os.dup2(told.fileno(), 1)
+        os.dup2(told.fileno(), 2)
+    sys.argv = ["train.py", *command]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
 @pytest.mark.slow
-def test_a_sweep_killed_again_and_again_ends_as_one_left_alone(lab: Lab, words: list[str], tmp_path: Path) -> None:
+def test_a_sweep_killed_again_and_again_ends_as_one_left_alone(words: list[str], tmp_path: Path) -> None:
     """Q2c's grid of rates on tiny data, SIGKILLed at 20 random moments: the same bits, no finished job redone."""
-    small = ["sweep=q2c/learning_rate", *words, "trainer.max_epochs=6"]
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *small]
+    forks = multiprocessing.get_context("forkserver")  # of a process that has imported what takes seconds
+    forks.set_forkserver_preload(["digitlab.train", "lightning.pytorch", "digitlab.autoencoder"])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    def begin(folder: Path) -> Any:
+        words_here = ["-m", "sweep=q2c/learning_rate", *words, "trainer.max_epochs=6", f"hydra.sweep.dir={folder}"]
+        process = forks.Process(target=enter, args=(words_here, tmp_path))
+        process.start()
+        return process
+
+    begin(tmp_path / "first").join()  # makes the judge and warms the forks
     began = time.monotonic()
-    assert lab("-m", *small, f"hydra.sweep.dir={whole}").returncode == 0
+    left_alone = begin(whole)
+    left_alone.join()
     length = time.monotonic() - began
+    assert left_alone.exitcode == 0, (tmp_path / "told").read_text()
     finished: dict[Path, int] = {}
     rng, progress = random.Random(0), set()
     for _ in range(20):
-        process = subprocess.Popen(
-            [*command, f"hydra.sweep.dir={cut}"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(rng.uniform(0.2, 0.9) * length)  # from the imports to the last job
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process = begin(cut)
+        time.sleep(rng.uniform(0.1, 0.5) * length)
+        process.kill()
+        process.join()
         for path, stamp in finished.items():
             assert path.stat().st_mtime_ns == stamp, f"{path} was finished and is done again"
         for run in jobs_of(cut).values():
             if runs.state(run) == "completed":
                 finished[run / "results.json"] = (run / "results.json").stat().st_mtime_ns
         progress.add(len(finished))
-    done = lab("-m", *small, f"hydra.sweep.dir={cut}")
-    assert done.returncode == 0, done.stdout
+    last = begin(cut)
+    last.join()
+    assert last.exitcode == 0, (tmp_path / "told").read_text()
     assert len(progress) > 1, "the kills all fell into the start: this proves little"
     for name, run in jobs_of(whole).items():
         assert_same(run, cut / name)
