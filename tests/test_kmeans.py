@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from digitlab.data import Images
-from digitlab.kmeans import MiniBatchKMeans, agreement, assign, draw_centers, gradient, nearest
+from digitlab.kmeans import MiniBatchKMeans, agreement, assign, draw_centers, gradient, nearest, own_rate
 from digitlab.seeds import Stream, generator
 
 
@@ -39,6 +39,19 @@ def test_gradient_equals_autograd() -> None:
     wins = assign(x, centers.detach())
     torch.testing.assert_close(gradient(wins, centers.detach()), centers.grad)
     torch.testing.assert_close(wins.squared / x.numel(), loss.detach())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("inverse_count", [0.25, 4.5]), ("sqrt_share", [(2 / 3) ** 0.5 * 0.5, 4 + (1 / 3) ** 0.5])]
+)
+def test_the_centres_own_rates_worked_by_hand(name: str, expected: list[float]) -> None:
+    """Points 0, 1 for the centre at 0 and 5 for that at 4: 1/n_k of their differences with n = 4 and 2, or, of the
+    way to their means 0.5 and 5, the root of two thirds and of one third.
+    """
+    centers = torch.tensor([[0.0], [4.0]])
+    wins = assign(torch.tensor([[0.0], [1.0], [5.0]]), centers)
+    step = gradient(wins, centers) * own_rate(name, wins, torch.tensor([4.0, 2.0]))[:, None]
+    torch.testing.assert_close(centers - step, torch.tensor(expected)[:, None])
 
 
 def test_a_centre_without_points_has_no_gradient() -> None:

@@ -158,23 +158,22 @@ class Autoencoder(Model):
         reconstruction: Tensor = self.decoder(self.encoder(x))
         return reconstruction
 
-    def _step(self, batch: Batch, split: str) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         """The global minibatch's mean squared error, so weighted that DDP's mean over processes gives it."""
         x = self.prepare(batch.images)
         loss: Tensor = (self(x).float() - x).square().sum() * (self.trainer.world_size / (batch.total * PIXELS))
-        distributed = self.trainer.world_size > 1
-        self.log(
-            f"{split}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=batch.total, sync_dist=distributed
-        )
         return loss
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """The loss of one minibatch."""
-        return self._step(batch, "train")
+        loss = self._loss(batch)
+        self.tell(loss, batch.total)
+        return loss
 
     def validation_step(self, chunk: Batch, _: int) -> None:
         """Log the loss of held-out images."""
-        self._step(chunk, "val")
+        distributed = self.trainer.world_size > 1
+        self.log("val/loss", self._loss(chunk), batch_size=chunk.total, sync_dist=distributed)
 
     # -- after training -----------------------------------------------------------------------------------
 

@@ -94,6 +94,13 @@ class InverseCount:
 
 
 @dataclass
+class SqrtShare:
+    """conf/optimizer/sqrt_share.yaml."""
+
+    name: str = "sqrt_share"
+
+
+@dataclass
 class Scheduler:
     """conf/scheduler."""
 
@@ -150,7 +157,7 @@ class Config:
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "model": (KMeans, Autoencoder),
     "model.prior": (Mixture,),
-    "optimizer": (SGD, AdamW, InverseCount),
+    "optimizer": (SGD, AdamW, InverseCount, SqrtShare),
     "scheduler": (OneCycle,),
 }
 
@@ -254,9 +261,9 @@ def _relations(cfg: DictConfig) -> Iterator[str]:
         if cfg.trainer.precision == "bf16-mixed":
             yield "trainer.precision=bf16-mixed: k-means counts in float32; use 32-true or auto"
         if cfg.optimizer.name == "adamw":
-            yield "optimizer=adamw: k-means is trained by SGD; choose optimizer=sgd or inverse_count"
-    elif cfg.optimizer.name == "inverse_count":
-        yield f"optimizer=inverse_count: is a rate of k-means; with model={cfg.model.name} choose sgd or adamw"
+            yield "optimizer=adamw: k-means is trained by SGD; choose optimizer=sgd, inverse_count or sqrt_share"
+    elif cfg.optimizer.name in ("inverse_count", "sqrt_share"):
+        yield f"optimizer={cfg.optimizer.name}: is a rate of k-means; with model={cfg.model.name} choose sgd or adamw"
     if cfg.data.batch_size % cfg.trainer.devices:
         yield (
             f"data.batch_size={cfg.data.batch_size}: is split among trainer.devices={cfg.trainer.devices}"

@@ -8,8 +8,10 @@ Its gradient needs only how many points each centre won, m_k, and their sum, s_k
 
     dL/dc_k = 2/(B D) * (m_k c_k - s_k)                                                             (2)
 
-so under DDP these are all that the processes exchange. Bottou and Bengio's rate (their eq. 6) replaces
-the common one by 1/n_k, with n_k the points that centre k has won so far: c_k -= (m_k c_k - s_k)/n_k.
+so under DDP these are all that the processes exchange. Two rates are a centre's own: Bottou and Bengio's
+(their eq. 6), with n_k the points that centre k has won so far, and Schwartzman's (2023),
+
+    c_k -= 1/n_k (m_k c_k - s_k)           c_k -= sqrt(m_k/B) (c_k - s_k/m_k)                       (3)
 """
 
 from typing import Any, NamedTuple
@@ -41,22 +43,29 @@ def nearest(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
 
     x is (B, D), centers (K, D). Without |x|^2, which no choice of centre changes, it is one product.
     """
-    scores = torch.addmm((centers * centers).sum(1), x, centers.T, alpha=-2)  # (B, K)
-    distances, labels = scores.min(1)
+    scores = torch.addmm(centers.square().sum(1, keepdim=True), centers, x.T, alpha=-2)  # (K, B)
+    distances, labels = scores.min(0)
     return labels, distances
 
 
 def assign(x: Tensor, centers: Tensor) -> Wins:
     """Give each point of x (B, D) to the nearest of centers (K, D)."""
     labels, distances = nearest(x, centers)
-    one_hot = x.new_zeros(len(x), len(centers)).scatter_(1, labels[:, None], 1)  # (B, K)
-    return Wins(one_hot.sum(0), one_hot.T @ x, x.square().sum() + distances.sum())
+    one_hot = x.new_zeros(len(centers), len(x)).scatter_(0, labels[None], 1)  # (K, B)
+    return Wins(one_hot.sum(1), one_hot @ x, x.square().sum() + distances.sum())
 
 
 def gradient(wins: Wins, centers: Tensor) -> Tensor:
     """Equation (2): the gradient of the loss (1) by the centres, (K, D)."""
     counts = wins.counts[:, None]
     return (counts * centers - wins.sums) * (2 / (wins.counts.sum() * centers.shape[1]))
+
+
+def own_rate(name: str, wins: Wins, won: Tensor) -> Tensor:
+    """What the gradient (2) is multiplied by to be a step (3), (K,). `won` are the n_k, this minibatch included."""
+    size = wins.counts.sum()
+    n = won if name == "inverse_count" else (wins.counts * size).sqrt()
+    return size * (wins.sums.shape[1] / 2) / n.clamp(min=1)
 
 
 def draw_centers(init: str, data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
@@ -136,21 +145,20 @@ class MiniBatchKMeans(Model):
 
     def training_step(self, block: Batch, index: int) -> Tensor:
         """Take one step for each minibatch of the block; returns their mean loss."""
-        x = scale(block.images).flatten(1)  # (n, D)
         size = self.batches.batch_size // self.trainer.world_size
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler = self.lr_schedulers()
         assert scheduler is None or isinstance(scheduler, LRScheduler)
-        squared = x.new_zeros(())
-        won = x.new_zeros(self.n_clusters)
+        squared = self.won.new_zeros(())
+        won = torch.zeros_like(self.won)
         with torch.no_grad():
             for step in range(block.steps):
-                wins = self._reduce(assign(x[step * size : (step + 1) * size], self.centers))
+                x = scale(block.images[step * size : (step + 1) * size]).flatten(1)  # (B, D)
+                wins = self._reduce(assign(x, self.centers))
                 self.centers.grad = gradient(wins, self.centers)
                 won += wins.counts
-                if self.optimizer["name"] == "inverse_count":
-                    rate = wins.counts.sum() * PIXELS / (2 * (self.won + won).clamp(min=1))  # (K,): (2) to 1/n_k
-                    self.centers.grad *= rate[:, None]
+                if self.optimizer["name"] != "sgd":
+                    self.centers.grad *= own_rate(self.optimizer["name"], wins, self.won + won)[:, None]
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
@@ -158,9 +166,9 @@ class MiniBatchKMeans(Model):
             self.won += won
             share = (self.current_epoch + index / len(self.batches.train_dataloader())) / (self.trainer.max_epochs or 1)
             if self.reassignment_ratio > 0 and share < 0.9:  # later ones would not have the time to settle
-                self._reassign(x, won, generator(self.seed, Stream.REASSIGN, self.current_epoch, index))
+                self._reassign(block.images, won, generator(self.seed, Stream.REASSIGN, self.current_epoch, index))
         loss = squared / (won.sum() * PIXELS)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=int(won.sum()))
+        self.tell(loss, block.total)
         return loss
 
     def _reduce(self, wins: Wins) -> Wins:
@@ -172,24 +180,24 @@ class MiniBatchKMeans(Model):
         k = self.n_clusters
         return Wins(packed[:k], packed[k:-1].view(k, -1), packed[-1])
 
-    def _reassign(self, x: Tensor, won: Tensor, rng: torch.Generator) -> None:
+    def _reassign(self, images: Tensor, won: Tensor, rng: torch.Generator) -> None:
         """Move each centre that won too little of the block onto a random image of the block.
 
-        As scikit-learn's reassignment_ratio. x: this process's images (n, D); won: (K,), of all processes.
+        As scikit-learn's reassignment_ratio. images: this process's, uint8 (n, 28, 28); won: (K,), of all processes.
         """
         lost = (won < self.reassignment_ratio * won.max()).nonzero().flatten()
         if not len(lost):
             return
         # Row g of the whole block is row g % B of minibatch g // B; of those, process r holds each W-th.
         batch, world = self.batches.batch_size, self.trainer.world_size
-        rows = torch.randperm(int(won.sum()), generator=rng)[: len(lost)].to(x.device)
+        rows = torch.randperm(int(won.sum()), generator=rng)[: len(lost)].to(won.device)
         lost = lost[: len(rows)]
         mine = rows % batch % world == self.trainer.global_rank
-        images = x.new_zeros(len(rows), PIXELS)
-        images[mine] = x[(rows // batch * (batch // world) + rows % batch // world)[mine]]
+        drawn = self.centers.new_zeros(len(rows), PIXELS)
+        drawn[mine] = scale(images[(rows // batch * (batch // world) + rows % batch // world)[mine]]).flatten(1)
         if world > 1:
-            dist.all_reduce(images)
-        self.centers[lost] = images
+            dist.all_reduce(drawn)
+        self.centers[lost] = drawn
         kept = torch.ones_like(won, dtype=torch.bool).index_fill_(0, lost, False)
         self.won[lost] = self.won[kept].min()
         optimizer: Any = self.optimizers(use_pl_optimizer=False)

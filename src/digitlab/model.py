@@ -32,6 +32,23 @@ class Model(LightningModule):
     def __init__(self, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
         super().__init__()
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
+        self.total: Tensor | float = 0.0  # of the losses of the epoch's images so far
+        self.seen = 0  # such images
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the epoch's mean loss anew."""
+        self.total, self.seen = 0.0, 0
+
+    def tell(self, loss: Tensor, images: int) -> None:
+        """Take the mean loss of so many images into the epoch's, which is logged with the last ones.
+
+        Lightning's log would take as long for each minibatch as a step of k-means.
+        """
+        self.total, self.seen = self.total + loss.detach() * images, self.seen + images
+        if self.trainer.is_last_batch:
+            distributed = self.trainer.world_size > 1
+            mean = self.total / self.seen
+            self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=self.seen, sync_dist=distributed)
 
     @property
     def batches(self) -> MNISTData:
@@ -70,7 +87,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any
             return SGD(parameters, **options)
         case "adamw":
             return AdamW(parameters, betas=(0.9, options.pop("beta2")), fused=True, **options)
-        case "inverse_count":  # k-means scales the gradient to it, centre by centre
+        case "inverse_count" | "sqrt_share":  # k-means scales the gradient to them, centre by centre
             return SGD(parameters, lr=1.0)
     raise AssertionError(name)
 
