@@ -1,209 +1,264 @@
-"""How fast is training? Ratios against peers that do the same work, each in a process of its own, in turn."""
+"""How fast is digitlab? Ratios against peers in the same run, what the laboratory itself costs, how the cost grows.
+
+Each contender lives in a process of its own and they take turns, so that a noisy machine disturbs all alike. A ratio
+is digitlab's time by the other's, the median over the rounds and, in brackets, its least and its largest.
+Writes benchmark.json, .md and .png.
+"""
 
 import argparse
+import importlib.util
+import json
 import multiprocessing
 import os
+import platform
 import statistics
-import struct
+import subprocess
+import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import contenders as peers
+import pandas as pd
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from sklearn.cluster import MiniBatchKMeans
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torchvision.datasets import MNIST
-from torchvision.transforms import ToTensor
+from contenders import Contender, Outcome, ours
+from matplotlib.figure import Figure
 
-from digitlab import baselines, cli, config, train
-from digitlab.autoencoder import Autoencoder
-from digitlab.data import Split, scale, split
-from digitlab.kmeans import assign, draw_centers, gradient
-from digitlab.model import make_optimizer, make_scheduler
-from digitlab.process import cpu_threads, keep_freed_memory
-from digitlab.seeds import Stream, generator
+from digitlab import runs
 from digitlab.sources import load
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-KMEANS = ["model=kmeans", "init=digit"]
+ROOT = Path(__file__).resolve().parents[1]
+KMEANS = ["model=kmeans", "init=digit", "optimizer.lr=100"]  # the best constant rate
 AUTOENCODER = ["experiment=autoencoder_best", "trainer.max_epochs=2"]
-Contenders = dict[str, Callable[[], float]]
+SHORT = ["experiment=autoencoder_best", "trainer.max_epochs=1", "data.train_size=12800"]
+EPOCH = [*KMEANS, "trainer.max_epochs=1"]
+CURVE = (1, 2, 3, 5, 10)  # epochs
+START = """
+import os, runpy, sys
+from digitlab import kmeans
+sys.argv = sys.argv[1:]
+kmeans.MiniBatchKMeans.training_step = lambda *_: os._exit(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
-def plain(words: list[str]) -> dict[str, Any]:
-    """The configuration of a command line, on the CPU and with all training images."""
-    config.register()
-    return config.to_plain(cli.parse([*words, "trainer.accelerator=cpu", "data.val_size=0"], CONF).jobs[0].cfg)
+def take_turns(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[Outcome]]:
+    """What each gave in each round."""
+    told: dict[str, list[Outcome]] = {name: [] for name in contenders}
+    with ExitStack() as stack:
+        spawn = multiprocessing.get_context("spawn")
+        pools = {name: stack.enter_context(ProcessPoolExecutor(1, spawn)) for name in contenders}
+        for _ in range(rounds):
+            for name, contender in contenders.items():
+                told[name].append(pools[name].submit(contender).result())
+                print(".", end="", flush=True, file=sys.stderr)
+    return told
 
 
-def read(root: str) -> Split:
-    """All of the data, nothing held out."""
-    return split(load(root), None, 0, None, seed=0)
+def in_turn(contenders: Mapping[str, Contender]) -> dict[str, list[Outcome]]:
+    """What each gave, once, all in one process: what they differ by is far more than what one leaves to the next."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return {name: [pool.submit(contender).result()] for name, contender in contenders.items()}
 
 
-def ours(words: list[str], root: str) -> float:
-    """Seconds that train.py trains for: Lightning, checkpoints, TensorBoard and all."""
-    wanted, data = plain(words), read(root)
-    results: dict[str, Any] = {"fit_seconds": 0.0, "baselines": {"mean_image": baselines.mean_image(data)}}
-    model = train.build_model(wanted)
-    with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
-        train.fit(model, data, wanted, Path(folder), results)
-    return float(results["fit_seconds"])
+def table(told: Mapping[str, list[Outcome]]) -> pd.DataFrame:
+    """A row a contender; the first one is what the others are compared with."""
+    first = [one["seconds"] for one in next(iter(told.values()))]
+    rows = []
+    for name, outcomes in told.items():
+        seconds = [one["seconds"] for one in outcomes]
+        ratios = sorted(a / b for a, b in zip(first, seconds, strict=True))
+        row = {"": name, "seconds": f"{statistics.median(seconds):.2f}"}
+        row["digitlab / it"] = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        row["train loss"] = f"{outcomes[0]['loss']:.4f}" if "loss" in outcomes[0] else ""
+        rows.append(row | {"peak MiB": f"{max(one['MiB'] for one in outcomes):.0f}"})
+    return pd.DataFrame(rows)
 
 
-# -- k-means ------------------------------------------------------------------------------------------------
+# -- what is timed ------------------------------------------------------------------------------------------
 
 
-def bare_kmeans(words: list[str], root: str) -> float:
-    """Seconds of the same update written out in PyTorch: no framework, no logging, no validation."""
-    wanted, data = plain(words), read(root).train
-    began = time.perf_counter()
-    with cpu_threads(1), torch.no_grad():
-        centers = draw_centers("digit", data, 10, generator(0, Stream.INIT))
-        for epoch in range(wanted["trainer"]["max_epochs"]):
-            order = torch.randperm(len(data.labels), generator=generator(0, Stream.ORDER, epoch))
-            for rows in order.split(wanted["data"]["batch_size"]):
-                x = scale(data.images[rows]).flatten(1)
-                centers -= wanted["optimizer"]["lr"] * gradient(assign(x, centers), centers)
-    return time.perf_counter() - began
+def kmeans(root: str) -> dict[str, Contender]:
+    """Ten epochs in minibatches of 64."""
+    found: dict[str, Contender] = {
+        "digitlab": partial(ours, KMEANS, root),
+        "digitlab, kmeans_best (its rate decays)": partial(ours, ["experiment=kmeans_best"], root),
+        "bare PyTorch loop": partial(peers.bare_kmeans, KMEANS, root),
+        "scikit-learn MiniBatchKMeans": partial(peers.scikit_learn, KMEANS, root),
+        "the same, stopping early": partial(peers.scikit_learn, KMEANS, root, early_stop=True),
+        "Lightning with a DataLoader": partial(peers.tutorial_kmeans, KMEANS, root),
+    }
+    if importlib.util.find_spec("faiss"):
+        found["faiss Kmeans (Lloyd)"] = partial(peers.faiss, root, 10)
+    if torch.cuda.is_available():
+        found["digitlab, GPU"] = partial(ours, [*KMEANS, "trainer.accelerator=gpu"], root)
+    return found
 
 
-def scikit_learn(words: list[str], root: str, early_stop: bool = False) -> float:
-    """Seconds of MiniBatchKMeans with the same batches and epochs; its early stop is off unless asked for."""
-    wanted, patience = plain(words), {} if early_stop else {"max_no_improvement": None}
-    x = scale(read(root).train.images).flatten(1).numpy()
-    size, epochs = wanted["data"]["batch_size"], wanted["trainer"]["max_epochs"]
-    peer = MiniBatchKMeans(10, batch_size=size, max_iter=epochs, n_init=1, random_state=0, **patience)
-    began = time.perf_counter()
-    peer.fit(x)
-    return time.perf_counter() - began
+def autoencoder(root: str) -> dict[str, Contender]:
+    """Two epochs of autoencoder_best."""
+    found: dict[str, Contender] = {
+        "digitlab": partial(ours, AUTOENCODER, root),
+        "bare PyTorch loop": partial(peers.bare_autoencoder, AUTOENCODER, root),
+        "Lightning, torchvision's data set, float32": partial(peers.tutorial_autoencoder, AUTOENCODER, root),
+    }
+    if torch.cuda.is_available():
+        words = [*AUTOENCODER, "trainer.accelerator=gpu"]
+        found["digitlab, GPU"] = partial(ours, words, root)
+        found["bare PyTorch loop, GPU"] = partial(peers.bare_autoencoder, words, root)
+    return found
 
 
-# -- autoencoder --------------------------------------------------------------------------------------------
-
-
-def net(wanted: dict[str, Any]) -> nn.Sequential:
-    """Encoder and decoder as configured."""
-    model = train.build_model(wanted)
-    assert isinstance(model, Autoencoder)
-    return nn.Sequential(model.encoder, model.decoder)
-
-
-def bare_autoencoder(words: list[str], root: str) -> float:
-    """Seconds of a plain loop over the same tensors, in the same precision, memory format and use of memory."""
-    torch.manual_seed(0)
-    wanted, data = plain(words), read(root).train
-    keep_freed_memory()
-    model = net(wanted)
-    optimizer = make_optimizer(model.parameters(), **wanted["optimizer"])
-    epochs, size = wanted["trainer"]["max_epochs"], wanted["data"]["batch_size"]
-    batches = [rows for _ in range(epochs) for rows in torch.randperm(len(data.labels)).split(size)]
-    scheduler = make_scheduler(optimizer, total_steps=len(batches), **wanted["scheduler"])
-    assert scheduler is not None
-    bf16 = torch.cpu._is_avx512_bf16_supported()
-    began = time.perf_counter()
-    for rows in batches:
-        x = scale(data.images[rows])[:, None].contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            y = model(x)
-        loss = (y.float() - x).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-    return time.perf_counter() - began
-
-
-class Usual(LightningModule):
-    """The same net as most tutorials would train it: float32, contiguous."""
-
-    def __init__(self, wanted: dict[str, Any]) -> None:
-        super().__init__()
-        self.wanted = wanted
-        self.net = net(wanted).to(memory_format=torch.contiguous_format)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        """The mean squared error of one minibatch."""
-        loss = nn.functional.mse_loss(self.net(batch[0]), batch[0])
-        self.log("train/loss", loss)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        """As ours."""
-        return make_optimizer(self.parameters(), **self.wanted["optimizer"])
-
-
-def usual_autoencoder(words: list[str], root: str) -> float:
-    """Seconds of Lightning over DataLoader(torchvision MNIST with ToTensor), as most tutorials have it."""
-    warnings.filterwarnings("ignore", module="lightning")  # that its DataLoader might have workers
-    wanted, data = plain(words), read(root).train
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "MNIST" / "raw"
-        raw.mkdir(parents=True)
-        for part in ("train", "t10k"):  # torchvision asks for both
-            for kind, array in (("images-idx3", data.images), ("labels-idx1", data.labels)):
-                header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
-                (raw / f"{part}-{kind}-ubyte").write_bytes(header + array.to(torch.uint8).numpy().tobytes())
-        loader = DataLoader(MNIST(folder, transform=ToTensor()), wanted["data"]["batch_size"], shuffle=True)
-        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        trainer = Trainer(
-            max_epochs=wanted["trainer"]["max_epochs"], accelerator="cpu", enable_progress_bar=False, **quiet
+def formats(root: str) -> dict[str, Contender]:
+    """One epoch of autoencoder_best on 12,800 images, by precision and memory format."""
+    choices = [(p, c) for p in ("bf16-mixed", "32-true") for c in (True, False)]
+    return {
+        f"{precision}, {'channels last' if last else 'contiguous'}": partial(
+            ours, [*SHORT, f"trainer.precision={precision}", f"model.channels_last={str(last).lower()}"], root
         )
+        for precision, last in choices
+    }
+
+
+def growth(root: str) -> dict[str, dict[str, Contender]]:
+    """One epoch of k-means: more images (tiled), more clusters, larger minibatches."""
+    many = [*EPOCH, "init=sample"]
+    return {
+        "images": {f"{60_000 * n}": partial(ours, EPOCH, root, copies=n) for n in (1, 2, 4, 8, 16)},
+        "clusters": {f"{k}": partial(ours, [*many, f"model.n_clusters={k}"], root) for k in (10, 30, 100, 300, 1000)},
+        "batch size": {
+            f"{b}": partial(ours, [*EPOCH, f"data.batch_size={b}"], root) for b in (32, 128, 512, 2048, 8192)
+        },
+    }
+
+
+def curves(root: str) -> dict[str, dict[str, Contender]]:
+    """Time against loss: the same training cut at different lengths."""
+
+    def cut(make: Callable[[list[str]], Contender], *words: str) -> dict[str, Contender]:
+        return {str(n): make([*KMEANS, *words, f"trainer.max_epochs={n}"]) for n in CURVE}
+
+    return {
+        "digitlab, lr 4.5": cut(lambda words: partial(ours, words, root), "optimizer.lr=4.5"),
+        "digitlab, lr 100": cut(lambda words: partial(ours, words, root)),
+        "digitlab, kmeans_best": {
+            str(n): partial(ours, ["experiment=kmeans_best", f"trainer.max_epochs={n}"], root) for n in CURVE
+        },
+        "scikit-learn, 64": cut(lambda words: partial(peers.scikit_learn, words, root)),
+        "scikit-learn, 1024": cut(lambda words: partial(peers.scikit_learn, words, root), "data.batch_size=1024"),
+        "KMeans (Lloyd)": {str(n): partial(peers.lloyd, root, 2 * n) for n in CURVE},
+    }
+
+
+def laboratory(root: str, rounds: int) -> pd.DataFrame:
+    """What a user waits for beside training, in seconds."""
+    env = os.environ | {"DIGITLAB_DATA": str(Path(root).resolve())}
+
+    def run(*command: str) -> float:
         began = time.perf_counter()
-        trainer.fit(Usual(wanted), loader)
+        subprocess.run([sys.executable, *command], cwd=folder, env=env, check=True, capture_output=True)
         return time.perf_counter() - began
 
+    def sweep(name: str, jobs: int, *words: str) -> tuple[float, float]:
+        seeds = ",".join(map(str, range(jobs)))
+        wall = run(entry, "-m", *KMEANS, *words, f"seed={seeds}", f"hydra.sweep.dir={name}")
+        told = [json.loads(path.read_text()) for path in Path(folder, name).glob("*/results.json")]
+        return wall, sum(one["fit_seconds"] for one in told)
 
-def compare(title: str, contenders: Contenders, rounds: int) -> None:
-    """Run each in turn, some rounds, and print medians and ratios to the first."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            # A new process each time: none finds memory, threads or caches as another left them.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                seconds[name].append(pool.submit(contender).result())
-    first = next(iter(seconds.values()))
-    print(f"{title}, {rounds} rounds\n{'':34}{'median s':>10}{'min':>8}{'max':>8}{'digitlab / it':>16}")
-    for name, times in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(first, times, strict=True))
-        print(f"{name:34}{statistics.median(times):>10.2f}{min(times):>8.2f}{max(times):>8.2f}{ratio:>16.2f}")
+    entry = str(ROOT / "train.py")
+    with tempfile.TemporaryDirectory() as folder:
+        lines = {
+            "python train.py --cfg job": [run(entry, *KMEANS, "--cfg", "job") for _ in range(rounds)],
+            "from the command to the first step": [run("-c", START, entry, *KMEANS) for _ in range(rounds)],
+        }
+        few, many = sweep("few", 2, "trainer.max_epochs=1"), sweep("many", 10, "trainer.max_epochs=1")
+        lines["each job of a sweep, beside its training"] = [(many[0] - many[1] - few[0] + few[1]) / 8]
+        lines["six runs of k-means in one process"] = [sweep("one", 6)[0]]
+        lines["the same on all cores (hydra/launcher=joblib)"] = [sweep("all", 6, "hydra/launcher=joblib")[0]]
+    rows = [{"": name, "seconds": f"{statistics.median(seconds):.2f}"} for name, seconds in lines.items()]
+    return pd.DataFrame(rows)
+
+
+# -- what is told -------------------------------------------------------------------------------------------
+
+
+def draw(paths: Mapping[str, Mapping[str, list[Outcome]]], grown: Mapping[str, Mapping[str, list[Outcome]]]) -> Figure:
+    """Time against loss of k-means, and how the time of an epoch grows."""
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    panels = figure.subplots(2, 2).flat
+    axes = next(panels)
+    for name, points in paths.items():
+        outcomes = [min(told, key=lambda one: one["seconds"]) for told in points.values()]
+        axes.plot([one["seconds"] for one in outcomes], [one["loss"] for one in outcomes], marker="o", label=name)
+    axes.set(xscale="log", xlabel="seconds of training", ylabel="train loss", title="k-means: time against loss")
+    axes.set_xticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
+    axes.minorticks_off()
+    axes.legend(fontsize=8)
+    for (name, points), axes in zip(grown.items(), panels, strict=False):
+        values = [int(value) for value in points]
+        seconds = [min(one["seconds"] for one in told) for told in points.values()]
+        axes.loglog(values, seconds, marker="o")
+        axes.set(xlabel=name, ylabel="seconds an epoch", title=f"k-means: {name}")
+        axes.set_yticks([])
+        axes.set_xticks(values, [f"{value:,}" for value in values])
+        axes.minorticks_off()
+        for value, second in zip(values, seconds, strict=True):
+            axes.annotate(f"{second:.2g}", (value, second), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        axes.margins(0.1, 0.2)
+    return figure
 
 
 def main() -> None:
-    """Time both models."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Time all, or one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="times that each is run (default 3)")
-    parser.add_argument("--only", choices=("kmeans", "autoencoder"), help="leave the other model out")
+    parts = ("kmeans", "autoencoder", "laboratory", "growth")
+    parser.add_argument("--only", choices=parts, help="leave the other parts out")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"), help="folder of what is written")
     parser.add_argument("--root", default=os.environ.get("DIGITLAB_DATA", "data"), help="folder of MNIST's files")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds}: must be >= 1")
     try:
-        images = len(read(options.root).train.labels)
+        source = load(options.root)
     except ValueError as mistake:
         parser.error(str(mistake))
-    if options.only != "autoencoder":
-        contenders: Contenders = {
-            "digitlab": partial(ours, KMEANS, options.root),
-            "bare PyTorch loop": partial(bare_kmeans, KMEANS, options.root),
-            "scikit-learn MiniBatchKMeans": partial(scikit_learn, KMEANS, options.root),
-            "the same, stopping early": partial(scikit_learn, KMEANS, options.root, early_stop=True),
-        }
-        compare(f"k-means (python train.py {' '.join(KMEANS)}), {images:,} images", contenders, options.rounds)
-    if options.only != "kmeans":
-        contenders = {
-            "digitlab": partial(ours, AUTOENCODER, options.root),
-            "bare PyTorch loop": partial(bare_autoencoder, AUTOENCODER, options.root),
-            "Lightning, torchvision, float32": partial(usual_autoencoder, AUTOENCODER, options.root),
-        }
-        compare(f"autoencoder (python train.py {' '.join(AUTOENCODER)}), {images:,} images", contenders, options.rounds)
+    began, root, rounds = time.perf_counter(), options.root, options.rounds
+    chosen = [options.only] if options.only else parts
+    raw: dict[str, Any] = {"versions": runs.library_versions(), "cores": os.cpu_count(), "machine": platform.machine()}
+    pages = []
+
+    def add(title: str, told: Mapping[str, list[Outcome]]) -> None:
+        raw[title] = told
+        pages.append((title, table(told)))
+
+    if "kmeans" in chosen:
+        add("k-means, ten epochs in minibatches of 64", take_turns(kmeans(root), rounds))
+    if "autoencoder" in chosen:
+        add("autoencoder_best, two epochs", take_turns(autoencoder(root), rounds))
+        add("autoencoder_best, 100 minibatches", take_turns(formats(root), rounds))
+    if "laboratory" in chosen:
+        pages.append(("The laboratory", laboratory(root, rounds)))
+        raw["The laboratory"] = pages[-1][1].to_dict("records")
+    options.out.mkdir(parents=True, exist_ok=True)
+    if "growth" in chosen:
+        raw["curves"] = {name: in_turn(points) for name, points in curves(root).items()}
+        raw["growth"] = {name: in_turn(points) for name, points in growth(root).items()}
+        with runs.whole(options.out / "benchmark.png") as part:
+            draw(raw["curves"], raw["growth"]).savefig(part, dpi=100)
+    raw["minutes"] = (time.perf_counter() - began) / 60
+    told = [f"{len(source.train.labels):,} images, {os.cpu_count()} cores, {rounds} rounds", ""]
+    for title, page in pages:
+        told += [f"## {title}", "", page.to_markdown(index=False, disable_numparse=True), ""]
+    with runs.whole(options.out / "benchmark.md") as part:
+        part.write_text("\n".join(told))
+    runs.write_json(options.out / "benchmark.json", raw)
+    print("\n" + "\n".join(told) + f"{raw['minutes']:.1f} minutes; {options.out}/benchmark.json, .md and .png")
 
 
 if __name__ == "__main__":

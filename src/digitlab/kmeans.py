@@ -58,7 +58,7 @@ def assign(x: Tensor, centers: Tensor) -> Wins:
 def gradient(wins: Wins, centers: Tensor) -> Tensor:
     """Equation (2): the gradient of the loss (1) by the centres, (K, D)."""
     counts = wins.counts[:, None]
-    return (counts * centers - wins.sums) * (2 / (wins.counts.sum() * centers.shape[1]))
+    return (counts * centers - wins.sums).div_(wins.counts.sum() * (centers.shape[1] / 2))
 
 
 def own_rate(name: str, wins: Wins, won: Tensor) -> Tensor:
@@ -146,6 +146,7 @@ class MiniBatchKMeans(Model):
     def training_step(self, block: Batch, index: int) -> Tensor:
         """Take one step for each minibatch of the block; returns their mean loss."""
         size = self.batches.batch_size // self.trainer.world_size
+        centers, name = self.centers, self.optimizer["name"]
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler = self.lr_schedulers()
         assert scheduler is None or isinstance(scheduler, LRScheduler)
@@ -154,11 +155,11 @@ class MiniBatchKMeans(Model):
         with torch.no_grad():
             for step in range(block.steps):
                 x = scale(block.images[step * size : (step + 1) * size]).flatten(1)  # (B, D)
-                wins = self._reduce(assign(x, self.centers))
-                self.centers.grad = gradient(wins, self.centers)
+                wins = self._reduce(assign(x, centers))
+                centers.grad = gradient(wins, centers)
                 won += wins.counts
-                if self.optimizer["name"] != "sgd":
-                    self.centers.grad *= own_rate(self.optimizer["name"], wins, self.won + won)[:, None]
+                if name != "sgd":
+                    centers.grad *= own_rate(name, wins, self.won + won)[:, None]
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
