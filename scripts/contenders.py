@@ -1,6 +1,7 @@
 """What benchmark.py times: digitlab's training, and peers that do the same work. Losses are on all training images."""
 
 import importlib
+import logging
 import resource
 import struct
 import tempfile
@@ -32,6 +33,7 @@ from digitlab.sources import load
 ROOT = Path(__file__).resolve().parents[1]
 KMEANS = ["model=kmeans", "init=digit"]
 AUTOENCODER = ["experiment=autoencoder_best", "trainer.max_epochs=2"]
+logging.getLogger().addHandler(logging.NullHandler())  # training tells its epochs where somebody listens
 Outcome = dict[str, float]  # seconds, MiB, and where it says something loss
 Contender = Callable[[], Outcome]
 

@@ -1,68 +1,217 @@
-"""Which constant step size brings one minibatch step closest to Lloyd's average (seed report Q1a)?
+"""Which constant step brings one step of minibatch k-means closest to Lloyd's average (seed report Q1a)?
 
-From centres c, Lloyd's step goes to the means mu of the points each centre wins. A minibatch step on the
-loss summed over pixels and averaged over the batch goes to c - eta g, with g = 2/B (m_k c_k - s_k). Then
+From centres c, Lloyd's step goes to the means mu of the points that each centre wins, on all the data. A minibatch of
+B points, of which m_k are won by centre k, estimates it. On the loss summed over pixels and averaged over the batch,
 
-    E|c - eta g - mu|^2  =  |c - mu|^2 - 2 eta <c - mu, E g> + eta^2 E|g|^2
+    c_k' = c_k - eta g_k,   g_k = 2/B (m_k c_k - s_k) = -2/B sum of the m_k points' (x - c_k)                       (1)
 
-is bias^2 plus variance, least at eta = <c - mu, E g> / E|g|^2. The means over minibatches are measured.
-For K equal clusters without spread this is 1 / (2/K + (2/B)(1 - 1/K)), 4.38 for K = 10, B = 64.
-On the project's loss, the mean over D = 784 pixels, the same step is optimizer.lr = 784 eta.
+Write p = P(centre k wins a point), delta = |c_k - mu_k|^2, sigma^2 = E|x - mu_k|^2 within the cluster. The m_k are
+multinomial: E m = Bp, Var m = Bp(1 - p). As E g = -2p (mu - c), the error c' - mu has
+
+    bias^2   = delta (1 - 2 eta p)^2                                                                                (2)
+    variance = 4 eta^2 p/B ((1 - p) delta + sigma^2)                                                                (3)
+
+(the first part of (3) is that of m_k, the second that of the points drawn). Their sum is least at
+
+    eta = 1 / (2p + (2/B) (sigma^2/delta + 1 - p))                                                                  (4)
+
+and for one eta common to all centres, the sums over k of (2) and (3) together, at
+
+    eta = sum p delta / sum 2p (p delta + ((1 - p) delta + sigma^2)/B)                                              (5)
+
+For K equal clusters without spread (5) is 1/(2/K + (2/B)(1 - 1/K)): 4.38 for K = 10 and B = 64. All this is exact for
+points drawn with replacement. Drawn without, as an epoch does, (3) is (N - B)/(N - 1) times that. On the project's
+loss, the mean over D = 784 pixels, the same step is optimizer.lr = 784 eta.
 """
 
 import argparse
 import os
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from digitlab.data import IMAGE_SHAPE, scale
-from digitlab.kmeans import assign, draw_centers, gradient
+from digitlab import runs
+from digitlab.data import Images, scale
+from digitlab.kmeans import PIXELS, assign, draw_centers, gradient, nearest
+from digitlab.process import cpu_threads
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
-PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
+SEED_REPORT = 4.5
+RATE = 100.0  # the best constant optimizer.lr: what moves the centres between the measurements
+STEPS = (0, 3, 10, 30, 100, 300, 938, 2814, 9380)  # 938 minibatches of 64 are an epoch
+SHOWN = (0, 30, 938, 9380)
 
 
-def best_eta(x: torch.Tensor, centers: torch.Tensor, batch_size: int, rng: torch.Generator) -> float:
-    """The eta above at these centres (K, D), over one epoch of minibatches of x (N, D)."""
+class Clusters(NamedTuple):
+    """What (2) to (5) need of each cluster, float64 (K,); mean (K, D). A centre that wins no point has p = 0."""
+
+    p: Tensor
+    delta: Tensor
+    spread: Tensor  # sigma^2
+    mean: Tensor
+
+
+def clusters(x: Tensor, centers: Tensor) -> Clusters:
+    """Lloyd's average of x (N, D) around centers (K, D), and the moments."""
     wins = assign(x, centers)
-    mu = torch.where(wins.counts[:, None] > 0, wins.sums / wins.counts.clamp(min=1)[:, None], centers)
-    mean, squared, batches = torch.zeros_like(centers), 0.0, 0
-    for rows in torch.randperm(len(x), generator=rng).split(batch_size)[: len(x) // batch_size]:
-        g = gradient(assign(x[rows], centers), centers) * PIXELS
-        mean, squared, batches = mean + g, squared + float(g.square().sum()), batches + 1
-    return float(((centers - mu) * mean).sum()) / squared
+    won = wins.counts.clamp(min=1)
+    mean = torch.where(wins.counts[:, None] > 0, wins.sums / won[:, None], centers)
+    labels, _ = nearest(x, centers)
+    squared = x.new_zeros(len(centers)).index_add_(0, labels, (x - mean[labels]).square().sum(1))
+    delta = (centers - mean).square().sum(1)
+    return Clusters(wins.counts.double() / len(x), delta.double(), (squared / won).double(), mean)
+
+
+def expected(c: Clusters, eta: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Bias^2 (2) and variance (3), summed over the centres, for each of eta (E,)."""
+    eta = eta[:, None]
+    bias = c.delta * (1 - 2 * eta * c.p) ** 2
+    variance = 4 * eta**2 * c.p / batch_size * ((1 - c.p) * c.delta + c.spread)
+    return bias.sum(1), variance.sum(1)
+
+
+def best_eta(c: Clusters, batch_size: int) -> float:
+    """Equation (5), which for one centre is (4); 0 where the centres are their clusters' means already."""
+    noise = ((1 - c.p) * c.delta + c.spread) / batch_size
+    return float((c.p * c.delta).sum() / (2 * c.p * (c.p * c.delta + noise)).sum())
+
+
+class Measured(NamedTuple):
+    """Bias^2 and variance for each eta, (E,), and the eta of the least sum."""
+
+    bias: Tensor
+    variance: Tensor
+    best: float
+
+
+def simulate(
+    x: Tensor, centers: Tensor, mean_of: Tensor, eta: Tensor, batch_size: int, batches: int, rng: torch.Generator
+) -> Measured:
+    """What `expected` says, measured over so many minibatches drawn with replacement; mean_of: Lloyd's average (K, D).
+
+    The mean step over the minibatches is itself off by variance/batches, which is taken from the bias^2.
+    """
+    mean, squared = torch.zeros_like(centers, dtype=torch.float64), 0.0
+    for _ in range(batches):
+        drawn = x.index_select(0, torch.randint(len(x), (batch_size,), generator=rng))
+        g = gradient(assign(drawn, centers), centers).double() * x.shape[1]
+        mean += g / batches
+        squared += float(g.square().sum()) / batches
+    spread = (squared - float(mean.square().sum())) * batches / (batches - 1)
+    gap = (centers - mean_of).double()
+    bias = (gap - eta[:, None, None] * mean).square().sum((1, 2)) - eta**2 * spread / batches
+    return Measured(bias, eta**2 * spread, float((gap * mean).sum()) / squared)
+
+
+def centers_along(data: Images, x: Tensor, init: str, batch_size: int, seed: int) -> dict[int, Tensor]:
+    """The centres (10, 784) after each of STEPS steps of SGD at RATE."""
+    centers = draw_centers(init, data, 10, generator(seed, Stream.INIT))
+    found, step = {0: centers.clone()}, 0
+    for epoch in range(-(-STEPS[-1] * batch_size // len(x))):
+        for rows in torch.randperm(len(x), generator=generator(seed, Stream.ORDER, epoch)).split(batch_size):
+            centers -= RATE * gradient(assign(x.index_select(0, rows), centers), centers)
+            step += 1
+            if step in STEPS:
+                found[step] = centers.clone()
+    return found
+
+
+# -- what is drawn ------------------------------------------------------------------------------------------
+
+
+def draw_errors(cases: dict[str, tuple[Clusters, Tensor, Measured]], batch_size: int) -> Figure:
+    """A panel a case: error against eta, measured (dots) and by (2) and (3) (lines)."""
+    figure = Figure(figsize=(14, 7.5), layout="constrained")
+    for axes, (title, (c, etas, measured)) in zip(figure.subplots(2, 3).flat, cases.items(), strict=True):
+        fine = torch.linspace(0, float(etas[-1]), 200, dtype=torch.float64)
+        lines = expected(c, fine, batch_size)
+        for name, dots, line, color in (
+            ("bias²", measured.bias, lines[0], "tab:blue"),
+            ("variance", measured.variance, lines[1], "tab:orange"),
+            ("their sum", measured.bias + measured.variance, lines[0] + lines[1], "black"),
+        ):
+            axes.plot(fine, line, color=color, label=name)
+            axes.plot(etas, dots, "o", color=color, markersize=4)
+        best, staying = best_eta(c, batch_size), float(c.delta.sum())
+        axes.axvline(best, color="tab:green", linestyle="--", label=f"best: {best:.3g}")
+        axes.axvline(SEED_REPORT, color="tab:red", linestyle=":", label=f"the seed report's {SEED_REPORT}")
+        axes.axhline(staying, color="gray", linewidth=0.8, label="not stepping at all")
+        axes.set(title=title, xlabel="eta", ylabel="squared distance to Lloyd's average")
+        axes.set_ylim(0, 2.5 * staying)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def draw_course(course: dict[int, list[float]], batch_size: int) -> Figure:
+    """The best eta along a training, for each seed, beside 4.5 and the decaying rate of kmeans_best."""
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for seed, etas in course.items():
+        axes.plot(STEPS, etas, marker="o", label=f"best eta for the next step, seed {seed}")
+    steps = torch.arange(0, STEPS[-1] + 1)
+    decay = 1000 / PIXELS * (1 - steps / STEPS[-1])
+    axes.plot(steps, decay, color="gray", label="kmeans_best: lr 1000 decaying to 0")
+    axes.axhline(SEED_REPORT, color="tab:red", linestyle=":", label=f"the seed report's {SEED_REPORT}")
+    axes.set_xscale("symlog", linthresh=3)
+    axes.set(yscale="log", xlabel="steps taken", ylabel="eta (optimizer.lr / 784)", xlim=(0, STEPS[-1]), ylim=(3e-3, 8))
+    axes.set_title(f"init=digit, minibatches of {batch_size}, centres moved by lr {RATE:g}")
+    axes.legend(fontsize=8)
+    return figure
 
 
 def main() -> None:
-    """Print the best eta at the first centres and after some full Lloyd steps."""
+    """Measure, draw and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=64, help="images a minibatch (default 64)")
+    parser.add_argument("--batches", type=int, default=2000, help="minibatches that a simulation draws (default 2000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/step_size"), help="folder of the figures")
     parser.add_argument("--root", default=os.environ.get("DIGITLAB_DATA", "data"), help="folder of MNIST's files")
     options = parser.parse_args()
-    if not 1 <= options.batch_size <= 4000 or min(options.seeds) < 0:
-        parser.error("--batch-size must be from 1 to 4000 and --seeds >= 0")
+    if options.batch_size < 1 or options.batches < 2 or min(options.seeds) < 0:
+        parser.error("--batch-size must be >= 1, --batches >= 2 and --seeds >= 0")
     try:
-        train = load(options.root).train
+        data = load(options.root).train
+        with cpu_threads(1):  # products this small are over sooner than a second thread has woken
+            study(data, options.batch_size, options.batches, options.seeds, options.out)
     except ValueError as mistake:
         parser.error(str(mistake))
-    x = scale(train.images).flatten(1)
-    print(f"Best constant eta for one minibatch step, batch size {options.batch_size}, init=digit")
-    print("Lloyd steps before" + "".join(f"{f'seed {seed}':>10}" for seed in options.seeds) + "    lr = 784 eta")
-    centers = {s: draw_centers("digit", train, 10, generator(s, Stream.INIT)) for s in options.seeds}
-    done = 0
-    for target in (0, 1, 2, 5, 10, 20):
-        for seed in options.seeds:
-            for _ in range(target - done):
-                wins = assign(x, centers[seed])
-                centers[seed] = wins.sums / wins.counts[:, None]
-        done = target
-        etas = [best_eta(x, centers[s], options.batch_size, generator(s, Stream.ORDER)) for s in options.seeds]
-        rates = ", ".join(f"{PIXELS * eta:.0f}" for eta in etas)
-        print(f"{target:>18}" + "".join(f"{eta:>10.2f}" for eta in etas) + f"    {rates}")
-    k, b = 10, options.batch_size
-    print(f"Equal clusters without spread: {1 / (2 / k + 2 / b * (1 - 1 / k)):.2f}")
+
+
+def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Path) -> None:
+    """Measure, draw into `out` and tell."""
+    x = scale(data.images).flatten(1)
+    courses = {seed: centers_along(data, x, "digit", batch_size, seed) for seed in seeds}
+    noise = centers_along(data, x, "random", batch_size, seeds[0])
+    shown = {f"init=digit, after {n:,} steps": courses[seeds[0]][n] for n in SHOWN}
+    shown |= {f"init=random, after {n:,} steps": noise[n] for n in (0, 938)}
+    print(f"Best constant eta for one step, minibatches of {batch_size}; the distance left is that to Lloyd's average,")
+    print(f"as a share of what it was before the step. The seed report's eta is {SEED_REPORT}.\n")
+    print(f"{'centres':32}{'eta (5)':>9}{'measured':>10}{'lr = 784 eta':>14}{'distance left':>15}{'with 4.5':>10}")
+    cases = {}
+    for title, centers in shown.items():
+        c = clusters(x, centers)
+        best = best_eta(c, batch_size)
+        etas = torch.linspace(0, max(2.5 * best, 1.2 * SEED_REPORT), 15, dtype=torch.float64)
+        measured = simulate(x, centers, c.mean, etas, batch_size, batches, generator(seeds[0], Stream.ORDER, 1, 1))
+        cases[title] = c, etas, measured
+        both = expected(c, torch.tensor([best, SEED_REPORT], dtype=torch.float64), batch_size)
+        left = sum(both) / c.delta.sum()
+        print(f"{title:32}{best:>9.3g}{measured.best:>10.3g}{PIXELS * best:>14.0f}{left[0]:>15.2f}{left[1]:>10.2f}")
+    k = 10
+    balanced = 1 / (2 / k + 2 / batch_size * (1 - 1 / k))
+    print(f"{'ten equal clusters without spread':32}{balanced:>8.3g}{'':>10}{PIXELS * balanced:>14.0f}")
+
+    course = {s: [best_eta(clusters(x, one), batch_size) for one in found.values()] for s, found in courses.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in (("errors", draw_errors(cases, batch_size)), ("course", draw_course(course, batch_size))):
+        with runs.whole(out / f"{name}.png") as part:
+            figure.savefig(part, dpi=100)
+    print(f"\nFigures: {out}/errors.png and course.png")
 
 
 if __name__ == "__main__":

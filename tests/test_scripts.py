@@ -1,64 +1,169 @@
-"""scripts/benchmark.py and scripts/step_size.py run, on tiny data; what they measure is for people to read."""
+"""The scripts that measure run, on tiny data, and their formulas and tables are right."""
 
-import importlib.util
+import importlib
+import json
+import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
-from digitlab.data import split
+from digitlab.data import Source
+from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
 from .conftest import ROOT
 
 
-def script(name: str) -> ModuleType:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def source(tiny: Path) -> Source:
+    return load(str(tiny), "files", verify=False)
 
 
-def test_every_contender_of_the_benchmark_trains(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours, the bare loops, scikit-learn and plain Lightning each do their epochs and say how long they took."""
-    benchmark = script("benchmark")
-    monkeypatch.setattr(benchmark, "read", lambda _: split(load(str(tiny), "files", False), None, 0, None, seed=0))
-    for contender in (benchmark.ours, benchmark.bare_kmeans, benchmark.scikit_learn):
-        assert contender(benchmark.KMEANS, "") > 0
-    for contender in (benchmark.ours, benchmark.bare_autoencoder, benchmark.usual_autoencoder):
-        assert contender(benchmark.AUTOENCODER, "") > 0
+@pytest.fixture
+def script(source: Source, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that gives a script as a module which finds the tiny data; what it spawns finds none."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+
+    def give(name: str) -> Any:
+        module = importlib.import_module(name)
+        monkeypatch.setattr(module, "load", lambda _: source)
+        return module
+
+    return give
 
 
-def test_the_benchmark_tells_ratios(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contenders that take 2 s and 4 s, in processes of their own, are told with 1.00 and 0.50."""
-    benchmark = script("benchmark")
-    benchmark.compare("title", {"ours": two, "theirs": four}, rounds=2)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[2:] == [["ours", "2.00", "2.00", "2.00", "1.00"], ["theirs", "4.00", "4.00", "4.00", "0.50"]]
+# -- step_size ----------------------------------------------------------------------------------------------
 
 
-def two() -> float:
-    return 2.0
-
-
-def four() -> float:
-    return 4.0
-
-
-def test_step_size_prints_a_rate_a_seed(
-    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Six rows, one for each number of Lloyd steps, each with an eta per seed and the rate it means."""
+def test_the_best_step_worked_by_hand(script: Any) -> None:
+    """One cluster: p = 1/2, delta = 4, sigma^2 = 8, B = 10 ask for 1/(1 + 2/10 (2 + 1/2)) = 2/3; ten equal clusters
+    without spread in minibatches of 64 for 4.38.
+    """
     step_size = script("step_size")
-    monkeypatch.setattr(step_size, "load", lambda _: load(str(tiny), "files", False))
-    monkeypatch.setattr(sys, "argv", ["step_size.py", "--seeds", "0", "1", "--batch-size", "50"])
+    half, four, eight = (torch.tensor([value], dtype=torch.float64) for value in (0.5, 4.0, 8.0))
+    assert step_size.best_eta(step_size.Clusters(half, four, eight, half), 10) == pytest.approx(2 / 3)
+    ten = torch.ones(10, dtype=torch.float64)
+    balanced = step_size.Clusters(ten / 10, ten, 0 * ten, ten)
+    assert step_size.best_eta(balanced, 64) == pytest.approx(1 / (0.2 + 0.9 / 32))
+
+
+def test_moments_worked_by_hand(script: Any) -> None:
+    """Of the points 0, 2 and 10 the centre at 0 wins two: their mean is 1 away, and they lie 1 about it."""
+    c = script("step_size").clusters(torch.tensor([[0.0], [2.0], [10.0]]), torch.tensor([[0.0], [9.0], [99.0]]))
+    assert c.p.tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    assert c.delta.tolist() == [1, 1, 0]
+    assert c.spread.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("batch_size", [8, 64])
+def test_the_closed_form_agrees_with_simulation(script: Any, batch_size: int) -> None:
+    """Bias^2 + variance of steps around three uneven clusters: formula and 20,000 minibatches within 5 %."""
+    step_size, rng = script("step_size"), generator(0, Stream.INIT)
+    where = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 9.0]]).repeat_interleave(torch.tensor([600, 300, 100]), dim=0)
+    x = where + torch.randn(1000, 2, generator=rng)
+    centers = torch.tensor([[1.0, 0.5], [5.0, 1.0], [0.0, 7.0]])
+    c = step_size.clusters(x, centers)
+    etas = torch.linspace(0.1, 3, 7, dtype=torch.float64)
+    measured = step_size.simulate(x, centers, c.mean, etas, batch_size, 20_000, rng)
+    bias, variance = step_size.expected(c, etas, batch_size)
+    torch.testing.assert_close(measured.variance, variance, rtol=0.05, atol=0)
+    torch.testing.assert_close(measured.bias + measured.variance, bias + variance, rtol=0.05, atol=0)
+    assert measured.best == pytest.approx(step_size.best_eta(c, batch_size), rel=0.05)
+    total = bias + variance
+    near = torch.tensor([0.98, 1, 1.02], dtype=torch.float64) * step_size.best_eta(c, batch_size)
+    left = sum(step_size.expected(c, near, batch_size))
+    assert left[1] < min(left[0], left[2], total.min() * 1.0001), "the best step is where the sum is least"
+
+
+def test_step_size_tells_and_draws(script: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A row each for six sets of centres, with an eta and the rate that it means, and two figures."""
+    step_size = script("step_size")
+    sys.argv = ["step_size.py", "--seeds", "0", "1", "--batches", "50", "--out", str(tmp_path)]
     step_size.main()
-    rows: list[Any] = [line.split() for line in capsys.readouterr().out.splitlines()[2:-1]]
-    assert [row[0] for row in rows] == ["0", "1", "2", "5", "10", "20"]
-    for row in rows:
-        assert float(row[3].rstrip(",")) == pytest.approx(784 * float(row[1]), rel=0.02, abs=5)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("init=")]
+    assert len(rows) == 6
+    for line in rows:
+        eta, _, rate = line.split()[4:7]
+        assert float(rate) == pytest.approx(784 * float(eta), rel=0.02, abs=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"errors.png", "course.png"}
+
+
+# -- benchmark ----------------------------------------------------------------------------------------------
+
+
+def test_every_contender_of_the_benchmark_trains(script: Any) -> None:
+    """Ours, bare loops, scikit-learn, plain Lightning: each takes time and memory, and all the k-means learn."""
+    peers, words = script("contenders"), ["model=kmeans", "init=digit", "optimizer.lr=50", "data.batch_size=20"]
+    for contender in (peers.ours, peers.bare_kmeans, peers.scikit_learn, peers.tutorial_kmeans):
+        told = contender([*words, "trainer.max_epochs=2"], "")
+        assert told["seconds"] > 0
+        assert told["MiB"] > 100
+        assert told.get("loss", 0) < 0.05
+    assert peers.lloyd("", 5)["loss"] == pytest.approx(peers.bare_kmeans(words, "")["loss"], rel=0.2)
+    assert peers.ours([*words, "data.train_size=100"], "", copies=2)["seconds"] > 0
+    words = ["experiment=autoencoder_best", "trainer.max_epochs=1"]
+    for contender in (peers.ours, peers.bare_autoencoder, peers.tutorial_autoencoder):
+        assert contender(words, "")["seconds"] > 0
+
+
+def test_the_benchmark_tells_ratios(script: Any) -> None:
+    """Ours takes 2 and 3 s, the other 4 and 4: medians of 2.5 and 4, a ratio from 0.50 to 0.75."""
+    told = {"ours": [{"seconds": s, "MiB": 7.0, "loss": 0.5} for s in (2.0, 3.0)]}
+    told |= {"theirs": [{"seconds": 4.0, "MiB": m} for m in (5.0, 9.0)]}
+    rows = script("benchmark").table(told).to_numpy().tolist()
+    assert rows[0] == ["ours", "2.50", "1.00 (1.00 to 1.00)", "0.5000", "7"]
+    assert rows[1] == ["theirs", "4.00", "0.62 (0.50 to 0.75)", "", "9"]
+
+
+def test_contenders_take_turns(script: Any) -> None:
+    """Two rounds, each contender in a process of its own that it keeps."""
+    benchmark = script("benchmark")
+    told = benchmark.take_turns({"a": pid, "b": pid}, rounds=2)
+    (a, again), (b, _) = told["a"], told["b"]
+    assert a == again
+    assert a != b
+
+
+def pid() -> dict[str, int]:
+    return {"pid": os.getpid()}
+
+
+def test_the_benchmark_keeps_what_it_measured(
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON with every round, the table as Markdown and in the terminal, the figure; the sweeps of sizes are its."""
+    benchmark = script("benchmark")
+    one = {"seconds": 1.0, "MiB": 1.0, "loss": 0.1}
+    monkeypatch.setattr(benchmark, "take_turns", lambda contenders, rounds: {n: [one] * rounds for n in contenders})
+    monkeypatch.setattr(benchmark, "in_turn", lambda contenders: {n: [one] for n in contenders})
+    for part in ("kmeans", "growth"):
+        sys.argv = ["benchmark.py", "--only", part, "--out", str(tmp_path), "--rounds", "2"]
+        benchmark.main()
+        kept = json.loads((tmp_path / "benchmark.json").read_text())
+        if part == "kmeans":
+            assert len(kept["k-means, ten epochs in minibatches of 64"]["digitlab"]) == 2
+            assert (tmp_path / "benchmark.md").read_text() in capsys.readouterr().out
+    assert list(kept["growth"]) == ["images", "clusters", "batch size"]
+    assert (tmp_path / "benchmark.png").stat().st_size > 0
+
+
+# -- compare_rates ------------------------------------------------------------------------------------------
+
+
+def test_compare_rates_tells_mean_and_spread(
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row for each of ours and scikit-learn's, all of which find the ten squares."""
+    rates = script("compare_rates")
+    monkeypatch.setattr(rates, "OURS", {name: rates.OURS[name] for name in list(rates.OURS)[4:6]})
+    sys.argv = ["compare_rates.py", "--seeds", "2", "--out", str(tmp_path)]
+    rates.main()
+    table = (tmp_path / "rates.md").read_text()
+    assert table in capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[1] for row in rows] == ["2"] * 5
+    assert {row[0] for row in rows} >= {"init=digit, 1/n_k", "scikit-learn KMeans, n_init=20"}
+    assert all(float(row[3].split(" ± ")[0]) < 0.02 for row in rows)
