@@ -1,5 +1,6 @@
 """Run one experiment, or with -m a sweep of them: `python train.py model=kmeans init=digit`."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ except ModuleNotFoundError as error:
 
 
 CONF = Path(__file__).resolve().parent / "conf"
+logging.raiseExceptions = False  # where train.log finds the disk full the run says so once, not each line of its log
 failed: list[str] = []  # of the jobs of this process, why they failed
 
 

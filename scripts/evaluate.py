@@ -5,7 +5,9 @@ import math
 import sys
 from pathlib import Path
 
-from digitlab import checkpoints, runs, train
+from omegaconf.errors import OmegaConfBaseException
+
+from digitlab import checkpoints, config, runs, train
 
 
 def main() -> None:
@@ -17,16 +19,18 @@ def main() -> None:
     recorded = runs.read_results(options.run)
     if recorded is None or recorded["status"] != "completed":
         sys.exit(f"Error: {options.run}: holds no completed run; name a directory under outputs/runs")
-    config = recorded["config"]
-    if options.root:
-        config["data"]["root"] = options.root
     try:
+        cfg = config.restore(str(options.run))
+        config.check(cfg)
+        wanted = config.to_plain(cfg)
+        if options.root:
+            wanted["data"]["root"] = options.root
         model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
-        source, data = train.read_data(config)
-        if source.digest != recorded["data"]["digest"]:
-            raise ValueError(f"{config['data']['root']}: holds other data than the run was trained on")
+        source, data = train.read_data(wanted)
+        if source.digest != (recorded["data"] or {}).get("digest"):
+            raise ValueError(f"{wanted['data']['root']}: holds other data than the run was trained on")
         metrics = model.evaluate(source, data)
-    except ValueError as mistake:
+    except (ValueError, OmegaConfBaseException) as mistake:
         sys.exit(f"Error: {mistake}")
     print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
     agree = True

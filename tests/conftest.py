@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import multiprocessing
 import os
+import resource
+import runpy
+import signal
 import struct
 import subprocess
 import sys
@@ -130,3 +134,35 @@ def lab(tmp_path: Path) -> Lab:
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
 
     return call
+
+
+def enter(command: list[str], folder: Path, largest: int) -> None:
+    """Be train.py, given these words in this folder, with files of at most so many bytes (-1: of any size)."""
+    os.chdir(folder)
+    with (folder / "told").open("a") as told:
+        os.dup2(told.fileno(), 1)
+        os.dup2(told.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in the background
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, -1))
+    sys.argv = ["train.py", *command]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+Fork = Callable[..., Any]
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Fork:
+    """Begin `python train.py ...` in tmp_path as a fork of a process that has imported what takes seconds.
+
+    What it prints is in the file `told` there.
+    """
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["digitlab.train", "lightning.pytorch", "digitlab.autoencoder"])
+
+    def begin(command: list[str], largest: int = -1) -> Any:
+        process = forks.Process(target=enter, args=(command, tmp_path, largest))
+        process.start()
+        return process
+
+    return begin

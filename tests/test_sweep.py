@@ -1,11 +1,8 @@
 """Sweeps: found again, skipped, gone on with, repaired, locked, reported on; whatever is killed and in any launcher."""
 
 import json
-import multiprocessing
-import os
 import random
 import re
-import runpy
 import subprocess
 import sys
 import time
@@ -19,7 +16,7 @@ import torch
 
 from digitlab import Busy, cli, config, runs, train
 
-from .conftest import CONF, ROOT, Lab, compose, results, run_here
+from .conftest import CONF, ROOT, Fork, Lab, compose, results, run_here
 from .test_train import assert_same, weights
 
 KMEANS = ["model=kmeans", "init=digit"]
@@ -307,28 +304,13 @@ def test_two_processes_on_one_sweep_do_each_job_once(grid: list[str], tmp_path: 
     assert len(jobs_of(tmp_path / "sweep")) == 4
 
 
-def enter(command: list[str], folder: Path) -> None:
-    """Be train.py, given these words in this folder."""
-    os.chdir(folder)
-    with (folder / "told").open("w") as told:
-        os.dup2(told.fileno(), 1)
-        os.dup2(told.fileno(), 2)
-    sys.argv = ["train.py", *command]
-    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-
-
 @pytest.mark.slow
-def test_a_sweep_killed_again_and_again_ends_as_one_left_alone(words: list[str], tmp_path: Path) -> None:
+def test_a_sweep_killed_again_and_again_ends_as_one_left_alone(fork: Fork, words: list[str], tmp_path: Path) -> None:
     """Q2c's grid of rates on tiny data, SIGKILLed at 20 random moments: the same bits, no finished job redone."""
-    forks = multiprocessing.get_context("forkserver")  # of a process that has imported what takes seconds
-    forks.set_forkserver_preload(["digitlab.train", "lightning.pytorch", "digitlab.autoencoder"])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
 
     def begin(folder: Path) -> Any:
-        words_here = ["-m", "sweep=q2c/learning_rate", *words, "trainer.max_epochs=6", f"hydra.sweep.dir={folder}"]
-        process = forks.Process(target=enter, args=(words_here, tmp_path))
-        process.start()
-        return process
+        return fork(["-m", "sweep=q2c/learning_rate", *words, "trainer.max_epochs=6", f"hydra.sweep.dir={folder}"])
 
     begin(tmp_path / "first").join()  # makes the judge and warms the forks
     began = time.monotonic()

@@ -6,6 +6,8 @@ Imported before any job: it must not import torch.
 import difflib
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +50,7 @@ def parse(words: list[str], conf: Path) -> Command:
     if flags - MULTIRUN or any(word.startswith("hydra.mode=") for word in words):  # --help and the like run no job
         return Command([], None, words)
     overrides = [word for word in words if word not in flags]
-    with initialize_config_dir(str(conf), version_base="1.3"):
+    with initialize_config_dir(str(conf), version_base="1.3"), names_for_choices(overrides):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         grid, directory = [overrides], None
@@ -78,6 +80,15 @@ def parse(words: list[str], conf: Path) -> Command:
         with open_dict(job.cfg):
             del job.cfg["hydra"]
     return Command(jobs, directory, words)
+
+
+@contextmanager
+def names_for_choices(overrides: list[str]) -> Iterator[None]:
+    """Turn Hydra's TypeError at `model=[1,2]`, a list of numbers where the name of a choice belongs, into words."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(f"{' '.join(overrides)}: a choice is a name that --help lists ({error})") from error
 
 
 def sweep_name(overrides: list[Override]) -> str:
@@ -121,9 +132,11 @@ def explain(error: BaseException, words: list[str]) -> str:
     """
     cause = error.__cause__ or error
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name}: must be one of {', '.join(error.options)}"
+    if isinstance(error, MissingConfigException):
+        missing = str(error.missing_cfg_file)
+        group, _, name = missing.rpartition("/") if error.options else missing.partition("/")
+        rule = f"must be one of {', '.join(error.options)}" if error.options else "there is no such choice; see --help"
+        return f"{group}={name}: {rule}"
     if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
         word = _word(words, lines[0].split("'")[1])
         return f"{word}: there is no such choice with this model; python train.py --help lists which model has which"
@@ -136,6 +149,8 @@ def explain(error: BaseException, words: list[str]) -> str:
     if isinstance(cause, OmegaConfBaseException):
         reason = str(cause).strip().splitlines()[0]
         return f"{_word(words, str(cause.full_key))}: {reason}" if cause.full_key else reason
+    if isinstance(error, OSError) and error.filename is None:
+        return f"{error}: nothing could be written; make room on the disk, or choose another hydra.run.dir"
     if isinstance(error, HydraException):
         return "; ".join(lines[:2])
     return str(error)

@@ -210,7 +210,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.prior.n_components", _at_least_one, "must be >= 1"),
     (
         "model.channels",
-        lambda v: 1 <= len(v) <= 5 and min(v) >= 1,
+        lambda v: 1 <= len(v) <= 5 and all(isinstance(width, int) and width >= 1 for width in v),
         "must be 1 to 5 layers of >= 1 channels: 28 x 28 can be halved 5 times (14, 7, 4, 2, 1)",
     ),
     ("optimizer.lr", _positive, "must be > 0 and finite"),
@@ -232,15 +232,20 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 def _strangers(node: DictConfig, path: str = "") -> Iterator[str]:
-    """A sentence for each key that its schema lacks (`+key=value` adds such) and each renamed choice."""
+    """A sentence for each key that its schema lacks (`+key=value` adds such) or needs, and each renamed choice."""
     schema = OmegaConf.get_type(node)
     known = {field.name for field in fields(schema)} if is_dataclass(schema) else set(node)
     key: Any
     for key, value in node.items_ex(resolve=False):
         if key not in known:
             yield f"{path}{key}={value}: nothing reads this key; leave it out"
+        elif isinstance(value, DictConfig) and value._is_none():
+            yield f"{path}{key}=null: must be a choice; leave it out for the default"
         elif isinstance(value, DictConfig):
             yield from _strangers(value, f"{path}{key}.")
+    for key in sorted(known):
+        if key not in node or OmegaConf.is_missing(node, key):
+            yield f"{path}{key}: has no value; give it one, or leave out what takes it away"
     name = getattr(schema, "name", MISSING)
     own = [getattr(option, "name") for option in SCHEMAS.get(path[:-1], ())]  # noqa: B009
     if name == MISSING and node.get("name") in own:
@@ -278,6 +283,9 @@ def _relations(cfg: DictConfig) -> Iterator[str]:
 
 def check(cfg: DictConfig) -> None:
     """Raise ValueError with one line for each value that is out of its range."""
+    for group in ("model", "optimizer", "scheduler", "data", "trainer"):
+        if not isinstance(cfg.get(group), DictConfig):
+            raise ValueError(f"{group}={cfg.get(group)}: must be a choice of conf/{group}")
     wrong = list(_strangers(cfg))
     for key, holds, rule in RULES:
         value = OmegaConf.select(cfg, key, default=MISSING)
@@ -327,7 +335,7 @@ def restore(run: str) -> DictConfig:
     """
     path = Path(run) / "results.json"
     try:
-        saved = OmegaConf.create(json.loads(path.read_text())["config"])
+        saved = OmegaConf.create(dict(json.loads(path.read_text())["config"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"resume={run}: holds no run ({path}: {error}); name a directory under outputs/") from error
     cfg = OmegaConf.structured(Config)

@@ -1,13 +1,17 @@
 """What an experiment asks of the process that it runs in: threads, memory, signals. All but memory is given back."""
 
 import ctypes
+import logging
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+log = logging.getLogger(__name__)
 THREADS = torch.get_num_threads()  # of a new process
 
 
@@ -43,6 +47,20 @@ def as_started() -> Iterator[None]:
 
 
 @contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Let no thread print a traceback: TensorBoard's raises its error in the caller as well."""
+
+    def note(failed: threading.ExceptHookArgs) -> None:
+        log.debug("In a thread:", exc_info=failed.exc_value)
+
+    before, threading.excepthook = threading.excepthook, note
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@contextmanager
 def termination_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end a run as Ctrl-C does, and leave the signals afterwards as they were."""
     if threading.current_thread() is not threading.main_thread():
@@ -52,10 +70,18 @@ def termination_as_interrupt() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def once_more(lost: Any) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):  # it fell into a destructor, where Python drops exceptions
+            threading.Timer(0.01, signal.raise_signal, [signal.SIGTERM]).start()  # when that is over
+        else:
+            hook(lost)
+
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook, sys.unraisablehook = sys.unraisablehook, once_more
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -87,14 +87,36 @@ def library_versions() -> dict[str, str]:
 # -- a run that may be there already --------------------------------------------------------------------
 
 
+STATUSES = ("completed", "interrupted", "failed", "diverged")
+# What results.json holds; files of other versions, or of strangers, may lack some or hold anything.
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("run_id", "status"), str),
+    **dict.fromkeys(("config", "metrics", "baselines", "versions", "files"), dict),
+    **dict.fromkeys(("code", "data"), dict | None),
+    **dict.fromkeys(("seed", "epochs", "steps"), int),
+    **dict.fromkeys(("fit_seconds", "seconds"), float | int),
+    "error": str | None,
+    "warnings": list,
+}
+
+
 def read_results(run: Path) -> dict[str, Any] | None:
-    """results.json of a run, or None where there is none or it is damaged."""
+    """results.json of a run, or None where there is none, or one that this program cannot have written."""
     try:
         content = json.loads((run / "results.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    wanted = {"run_id", "status", "config", "metrics"}  # what any version of this program wrote
-    return content if isinstance(content, dict) and wanted <= set(content) else None
+    if not isinstance(content, dict) or not {"run_id", "status", "config", "metrics"} <= set(content):
+        return None
+    if not all(isinstance(content[key], kind) for key, kind in KINDS.items() if key in content):
+        return None
+    numbers = [*content["metrics"].values(), *content.get("baselines", {}).values()]
+    words = [*content.get("warnings", []), *content.get("files", {}).values()]
+    if not all(isinstance(n, float | int | None) for n in numbers) or not all(isinstance(w, str) for w in words):
+        return None
+    if content["status"] == "completed" and not {"train/loss", "val/loss"} & set(content["metrics"]):
+        return None
+    return content if content["status"] in STATUSES else None
 
 
 def score(metrics: Mapping[str, float]) -> tuple[str, float]:

@@ -65,6 +65,8 @@ def _load(root: str, source: str, verify: bool) -> Source:
     for part in ("train", "t10k"):
         images = torch.from_numpy(arrays[f"{part}-images-idx3-ubyte"][0])
         labels = torch.from_numpy(arrays[f"{part}-labels-idx1-ubyte"][0]).long()
+        if not len(images):
+            raise ValueError(f"{folder}: {part}-images-idx3-ubyte holds no image")
         if len(images) != len(labels):
             raise ValueError(f"{folder}: {len(images)} {part} images but {len(labels)} labels")
         parts.append(Images(images, labels))

@@ -1,5 +1,6 @@
 """One experiment, from its configuration to results.json."""
 
+import errno
 import logging
 import math
 import signal
@@ -23,7 +24,7 @@ from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch
 from digitlab.config import flat, run_id, to_plain
 from digitlab.data import MNISTData, Source, Split, split
 from digitlab.model import Model
-from digitlab.process import as_started, cpu_threads, keep_freed_memory, termination_as_interrupt
+from digitlab.process import as_started, cpu_threads, keep_freed_memory, quiet_threads, termination_as_interrupt
 from digitlab.sources import load
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
     path = directory / "results.json"
     runs.write_json(path, results)
     try:
-        with termination_as_interrupt():
+        with termination_as_interrupt(), quiet_threads():
             experiment(config, directory, results)
         results["files"] = runs.digests(directory)
         results["status"] = "completed"
@@ -123,7 +124,9 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
     except Exception as error:
         results["status"] = "diverged" if isinstance(error, Diverged) else "failed"
         results["error"] = f"{type(error).__name__}: {error}"
-        log.error("%s: %s", results["status"].capitalize(), error)
+        room = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = f"; make room for {directory} and run the same again" if room else ""
+        log.error("%s: %s%s", results["status"].capitalize(), error, remedy)
         log.debug("Traceback:", exc_info=True)
         raise RunFailed(f"{directory}: {results['error']}") from error
     finally:
@@ -289,6 +292,7 @@ def finish(
         for name, value in metrics.items():
             writer.add_scalar(f"final/{name}", value, len(history))
         writer._get_file_writer().add_summary(hparams({}, {})[2])  # the session is a success
+        writer.flush()  # raises where the disk was full; closing does not
 
 
 def beaten_by_baselines(test_loss: float, trivial: dict[str, float]) -> list[str]:

@@ -1,0 +1,289 @@
+"""The worst that users, disks and strangers do, generated: no traceback of ours, nothing bad taken for good."""
+
+import gzip
+import hashlib
+import importlib
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from digitlab import checkpoints, cli, config, report, runs, sweep
+from digitlab.sources import load
+
+from .conftest import Fork, compose, results, run_here, write_idx
+from .test_train import assert_same
+
+# Each key of every schema is in one of these.
+BASES = (
+    "model=kmeans init=sample",
+    "model=kmeans optimizer=inverse_count",
+    "model=autoencoder optimizer=adamw scheduler=one_cycle prior=mixture",
+    "model=autoencoder optimizer=sgd",
+)
+NOT_NUMBERS = ("abc", "''", "[1,2]", "{a:1}", "true1", "1e", "0x", "--1", "1,5x", "${nothing}", "${seed", "None", "-")
+OUT_OF_RANGE = ("-1", "-0.5", "nan", "inf", "-inf", "-1e30", "1e400", "-999999999999999999999")
+NOT_WORDS = ("abc", "''", "[1,2]", "{a:1}", "3", "-1", "nan", "null", "AUTO", "auto2", "../auto", "auto;rm")
+NOT_BOOLS = ("abc", "[1]", "{a:1}", "2.5", "nan", "null", "tru", "''")
+NOT_LISTS = ("abc", "3", "[]", "[0]", "[-1,4]", "[1.5]", "[a]", "[[1]]", "{a:1}", "[nan]", "[1,1,1,1,1,1]", "null")
+SIGNS = "[]{}'\"\\,:=%#!@ az09"
+FREE = ("data.root", "resume")  # any text is a path
+
+
+def bad_words() -> list[tuple[str, str]]:
+    """Each key of the configurations of BASES, found from them, with values of wrong type and range."""
+    found, seen, rng = [], set(FREE), random.Random(0)
+    for base in BASES:
+        (cfg,) = compose(*base.split())
+        for key, value in config.flat(OmegaConf.to_container(cfg)).items():  # type: ignore[arg-type]
+            if key in seen:
+                continue
+            seen.add(key)
+            if isinstance(value, bool):
+                values: tuple[str, ...] = NOT_BOOLS
+            elif isinstance(value, int | float) or value is None:
+                values = NOT_NUMBERS + OUT_OF_RANGE
+                values += ("1.5", "true") if not isinstance(value, float) else ()
+                values += ("null",) if value is not None else ()
+                values = tuple(v for v in values if not (value is None and v == "None"))
+            else:
+                values = NOT_LISTS if isinstance(value, list) else NOT_WORDS
+            values += tuple("".join(rng.choices(SIGNS, k=rng.randrange(2, 9))) + "[" for _ in range(4))
+            found += [(base, f"{key}={word}") for word in values]
+            at = rng.randrange(len(key))
+            found += [(base, f"{key[:at]}{key[at + 1 :]}=1"), (base, f"{key[:at]}z{key[at:]}=1")]
+            parent = key.rpartition(".")[0] or key
+            odd = (f"{key}x=1", f"{key}.more=1", f"+{key}.more=1", f"~{key}", f"{key}=???", f"{parent}=null")
+            found += [(base, word) for word in odd]
+    groups = ("model", "init", "channels", "prior", "optimizer", "scheduler", "data", "trainer", "experiment", "sweep")
+    return found + [(BASES[0], f"{group}={word}") for group in groups for word in NOT_WORDS if word != "null"]
+
+
+@pytest.mark.slow
+def test_no_bad_value_is_taken_and_none_ends_in_a_traceback() -> None:
+    """More than a thousand words, made from the configurations' own keys: each refused in at most two lines."""
+    words, taken, crude = bad_words(), [], []
+    for base, word in words:
+        try:
+            for cfg in compose(*base.split(), word):
+                config.check(cfg)
+        except (HydraException, OmegaConfBaseException, ValueError) as mistake:
+            told = cli.explain(mistake, [*base.split(), word])
+            if not 1 <= len(told.splitlines()) <= 2 or "Traceback" in told:
+                crude.append((word, told))
+        else:
+            taken.append((base, word))
+    assert len(words) > 1000
+    assert taken == []
+    assert crude == []
+
+
+# -- data files ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_no_damaged_data_file_is_read(
+    verify: bool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """160 files cut short, grown, or with a changed header; where digests are checked, also with one bit flipped."""
+    rng, names = random.Random(verify), sorted(path.name for path in tiny.iterdir())
+    load(str(tiny), "files", verify=False)
+    digests = {name.removesuffix(".gz"): digest_of(tiny / name) for name in names}
+    monkeypatch.setattr("digitlab.sources.DIGESTS", digests)
+    for number in range(160):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes((tiny / name).read_bytes())
+        path = folder / rng.choice(names)
+        content = bytearray(path.read_bytes())
+        packed = path.suffix == ".gz"
+        kind = rng.choice(("cut", "grown", "header", "flip") if verify else ("cut", "grown", "header"))
+        if kind == "cut" or (packed and kind == "grown"):
+            content = content[: rng.randrange(len(content))]
+        elif kind == "grown":
+            content += bytes(rng.randrange(1, 50))
+        elif packed:
+            content[rng.randrange(3)] ^= 1 << rng.randrange(8)
+        elif kind == "header":
+            content[rng.randrange(8)] ^= 1 << rng.randrange(8)
+        else:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            load(str(folder), "files", verify)
+
+
+def digest_of(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha256(gzip.decompress(content) if path.suffix == ".gz" else content).hexdigest()
+
+
+@pytest.mark.parametrize("shape", [(20, 27, 28), (20, 32, 32), (20, 28, 28, 3), (0, 28, 28)])
+def test_a_data_set_of_another_shape_is_refused(shape: tuple[int, ...], tiny: Path, tmp_path: Path) -> None:
+    """Images of another size, in colour, or none at all: a line that names the file."""
+    for path in tiny.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", np.zeros(shape))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(shape[0]))
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte"):
+        load(str(tmp_path), "files", verify=False)
+
+
+# -- a run's files ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each model."""
+    small = [f"data.root={tiny}", "data.verify=false", "data.val_size=100", "data.batch_size=20"]
+    small += ["trainer.accelerator=cpu", "trainer.max_epochs=2"]
+    folder = tmp_path_factory.mktemp("finished")
+    run_here(["model=kmeans", "init=digit", *small], folder / "kmeans")
+    run_here(["model=autoencoder", "model.channels=[4,8]", *small], folder / "autoencoder")
+    return {name: folder / name for name in ("kmeans", "autoencoder")}
+
+
+@pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
+def test_no_damaged_run_is_taken_for_whole(model: str, finished: dict[str, Path], tmp_path: Path) -> None:
+    """120 times one of its files is cut short, has a bit flipped or is gone: its state is `damaged`, or `new`."""
+    rng, run = random.Random(model), finished[model]
+    assert runs.state(run) == "completed"
+    files = [run / name for name in results(run)["files"]]
+    for _ in range(120):
+        path = rng.choice([*files, run / "results.json"])
+        content = path.read_bytes()
+        change = bytearray(content)
+        if path.name == "results.json" or rng.random() < 0.5:
+            change = change[: rng.randrange(len(change) - 2)]
+        else:
+            change[rng.randrange(len(change))] ^= 1 << rng.randrange(8)
+        if rng.random() < 0.1:
+            path.unlink()
+        else:
+            path.write_bytes(change)
+        assert runs.state(run) in ("damaged", "new"), f"{path.name} is not what it was"
+        path.write_bytes(content)
+    assert runs.state(run) == "completed"
+
+
+@pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
+def test_a_damaged_checkpoint_is_refused_or_whole(model: str, finished: dict[str, Path], tmp_path: Path) -> None:
+    """150 times cut or flipped anywhere: a ValueError, or (in what zip does not need) the same weights."""
+    rng, path = random.Random(model), finished[model] / "checkpoints" / "best.ckpt"
+    content, before = path.read_bytes(), checkpoints.load_model(path).state_dict()
+    for _ in range(150):
+        change = bytearray(content)
+        if rng.random() < 0.3:
+            change = change[: rng.randrange(len(change))]
+        else:
+            change[rng.randrange(len(change))] ^= 1 << rng.randrange(8)
+        (tmp_path / "one.ckpt").write_bytes(change)
+        try:
+            after = checkpoints.load_model(tmp_path / "one.ckpt").state_dict()
+        except ValueError as mistake:
+            told = str(mistake)
+        else:
+            assert all(torch.equal(after[key], value) for key, value in before.items())
+            told = "one.ckpt"
+        assert "one.ckpt" in told
+
+
+STRANGE: tuple[Any, ...] = (None, 3, -1.5, "../../x", [], {}, [1], {"a": 1}, True, float("nan"), [[]], {"a": {"b": []}})
+
+
+@pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
+def test_a_strange_results_json_is_no_traceback(
+    model: str, finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each key of a results.json, also inside, with values of other kinds: skipped, shown, or refused in words."""
+    good, evaluate = results(finished[model]), importlib.import_module("scripts.evaluate")
+    assert good["status"] == "completed"
+    run = tmp_path / "run"
+    (run / "figures").mkdir(parents=True)
+    for key, part in [(key, good) for key in good] + [(key, good["config"]) for key in good["config"]]:
+        kept = part[key]
+        for value in STRANGE:
+            part[key] = value
+            (run / "results.json").write_text(json.dumps(good))
+            with suppress(ValueError):
+                report.write([tmp_path], tmp_path / "report")
+            with suppress(ValueError, OmegaConfBaseException):
+                config.check(config.restore(str(run)))
+            runs.state(run)
+            sys.argv = ["evaluate.py", str(run)]
+            with pytest.raises(SystemExit):
+                evaluate.main()
+            sweep.progress(tmp_path, "run")
+        part[key] = kept
+
+
+# -- signals and full disks ---------------------------------------------------------------------------------
+
+SMALL = {
+    "kmeans": ["model=kmeans", "init=digit"],
+    "autoencoder": ["model=autoencoder", "model.channels=[4,8]", "optimizer=adamw", "prior=gaussian"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", SMALL)
+def test_a_run_ended_at_any_moment_ends_as_one_left_alone(
+    model: str, fork: Fork, words: list[str], tmp_path: Path
+) -> None:
+    """18 runs of each model, each ended once by SIGKILL, SIGTERM or Ctrl-C between start and end, and run again."""
+    command, rng = [*SMALL[model], *words, "trainer.max_epochs=6"], random.Random(model)
+    fork([*command, f"hydra.run.dir={tmp_path / 'first'}"]).join()  # makes the judge
+    began = time.monotonic()
+    fork([*command, f"hydra.run.dir={tmp_path / 'whole'}"]).join()
+    length, cut = time.monotonic() - began, set()
+    for number in range(18):
+        run, sent = tmp_path / str(number), (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3]
+        process = fork([*command, f"hydra.run.dir={run}"])
+        time.sleep(rng.uniform(0.1, 1) * length)
+        with suppress(ProcessLookupError):  # it was faster this time
+            os.kill(process.pid, sent)
+        process.join()
+        state = runs.state(run)
+        cut.add(state)
+        assert state in ("new", "damaged", "interrupted", "completed")
+        fork([*command, f"hydra.run.dir={run}"]).join()
+        assert_same(tmp_path / "whole", run)
+    assert "interrupted" in cut
+    assert "Traceback" not in (tmp_path / "told").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", SMALL)
+def test_a_full_disk_is_told_and_loses_nothing(model: str, fork: Fork, words: list[str], tmp_path: Path) -> None:
+    """Files may have at most so many bytes, from 0 to the largest that a run writes: it fails in words, with exit
+    code 1 or 2, and run again with room ends as one that always had it.
+    """
+    command = [*SMALL[model], *words, "trainer.max_epochs=2"]
+    whole = tmp_path / "whole"
+    fork([*command, f"hydra.run.dir={whole}"]).join()
+    sizes = sorted({path.stat().st_size for path in whole.rglob("*") if path.is_file()})
+    limits = [0, 1, *(size - 1 for size in sizes if size > 2)][:: 2 if model == "autoencoder" else 1]
+    for largest in limits:
+        run = tmp_path / str(largest)
+        process = fork([*command, f"hydra.run.dir={run}"], largest)
+        process.join()
+        told = (tmp_path / "told").read_text()
+        assert process.exitcode in (1, 2), f"{largest} bytes: {told[-500:]}"
+        assert "Traceback" not in told, f"{largest} bytes: {told[told.index('Traceback') :][:3000]}"
+        assert runs.state(run) != "completed"
+        fork([*command, f"hydra.run.dir={run}"]).join()
+        assert_same(whole, run)
