@@ -7,7 +7,6 @@ held-out images. Writes rates.md. Seconds are those of training.
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from contenders import plain
+from contenders import floats, plain, trained
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from digitlab import baselines, runs, train
-from digitlab.data import Images, Source, Split, scale, split
+from digitlab import runs
+from digitlab.data import Source, Split, split
 from digitlab.kmeans import agreement
 from digitlab.process import cpu_threads
 from digitlab.sources import load
@@ -45,16 +44,14 @@ Metrics = dict[str, float]
 def ours(words: list[str], seed: int, source: Source, data: Split) -> Metrics:
     """A run of train.py without its figures."""
     wanted = plain(["model=kmeans", *words, f"seed={seed}"])
-    results: dict[str, Any] = {"fit_seconds": 0.0, "baselines": {"mean_image": baselines.mean_image(data)}}
-    model = train.build_model(wanted)
-    with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
-        train.fit(model, data, wanted, Path(folder), results)
-        return model.evaluate(source, data) | {"seconds": results["fit_seconds"]}
+    with cpu_threads(1):
+        model, seconds = trained(wanted, data)
+        return model.evaluate(source, data) | {"seconds": seconds}
 
 
 def theirs(make: Callable[[int], Any], seed: int, data: Split) -> Metrics:
     """An estimator of scikit-learn's, judged as ours are."""
-    x, test = (flat(part) for part in (data.train, data.test))
+    x, test = (floats(part) for part in (data.train, data.test))
     peer = make(seed)
     began = time.perf_counter()
     peer.fit(x)
@@ -62,12 +59,6 @@ def theirs(make: Callable[[int], Any], seed: int, data: Split) -> Metrics:
     told |= {"test/loss": -peer.score(test) / test.size, "active_centers": len(set(peer.labels_))}
     scores = agreement(data.test.labels, torch.from_numpy(peer.predict(test)).long(), 10)
     return told | {f"test/{name}": value for name, value in scores.items()}
-
-
-def flat(images: Images) -> np.ndarray:
-    """Float32 (N, 784)."""
-    x: np.ndarray = scale(images.images).flatten(1).numpy()
-    return x
 
 
 def row(name: str, over_seeds: list[Metrics]) -> dict[str, str]:

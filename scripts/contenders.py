@@ -25,14 +25,12 @@ from digitlab.autoencoder import Autoencoder
 from digitlab.data import Images, Split, scale, split
 from digitlab.kmeans import PIXELS, assign, draw_centers, gradient
 from digitlab.kmeans import MiniBatchKMeans as Ours
-from digitlab.model import make_optimizer, make_scheduler
+from digitlab.model import Model, make_optimizer, make_scheduler
 from digitlab.process import cpu_threads, keep_freed_memory
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
 ROOT = Path(__file__).resolve().parents[1]
-KMEANS = ["model=kmeans", "init=digit"]
-AUTOENCODER = ["experiment=autoencoder_best", "trainer.max_epochs=2"]
 logging.getLogger().addHandler(logging.NullHandler())  # training tells its epochs where somebody listens
 Outcome = dict[str, float]  # seconds, MiB, and where it says something loss
 Contender = Callable[[], Outcome]
@@ -62,12 +60,17 @@ def ours(words: list[str], root: str, copies: int = 1) -> Outcome:
         data = data._replace(train=Images(data.train.images.repeat(copies, 1, 1), data.train.labels.repeat(copies)))
     if size := wanted["data"]["train_size"]:
         data = data._replace(train=Images(*(part[:size] for part in data.train)))
+    model, seconds = trained(wanted, data)
+    return outcome(seconds, model.predict(data.train)[1] if isinstance(model, Ours) else None)
+
+
+def trained(wanted: dict[str, Any], data: Split) -> tuple[Model, float]:
+    """A model trained as train.py does, and the seconds of that."""
     results: dict[str, Any] = {"fit_seconds": 0.0, "baselines": {"mean_image": baselines.mean_image(data)}}
     model = train.build_model(wanted)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
         train.fit(model, data, wanted, Path(folder), results)
-    loss = model.predict(data.train)[1] if isinstance(model, Ours) else None
-    return outcome(float(results["fit_seconds"]), loss)
+    return model, float(results["fit_seconds"])
 
 
 # -- k-means ------------------------------------------------------------------------------------------------
@@ -89,26 +92,26 @@ def bare_kmeans(words: list[str], root: str) -> Outcome:
         return outcome(seconds, float(assign(x, centers).squared) / x.numel())
 
 
-def floats(root: str) -> np.ndarray:
-    """The training images, float32 (N, 784)."""
-    x: np.ndarray = scale(read(root).train.images).flatten(1).numpy()
+def floats(images: Images) -> np.ndarray:
+    """Images as float32 (N, 784)."""
+    x: np.ndarray = scale(images.images).flatten(1).numpy()
     return x
 
 
 def scikit_learn(words: list[str], root: str, early_stop: bool = False) -> Outcome:
     """MiniBatchKMeans with the same batches and epochs; its early stop is off unless asked for."""
     wanted, patience = plain(words), {} if early_stop else {"max_no_improvement": None}
-    x, size, epochs = floats(root), wanted["data"]["batch_size"], wanted["trainer"]["max_epochs"]
+    x, size, epochs = floats(read(root).train), wanted["data"]["batch_size"], wanted["trainer"]["max_epochs"]
     peer = MiniBatchKMeans(10, batch_size=size, max_iter=epochs, n_init=1, random_state=0, **patience)
     began = time.perf_counter()
     peer.fit(x)
     return outcome(time.perf_counter() - began, -peer.score(x) / x.size)
 
 
-def lloyd(root: str, iterations: int, n_init: int = 1, seed: int = 0) -> Outcome:
+def lloyd(root: str, iterations: int) -> Outcome:
     """scikit-learn's KMeans, over all images at each step."""
-    x = floats(root)
-    peer = KMeans(10, n_init=n_init, max_iter=iterations, random_state=seed)
+    x = floats(read(root).train)
+    peer = KMeans(10, n_init=1, max_iter=iterations, random_state=0)
     with warnings.catch_warnings(action="ignore"):  # that it has not converged
         began = time.perf_counter()
         peer.fit(x)
@@ -118,7 +121,7 @@ def lloyd(root: str, iterations: int, n_init: int = 1, seed: int = 0) -> Outcome
 def faiss(root: str, iterations: int) -> Outcome:
     """The library of that name, whose k-means is Lloyd's, on all images."""
     library: Any = importlib.import_module("faiss")
-    x = floats(root)
+    x = floats(read(root).train)
     peer = library.Kmeans(PIXELS, 10, niter=iterations, seed=0, max_points_per_centroid=len(x))
     began = time.perf_counter()
     peer.train(x)
@@ -173,10 +176,12 @@ class TutorialKMeans(Tutorial):
 
 def tutorial_kmeans(words: list[str], root: str) -> Outcome:
     """Lightning over a DataLoader of tensors."""
-    wanted, x = plain(words), torch.from_numpy(floats(root))
+    wanted, x = plain(words), torch.from_numpy(floats(read(root).train))
     centers = draw_centers("digit", read(root).train, 10, generator(0, Stream.INIT))
     with cpu_threads(1):
-        return outcome(tutorial(TutorialKMeans(centers, wanted["optimizer"]), TensorDataset(x), wanted))
+        module = TutorialKMeans(centers, wanted["optimizer"])
+        seconds = tutorial(module, TensorDataset(x), wanted)
+        return outcome(seconds, module.loss(x).item())
 
 
 # -- autoencoder --------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ loss, the mean over D = 784 pixels, the same step is optimizer.lr = 784 eta.
 
 import argparse
 import os
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,9 +43,16 @@ from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
 SEED_REPORT = 4.5
-RATE = 100.0  # the best constant optimizer.lr: what moves the centres between the measurements
-STEPS = (0, 3, 10, 30, 100, 300, 938, 2814, 9380)  # 938 minibatches of 64 are an epoch
-SHOWN = (0, 30, 938, 9380)
+STEPS = (0, 3, 10, 30, 100, 300, 938, 2814, 6000, 8500, 9300)  # of which ten epochs in minibatches of 64 have 9380
+LENGTH = 9380
+SHOWN = (0, 30, 938, 9300)
+Rate = Callable[[int], float]  # optimizer.lr by the steps taken
+RATES: dict[str, Rate] = {
+    "lr 100": lambda step: 100,
+    "lr 400": lambda step: 400,
+    "lr 1000": lambda step: 1000,
+    "lr 1000 decaying to 0 (kmeans_best)": lambda step: 1000 * (1 - step / LENGTH),
+}
 
 
 class Clusters(NamedTuple):
@@ -57,13 +66,13 @@ class Clusters(NamedTuple):
 
 def clusters(x: Tensor, centers: Tensor) -> Clusters:
     """Lloyd's average of x (N, D) around centers (K, D), and the moments."""
-    wins = assign(x, centers)
-    won = wins.counts.clamp(min=1)
-    mean = torch.where(wins.counts[:, None] > 0, wins.sums / won[:, None], centers)
     labels, _ = nearest(x, centers)
+    counts = torch.bincount(labels, minlength=len(centers)).double()
+    won = counts.clamp(min=1)
+    sums = torch.zeros_like(centers).index_add_(0, labels, x)
+    mean = torch.where(counts[:, None] > 0, sums / won[:, None].float(), centers)
     squared = x.new_zeros(len(centers)).index_add_(0, labels, (x - mean[labels]).square().sum(1))
-    delta = (centers - mean).square().sum(1)
-    return Clusters(wins.counts.double() / len(x), delta.double(), (squared / won).double(), mean)
+    return Clusters(counts / len(x), (centers - mean).square().sum(1).double(), squared / won, mean)
 
 
 def expected(c: Clusters, eta: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -107,17 +116,21 @@ def simulate(
     return Measured(bias, eta**2 * spread, float((gap * mean).sum()) / squared)
 
 
-def centers_along(data: Images, x: Tensor, init: str, batch_size: int, seed: int) -> dict[int, Tensor]:
-    """The centres (10, 784) after each of STEPS steps of SGD at RATE."""
+def centers_along(
+    data: Images, x: Tensor, init: str, batch_size: int, seed: int, rate: Rate, steps: tuple[int, ...] = STEPS
+) -> dict[int, Tensor]:
+    """The centres (10, 784) after so many steps of SGD."""
     centers = draw_centers(init, data, 10, generator(seed, Stream.INIT))
     found, step = {0: centers.clone()}, 0
-    for epoch in range(-(-STEPS[-1] * batch_size // len(x))):
+    for epoch in count():
         for rows in torch.randperm(len(x), generator=generator(seed, Stream.ORDER, epoch)).split(batch_size):
-            centers -= RATE * gradient(assign(x.index_select(0, rows), centers), centers)
+            if step == steps[-1]:
+                return found
+            centers -= rate(step) * gradient(assign(x.index_select(0, rows), centers), centers)
             step += 1
-            if step in STEPS:
+            if step in steps:
                 found[step] = centers.clone()
-    return found
+    raise AssertionError
 
 
 # -- what is drawn ------------------------------------------------------------------------------------------
@@ -146,20 +159,22 @@ def draw_errors(cases: dict[str, tuple[Clusters, Tensor, Measured]], batch_size:
     return figure
 
 
-def draw_course(course: dict[int, list[float]], batch_size: int) -> Figure:
-    """The best eta along a training, for each seed, beside 4.5 and the decaying rate of kmeans_best."""
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+def draw_course(course: dict[str, list[list[float]]], batch_size: int) -> Figure:
+    """The best eta for the next step along trainings at several rates, a line a seed; dotted, half of the rate."""
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.subplots()
-    for seed, etas in course.items():
-        axes.plot(STEPS, etas, marker="o", label=f"best eta for the next step, seed {seed}")
-    steps = torch.arange(0, STEPS[-1] + 1)
-    decay = 1000 / PIXELS * (1 - steps / STEPS[-1])
-    axes.plot(steps, decay, color="gray", label="kmeans_best: lr 1000 decaying to 0")
-    axes.axhline(SEED_REPORT, color="tab:red", linestyle=":", label=f"the seed report's {SEED_REPORT}")
+    for number, (name, lines) in enumerate(course.items()):
+        for etas in lines:
+            axes.plot(STEPS, etas, marker="o", markersize=4, color=f"C{number}")
+        axes.plot([], [], color=f"C{number}", marker="o", label=f"centres moved by {name}")
+        halves = [RATES[name](step) / PIXELS / 2 for step in STEPS]
+        axes.plot(STEPS, halves, color=f"C{number}", linestyle=":", linewidth=1)
+    axes.plot([], [], color="gray", linestyle=":", linewidth=1, label="half of the rate they are moved by")
+    axes.axhline(SEED_REPORT, color="tab:red", linestyle="--", label=f"the seed report's {SEED_REPORT}")
     axes.set_xscale("symlog", linthresh=3)
-    axes.set(yscale="log", xlabel="steps taken", ylabel="eta (optimizer.lr / 784)", xlim=(0, STEPS[-1]), ylim=(3e-3, 8))
-    axes.set_title(f"init=digit, minibatches of {batch_size}, centres moved by lr {RATE:g}")
-    axes.legend(fontsize=8)
+    axes.set(yscale="log", xlabel="steps taken", ylabel="best eta for the next step", xlim=(0, LENGTH), ylim=(3e-3, 8))
+    axes.set_title(f"init=digit, minibatches of {batch_size}")
+    axes.legend(fontsize=8, loc="lower left")
     return figure
 
 
@@ -185,10 +200,13 @@ def main() -> None:
 def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Path) -> None:
     """Measure, draw into `out` and tell."""
     x = scale(data.images).flatten(1)
-    courses = {seed: centers_along(data, x, "digit", batch_size, seed) for seed in seeds}
-    noise = centers_along(data, x, "random", batch_size, seeds[0])
-    shown = {f"init=digit, after {n:,} steps": courses[seeds[0]][n] for n in SHOWN}
-    shown |= {f"init=random, after {n:,} steps": noise[n] for n in (0, 938)}
+    courses = {
+        name: [centers_along(data, x, "digit", batch_size, seed, rate) for seed in seeds]
+        for name, rate in RATES.items()
+    }
+    noise = centers_along(data, x, "random", batch_size, seeds[0], RATES["lr 100"], (0, 938))
+    shown = {f"init=digit, lr 100, {n:,} steps": courses["lr 100"][0][n] for n in SHOWN}
+    shown |= {f"init=random, lr 100, {n:,} steps": noise[n] for n in (0, 938)}
     print(f"Best constant eta for one step, minibatches of {batch_size}; the distance left is that to Lloyd's average,")
     print(f"as a share of what it was before the step. The seed report's eta is {SEED_REPORT}.\n")
     print(f"{'centres':32}{'eta (5)':>9}{'measured':>10}{'lr = 784 eta':>14}{'distance left':>15}{'with 4.5':>10}")
@@ -205,8 +223,15 @@ def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Pa
     k = 10
     balanced = 1 / (2 / k + 2 / batch_size * (1 - 1 / k))
     print(f"{'ten equal clusters without spread':32}{balanced:>8.3g}{'':>10}{PIXELS * balanced:>14.0f}")
+    first = [clusters(x, found[0]) for found in courses["lr 100"]]
+    for title, some in (("", first), (" without spread", [c._replace(spread=0 * c.spread) for c in first])):
+        told = ", ".join(f"{best_eta(c, batch_size):.2f}" for c in some)
+        print(f"init=digit{title}, 0 steps, seeds {', '.join(map(str, seeds))}: {told}")
 
-    course = {s: [best_eta(clusters(x, one), batch_size) for one in found.values()] for s, found in courses.items()}
+    course = {
+        name: [[best_eta(clusters(x, one), batch_size) for one in found.values()] for found in some]
+        for name, some in courses.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in (("errors", draw_errors(cases, batch_size)), ("course", draw_course(course, batch_size))):
         with runs.whole(out / f"{name}.png") as part:

@@ -129,9 +129,10 @@ Lab = Callable[..., "subprocess.CompletedProcess[str]"]
 def lab(tmp_path: Path) -> Lab:
     """Run `python train.py ...` as a user does, in an empty folder."""
 
-    def call(*words: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
+    def call(*words: str, threads: int | None = None) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, str(ROOT / "train.py"), *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
+        env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
 
     return call
 

@@ -349,7 +349,10 @@ def test_a_sweep_killed_again_and_again_ends_as_one_left_alone(fork: Fork, words
     ids=lambda launcher: str(launcher[0]),
 )
 def test_every_launcher_runs_skips_and_reports(launcher: list[str], lab: Lab, grid: list[str], tmp_path: Path) -> None:
-    """One of four jobs diverges: exit code 1 and the table; then, without it, only what is left: exit code 0."""
+    """One of four jobs diverges: exit code 1 and the table; then, without it, only what is left: exit code 0.
+
+    A job has the bits of the same alone in a process of two threads.
+    """
     choice = [f"hydra/launcher={launcher[0]}", *launcher[1:]]
     wrong = [word.replace("1,100", "1,1e30") for word in grid]
     done = lab(*wrong, *choice)
@@ -359,10 +362,9 @@ def test_every_launcher_runs_skips_and_reports(launcher: list[str], lab: Lab, gr
     assert "2 diverged" in done.stdout
     right = lab(*grid, *choice)
     assert right.returncode == 0, right.stdout + right.stderr
-    (cfg,) = compose(
-        *KMEANS, *[word for word in grid if word.startswith(("data", "trainer"))], "optimizer.lr=100", "seed=1"
-    )
-    train.run(cfg, tmp_path / "alone")
+    command = [*KMEANS, *[word for word in grid if word.startswith(("data", "trainer"))], "optimizer.lr=100", "seed=1"]
+    assert lab(*command, f"hydra.run.dir={tmp_path / 'alone'}", threads=2).returncode == 0
+    (cfg,) = compose(*command)
     assert_same(tmp_path / "alone", tmp_path / "sweep" / config.run_id(config.to_plain(cfg)))
 
 

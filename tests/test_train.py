@@ -100,14 +100,14 @@ def test_the_test_loss_is_the_mean_over_pixels(words: list[str], tmp_path: Path,
 
 
 def test_a_run_repeats_bitwise_whatever_ran_before_it(lab: Lab, words: list[str], tmp_path: Path) -> None:
-    """The same configuration and seed in this process twice, other work between, and in a process of its own."""
+    """The same configuration and seed here twice, other work between, and in a process of its own with two threads."""
     command = [*KMEANS, *words, "model.reassignment_ratio=0.2", "seed=0"]
     run_here(command, tmp_path / "a")
     torch.manual_seed(123)
     torch.rand(7)
     run_here([*KMEANS, *words, "seed=9"], tmp_path / "between")
     run_here(command, tmp_path / "b")
-    assert lab(*command, f"hydra.run.dir={tmp_path / 'c'}").returncode == 0
+    assert lab(*command, f"hydra.run.dir={tmp_path / 'c'}", threads=2).returncode == 0
     assert_same(tmp_path / "a", tmp_path / "b")
     assert_same(tmp_path / "a", tmp_path / "c")
     assert results(tmp_path / "a")["metrics"] != results(tmp_path / "between")["metrics"]
@@ -253,6 +253,32 @@ def test_uniform_noise_collapses_and_says_so(words: list[str], tmp_path: Path) -
     )
     assert revived["metrics"]["active_centers"] == 10
     assert revived["metrics"]["test/loss"] < 0.5 * collapsed["metrics"]["test/loss"]
+
+
+@pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
+def test_an_epoch_s_training_loss_is_the_mean_over_its_images(
+    model: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """515 images in items of 80 or 20, the last of them short: metrics.csv has the mean of the steps' losses, each by
+    its images.
+    """
+    kind, told = checkpoints.model_class(model), []
+    original: Any = kind.training_step
+
+    def step(self: Any, item: Any, index: int) -> Any:
+        loss = original(self, item, index)
+        told.append((self.current_epoch, loss.item(), item.total))
+        return loss
+
+    monkeypatch.setattr(kind, "training_step", step)
+    monkeypatch.setattr(kind, "block", 4 if model == "kmeans" else 1)
+    run_here([f"model={model}", *words, "data.val_size=85"], tmp_path)
+    table = np.genfromtxt(tmp_path / "metrics.csv", delimiter=",", names=True, deletechars="")
+    assert len({images for _, _, images in told}) == 2, "the last item is as long as the others: this proves little"
+    for epoch, mean in enumerate(table["train/loss"]):
+        mine = [(loss, images) for at, loss, images in told if at == epoch]
+        assert sum(images for _, images in mine) == 515
+        assert mean == pytest.approx(sum(loss * images for loss, images in mine) / 515, rel=1e-5)
 
 
 def test_tensorboard_has_the_run_by_epoch(words: list[str], tmp_path: Path) -> None:
