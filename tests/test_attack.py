@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from digitlab import checkpoints, cli, config, report, runs, sweep
+from digitlab.process import termination_as_interrupt
 from digitlab.sources import load
 
 from .conftest import Fork, compose, results, run_here, write_idx
@@ -100,9 +101,9 @@ def test_no_damaged_data_file_is_read(
 ) -> None:
     """160 files cut short, grown, or with a changed header; where digests are checked, also with one bit flipped."""
     rng, names = random.Random(verify), sorted(path.name for path in tiny.iterdir())
-    load(str(tiny), "files", verify=False)
     digests = {name.removesuffix(".gz"): digest_of(tiny / name) for name in names}
     monkeypatch.setattr("digitlab.sources.DIGESTS", digests)
+    assert len(load(str(tiny), "files", verify).train.labels) == 600, "whole, they are read"
     for number in range(160):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -207,13 +208,18 @@ STRANGE: tuple[Any, ...] = (None, 3, -1.5, "../../x", [], {}, [1], {"a": 1}, Tru
 
 @pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
 def test_a_strange_results_json_is_no_traceback(
-    model: str, finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str,
+    finished: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each key of a results.json, also inside, with values of other kinds: skipped, shown, or refused in words."""
     good, evaluate = results(finished[model]), importlib.import_module("scripts.evaluate")
     assert good["status"] == "completed"
     run = tmp_path / "run"
     (run / "figures").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(run)])
     for key, part in [(key, good) for key in good] + [(key, good["config"]) for key in good["config"]]:
         kept = part[key]
         for value in STRANGE:
@@ -224,7 +230,6 @@ def test_a_strange_results_json_is_no_traceback(
             with suppress(ValueError, OmegaConfBaseException):
                 config.check(config.restore(str(run)))
             runs.state(run)
-            sys.argv = ["evaluate.py", str(run)]
             with pytest.raises(SystemExit):
                 evaluate.main()
             sweep.progress(tmp_path, "run")
@@ -264,6 +269,41 @@ def test_a_run_ended_at_any_moment_ends_as_one_left_alone(
         assert_same(tmp_path / "whole", run)
     assert "interrupted" in cut
     assert "Traceback" not in (tmp_path / "told").read_text()
+
+
+class Destroyed:
+    """What Python calls where it drops exceptions, a signal among them."""
+
+    def __del__(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_that_falls_into_a_destructor_is_not_lost() -> None:
+    """Python only prints such an exception; the block ends by it all the same, and leaves no trace of its hook."""
+    hook = sys.unraisablehook
+
+    def block() -> None:
+        with termination_as_interrupt():
+            Destroyed()
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert sys.unraisablehook is hook
+
+
+@pytest.mark.slow
+def test_events_that_found_no_room_fail_the_run(fork: Fork, words: list[str], tmp_path: Path) -> None:
+    """40 epochs make training's events the largest file: where only their last byte has no room, the run fails."""
+    command = [*SMALL["kmeans"], *words, "trainer.max_epochs=40"]
+    fork([*command, f"hydra.run.dir={tmp_path / 'whole'}"]).join()
+    sizes = {path: path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    largest = max(sizes, key=lambda path: sizes[path])
+    assert largest == min((tmp_path / "whole").glob("events.*")), "the events of training are not the largest file"
+    process = fork([*command, f"hydra.run.dir={tmp_path / 'cut'}"], sizes[largest] - 1)
+    process.join()
+    assert process.exitcode == 1
+    assert results(tmp_path / "cut")["status"] == "failed"
 
 
 @pytest.mark.slow

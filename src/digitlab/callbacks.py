@@ -193,11 +193,6 @@ class TensorBoard(Callback):
         self.writer.add_scalar("lr", trainer.optimizers[0].param_groups[0]["lr"], epoch)
         self._epoch(epoch, module)
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Wait for the events to be written; this raises where the disk was full, closing does not."""
-        if self.writer is not None:
-            self.writer.flush()
-
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Close the events file, also after an error."""
         if self.writer is not None:

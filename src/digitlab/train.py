@@ -292,7 +292,6 @@ def finish(
         for name, value in metrics.items():
             writer.add_scalar(f"final/{name}", value, len(history))
         writer._get_file_writer().add_summary(hparams({}, {})[2])  # the session is a success
-        writer.flush()  # raises where the disk was full; closing does not
 
 
 def beaten_by_baselines(test_loss: float, trivial: dict[str, float]) -> list[str]:
