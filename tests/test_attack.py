@@ -236,6 +236,14 @@ def test_a_strange_results_json_is_no_traceback(
         part[key] = kept
 
 
+def test_a_results_json_of_endless_brackets_is_no_run(tmp_path: Path) -> None:
+    """Nested deeper than Python's stack: no run for whoever reads it, and no traceback."""
+    (tmp_path / "results.json").write_text("[" * 200_000)
+    assert runs.read_results(tmp_path) is None
+    with pytest.raises(ValueError, match="holds no run"):
+        config.restore(str(tmp_path))
+
+
 # -- signals and full disks ---------------------------------------------------------------------------------
 
 SMALL = {
@@ -319,9 +327,11 @@ def test_a_full_disk_is_told_and_loses_nothing(model: str, fork: Fork, words: li
     limits = [0, 1, *(size - 1 for size in sizes if size > 2)][:: 2 if model == "autoencoder" else 1]
     for largest in limits:
         run = tmp_path / str(largest)
+        (tmp_path / "told").unlink()
         process = fork([*command, f"hydra.run.dir={run}"], largest)
         process.join()
         told = (tmp_path / "told").read_text()
+        assert "make room" in told or largest < 200, f"{largest} bytes: {told[-500:]}"  # below, not a word has room
         assert process.exitcode in (1, 2), f"{largest} bytes: {told[-500:]}"
         assert "Traceback" not in told, f"{largest} bytes: {told[told.index('Traceback') :][:3000]}"
         assert runs.state(run) != "completed"

@@ -1,6 +1,7 @@
 """Checkpoints: written whole, read without running anything in them, turned back into models."""
 
 import importlib
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -25,8 +26,15 @@ class WholeFileIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the file beside its place, then move it there."""
-        with whole(Path(path)) as part:
-            torch.save(checkpoint, part)
+        write_checkpoint(Path(path), checkpoint)
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint whole. Raises OSError where there is no room (torch would speak of its zip container)."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with whole(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -73,5 +81,4 @@ def save_weights(path: Path, model: Model) -> None:
     """Replace the weights in a checkpoint by the model's."""
     content = read_checkpoint(path)
     content["state_dict"] = model.state_dict()
-    with whole(path) as part:
-        torch.save(content, part)
+    write_checkpoint(path, content)

@@ -336,7 +336,7 @@ def restore(run: str) -> DictConfig:
     path = Path(run) / "results.json"
     try:
         saved = OmegaConf.create(dict(json.loads(path.read_text())["config"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"resume={run}: holds no run ({path}: {error}); name a directory under outputs/") from error
     cfg = OmegaConf.structured(Config)
     for group, schemas in SCHEMAS.items():
