@@ -259,7 +259,7 @@ def test_uniform_noise_collapses_and_says_so(words: list[str], tmp_path: Path) -
 def test_an_epoch_s_training_loss_is_the_mean_over_its_images(
     model: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """515 images in items of 80 or 20, the last of them short: metrics.csv has the mean of the steps' losses, each by
+    """515 images in items of 80, the last of them short: metrics.csv has the mean of the steps' losses, each by
     its images.
     """
     kind, told = checkpoints.model_class(model), []
@@ -271,7 +271,7 @@ def test_an_epoch_s_training_loss_is_the_mean_over_its_images(
         return loss
 
     monkeypatch.setattr(kind, "training_step", step)
-    monkeypatch.setattr(kind, "block", 4 if model == "kmeans" else 1)
+    monkeypatch.setattr(kind, "block", 4)
     run_here([f"model={model}", *words, "data.val_size=85"], tmp_path)
     table = np.genfromtxt(tmp_path / "metrics.csv", delimiter=",", names=True, deletechars="")
     assert len({images for _, _, images in told}) == 2, "the last item is as long as the others: this proves little"
@@ -279,6 +279,19 @@ def test_an_epoch_s_training_loss_is_the_mean_over_its_images(
         mine = [(loss, images) for at, loss, images in told if at == epoch]
         assert sum(images for _, images in mine) == 515
         assert mean == pytest.approx(sum(loss * images for loss, images in mine) / 515, rel=1e-5)
+
+
+@pytest.mark.parametrize("choice", ["model=kmeans", "trainer.precision=32-true", "trainer.precision=bf16-mixed"])
+def test_how_many_minibatches_go_to_a_step_of_lightning_changes_no_bit(
+    choice: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minibatches one at a time, or several (autocast would keep the weights of the first): the same weights."""
+    for block in (1, 8):
+        for kind in (checkpoints.model_class(name) for name in ("kmeans", "autoencoder")):
+            monkeypatch.setattr(kind, "block", block)
+        run_here([choice, "optimizer.lr=0.5", "scheduler=linear", *words], tmp_path / str(block))
+    one, eight = (weights(tmp_path / name) for name in ("1", "8"))
+    assert all(torch.equal(eight[name], one[name]) for name in one)
 
 
 def test_tensorboard_has_the_run_by_epoch(words: list[str], tmp_path: Path) -> None:

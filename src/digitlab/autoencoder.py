@@ -158,22 +158,16 @@ class Autoencoder(Model):
         reconstruction: Tensor = self.decoder(self.encoder(x))
         return reconstruction
 
-    def _loss(self, batch: Batch) -> Tensor:
-        """The global minibatch's mean squared error, so weighted that DDP's mean over processes gives it."""
+    def loss(self, batch: Batch) -> Tensor:
+        """The minibatch's mean squared error, a process's part so weighted that DDP's mean over processes gives it."""
         x = self.prepare(batch.images)
         loss: Tensor = (self(x).float() - x).square().sum() * (self.trainer.world_size / (batch.total * PIXELS))
-        return loss
-
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        """The loss of one minibatch."""
-        loss = self._loss(batch)
-        self.tell(loss, batch.total)
         return loss
 
     def validation_step(self, chunk: Batch, _: int) -> None:
         """Log the loss of held-out images."""
         distributed = self.trainer.world_size > 1
-        self.log("val/loss", self._loss(chunk), batch_size=chunk.total, sync_dist=distributed)
+        self.log("val/loss", self.loss(chunk), batch_size=chunk.total, sync_dist=distributed)
 
     # -- after training -----------------------------------------------------------------------------------
 

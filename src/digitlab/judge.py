@@ -61,7 +61,7 @@ class Judge(Model):
         logits: Tensor = self.classes(self.features(x))
         return logits
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """The cross entropy of one minibatch."""
         x = scale(batch.images)[:, None].contiguous(memory_format=torch.channels_last)
         return functional.cross_entropy(self(x).float(), batch.labels)
@@ -103,7 +103,9 @@ def _train(source: Source) -> Judge:
         seed_everything(RECIPE["seed"], verbose=False)
         judge = Judge(**RECIPE)
         nothing = source.train.take(torch.arange(0))
-        batches = MNISTData(Split(source.train, nothing, nothing), batch_size=BATCH_SIZE, block=1, seed=RECIPE["seed"])
+        batches = MNISTData(
+            Split(source.train, nothing, nothing), batch_size=BATCH_SIZE, block=Judge.block, seed=RECIPE["seed"]
+        )
         trainer = Trainer(
             max_epochs=EPOCHS,
             accelerator="cpu",  # the same weights with or without a GPU

@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from digitlab.data import IMAGE_SHAPE, Batch, Chunks, Images, Source, Split, scale
 from digitlab.model import Model
@@ -109,11 +108,7 @@ def _kmeans_plus_plus(x: Tensor, n_clusters: int, rng: torch.Generator) -> Tenso
 
 
 class MiniBatchKMeans(Model):
-    """K-means whose centres are the parameters of a gradient descent.
-
-    The optimizer steps inside `training_step`, over a block of minibatches, so that Lightning's work is
-    paid once a block.
-    """
+    """K-means whose centres are the parameters of a gradient descent."""
 
     block = 64
     threads = 1  # products of 64 x 784 x 10 are over sooner than a second thread has woken
@@ -129,7 +124,6 @@ class MiniBatchKMeans(Model):
     ) -> None:
         super().__init__(optimizer, scheduler, seed)
         self.save_hyperparameters(logger=False)
-        self.automatic_optimization = False
         self.n_clusters, self.init, self.reassignment_ratio = n_clusters, init, reassignment_ratio
         self.centers = nn.Parameter(torch.zeros(n_clusters, PIXELS))
         self.register_buffer("won", torch.zeros(n_clusters))  # n_k, for the rate 1/n_k
@@ -145,16 +139,13 @@ class MiniBatchKMeans(Model):
 
     def training_step(self, block: Batch, index: int) -> Tensor:
         """Take one step for each minibatch of the block; returns their mean loss."""
-        size = self.batches.batch_size // self.trainer.world_size
         centers, name = self.centers, self.optimizer["name"]
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        scheduler = self.lr_schedulers()
-        assert scheduler is None or isinstance(scheduler, LRScheduler)
+        optimizer, scheduler = self.descent()
         squared = self.won.new_zeros(())
         won = torch.zeros_like(self.won)
         with torch.no_grad():
-            for step in range(block.steps):
-                x = scale(block.images[step * size : (step + 1) * size]).flatten(1)  # (B, D)
+            for batch in self.minibatches(block):
+                x = scale(batch.images).flatten(1)  # (B, D)
                 wins = self._reduce(assign(x, centers))
                 centers.grad = gradient(wins, centers)
                 won += wins.counts

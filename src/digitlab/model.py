@@ -2,16 +2,17 @@
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
-from digitlab.data import MNISTData, Source, Split
+from digitlab.data import Batch, MNISTData, Source, Split
 
 for library in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(library).setLevel(logging.WARNING)  # its hints come with every job and every checkpoint
@@ -22,15 +23,17 @@ warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.p
 class Model(LightningModule):
     """A LightningModule that can be judged and shown; its constructor takes plain values alone.
 
-    `optimizer` and `scheduler` are the values of their config groups.
+    `optimizer` and `scheduler` are the values of their config groups. The optimizer steps inside `training_step`,
+    over a block of minibatches, so that Lightning's work is paid once a block.
     """
 
-    block = 1  # minibatches an item of the training loader
+    block = 8  # minibatches an item of the training loader
     threads: int | None = None  # CPU threads to train with; None leaves torch's choice
     bf16 = False  # whether trainer.precision=auto may choose bfloat16
 
     def __init__(self, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
         self.total: Tensor | float = 0.0  # of the losses of the epoch's images so far
         self.seen = 0  # such images
@@ -63,6 +66,40 @@ class Model(LightningModule):
         total_steps = self.batches.steps * (self.trainer.max_epochs or 0)
         scheduler = make_scheduler(optimizer, total_steps=total_steps, **self.scheduler)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}] if scheduler else []
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of one minibatch, for a model that autograd trains."""
+        raise NotImplementedError
+
+    def training_step(self, block: Batch, index: int) -> Tensor:
+        """Take one step down the loss for each minibatch of the block; returns their mean loss."""
+        optimizer, scheduler = self.descent()
+        total = torch.zeros((), device=self.device)
+        for batch in self.minibatches(block):
+            loss = self.loss(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            total += loss.detach() * batch.total
+        mean = total / block.total
+        self.tell(mean, block.total)
+        return mean
+
+    def descent(self) -> tuple[Any, LRScheduler | None]:
+        """The optimizer and its schedule, bare: Lightning's wrapper takes as long as a step of k-means."""
+        scheduler = self.lr_schedulers()
+        assert scheduler is None or isinstance(scheduler, LRScheduler)
+        return self.optimizers(use_pl_optimizer=False), scheduler
+
+    def minibatches(self, block: Batch) -> Iterator[Batch]:
+        """The block's minibatches, of each the images that this process has."""
+        size = self.batches.batch_size
+        mine = size // self.trainer.world_size
+        for step in range(block.steps):
+            rows = slice(step * mine, (step + 1) * mine)
+            yield Batch(block.images[rows], block.labels[rows], 1, min(size, block.total - step * size))
 
     def evaluate(self, source: Source, data: Split) -> dict[str, float]:
         """The metrics of the finished model; no model sees the test images but here."""
