@@ -40,10 +40,13 @@ SHORT = ["experiment=autoencoder_best", "trainer.max_epochs=1", "data.train_size
 EPOCH = [*KMEANS, "trainer.max_epochs=1"]
 CURVE = (1, 2, 3, 5, 10)  # epochs
 START = """
-import os, runpy, sys
-from digitlab import kmeans
+import os, runpy, sys, threading, time
+def exit_at_the_first_step():
+    while not hasattr(sys.modules.get("digitlab.kmeans"), "MiniBatchKMeans"):
+        time.sleep(0.01)
+    sys.modules["digitlab.kmeans"].MiniBatchKMeans.training_step = lambda *_: os._exit(0)
+threading.Thread(target=exit_at_the_first_step, daemon=True).start()
 sys.argv = sys.argv[1:]
-kmeans.MiniBatchKMeans.training_step = lambda *_: os._exit(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

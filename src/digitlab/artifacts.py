@@ -18,7 +18,8 @@ from digitlab.kmeans import MiniBatchKMeans
 def kmeans(model: MiniBatchKMeans, data: Split, directory: Path, title: str) -> dict[str, Figure]:
     """The centres as centers.npy and picture, the confusion matrix on the training set as CSV and picture."""
     centers = model.centers.detach().view(-1, *IMAGE_SHAPE).cpu().numpy()
-    confusion = model.confusion(data.train)
+    confusion = model.confusion
+    assert confusion is not None, "a model is evaluated before it is shown"
     with runs.whole(directory / "centers.npy") as part:
         np.save(part, centers)
     columns = [f"center {k}" for k in range(len(centers))]

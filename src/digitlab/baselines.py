@@ -1,6 +1,5 @@
 """What any model has to beat, as test losses: the mean squared error over pixels of trivial answers."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,5 +27,6 @@ def pca(data: Split, n_components: int) -> float:
 
 
 def _mean(data: Images) -> Tensor:
-    total = torch.from_numpy(data.images.numpy().sum(0, dtype=np.int64))  # five times as fast as torch's
-    return total.double() / (255 * len(data.labels))
+    # Sums of 256 pixels are exact in float32, and three times as fast as in integers.
+    total = sum(part.float().sum(0).double() for part in data.images.split(256))
+    return torch.as_tensor(total) / (255 * len(data.labels))

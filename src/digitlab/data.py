@@ -154,16 +154,15 @@ class Chunks:
     """
 
     def __init__(self, data: Images, *, rank: int = 0, world: int = 1, size: int = 2048) -> None:
-        index = torch.arange(len(data.labels), device=data.labels.device)
-        self.data = data
-        self.index = [(rows[rank::world], len(rows)) for rows in index.split(size * world)]
+        self.rank, self.world = rank, world
+        self.parts = list(zip(*(part.split(size * world) for part in data), strict=True))
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.parts)
 
     def __iter__(self) -> Iterator[Batch]:
-        for rows, total in self.index:
-            yield Batch(*self.data.take(rows), 1, total)
+        for images, labels in self.parts:
+            yield Batch(images[self.rank :: self.world], labels[self.rank :: self.world], 1, len(labels))
 
 
 class MNISTData(LightningDataModule):

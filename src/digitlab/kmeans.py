@@ -128,6 +128,7 @@ class MiniBatchKMeans(Model):
         self.centers = nn.Parameter(torch.zeros(n_clusters, PIXELS))
         self.register_buffer("won", torch.zeros(n_clusters))  # n_k, for the rate 1/n_k
         self.won: Tensor
+        self.confusion: np.ndarray | None = None  # of the training images, int (10, K); `evaluate` finds it
 
     @torch.no_grad()
     def setup(self, stage: str) -> None:
@@ -207,20 +208,17 @@ class MiniBatchKMeans(Model):
     def predict(self, data: Images) -> tuple[Tensor, float]:
         """The centre of each image, int64 (N,) on the CPU, and the mean loss (1)."""
         labels, total = [], 0.0
-        for chunk in Chunks(data):
+        for chunk in Chunks(data, size=256):  # of less than a cache, where there is one
             x = scale(chunk.images.to(self.device)).flatten(1)
             chosen, distances = nearest(x, self.centers)
             labels.append(chosen.cpu())
-            total += float((x.square().sum(1) + distances).double().sum())
+            total += float((torch.linalg.vector_norm(x, dim=1).square() + distances).double().sum())
         return torch.cat(labels), total / (len(data.labels) * PIXELS)
-
-    def confusion(self, data: Images) -> np.ndarray:
-        """How many images of each digit each centre holds, int (10, K)."""
-        return count_pairs(data.labels, self.predict(data)[0], self.n_clusters)
 
     def evaluate(self, source: Source, data: Split) -> dict[str, float]:
         """The metrics of the finished model; the centres that win a training image count as active."""
         labels, train_loss = self.predict(data.train)
+        self.confusion = count_pairs(data.train.labels, labels, self.n_clusters)
         metrics = {"train/loss": train_loss}
         if len(data.val.labels):
             metrics["val/loss"] = self.predict(data.val)[1]

@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import DictConfig
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -285,10 +287,14 @@ def finish(
     pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
     with SummaryWriter(str(directory)) as writer:
         for name, figure in pictures.items():
-            pixels = figures.pixels(figure)  # drawn once for both
+            picture = Image.fromarray(figures.pixels(figure))
+            with BytesIO() as file:  # drawn and packed once for both
+                picture.save(file, "png")
+                png = file.getvalue()
             with runs.whole(directory / "figures" / f"{name}.png") as part:
-                Image.fromarray(pixels).save(part)
-            writer.add_image(name, pixels, len(history), dataformats="HWC")
+                part.write_bytes(png)
+            image = Summary.Image(width=picture.width, height=picture.height, colorspace=3, encoded_image_string=png)
+            writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), len(history))
         for name, value in metrics.items():
             writer.add_scalar(f"final/{name}", value, len(history))
         writer._get_file_writer().add_summary(hparams({}, {})[2])  # the session is a success
