@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def write_csv(path: Path, header: Sequence[Any], rows: Sequence[Sequence[Any]]) 
 # -- identity -------------------------------------------------------------------------------------------
 
 
+@cache  # the code that was loaded, whatever its files become meanwhile
 def code_version() -> dict[str, Any]:
     """The git commit of the code that runs, and whether it was changed since; None where git cannot tell."""
 
@@ -78,6 +80,7 @@ def code_version() -> dict[str, Any]:
         return {"sha": None, "dirty": None}
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """The versions that results depend on."""
     names = ("digitlab", "torch", "lightning", "hydra-core", "numpy", "scikit-learn")

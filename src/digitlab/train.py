@@ -289,7 +289,7 @@ def finish(
         for name, figure in pictures.items():
             picture = Image.fromarray(figures.pixels(figure))
             with BytesIO() as file:  # drawn and packed once for both
-                picture.save(file, "png")
+                picture.save(file, "png", compress_level=3)
                 png = file.getvalue()
             with runs.whole(directory / "figures" / f"{name}.png") as part:
                 part.write_bytes(png)
