@@ -1,0 +1,116 @@
+"""Run what README's table of results lists, say which rows come out otherwise, and draw the pictures of the docs anew.
+
+A row names its experiment between backquotes, and has one loss a seed, from seed 0 on: the training loss where it says
+so, else the test loss. Finished runs are kept in outputs/reproduce, so that an interrupted call goes on.
+"""
+
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from digitlab import checkpoints, figures, runs
+from digitlab.autoencoder import Autoencoder
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = Path("outputs") / "reproduce"
+ROW = re.compile(r"^\| `(?P<words>[^`]+)`(?P<what>[^|]*)\|[^|]*\|(?P<here>[^|]*)\|", re.MULTILINE)
+LOSS = re.compile(r"\b0\.\d{4}\b")
+
+
+class Row(NamedTuple):
+    """A row of the table: what to run, and the losses that it tells, from seed 0 on."""
+
+    words: str
+    metric: str
+    losses: list[str]
+
+
+def table(readme: str) -> list[Row]:
+    """The rows of README's table of results."""
+    rows = []
+    for found in ROW.finditer(readme):
+        words = found["words"] if "=" in found["words"] else f"experiment={found['words']}"
+        metric = "train/loss" if "training loss" in found["what"] else "test/loss"
+        if losses := LOSS.findall(found["here"]):
+            rows.append(Row(words, metric, losses))
+    return rows
+
+
+def folder(words: str) -> Path:
+    """Where the runs of a row are."""
+    return OUT / re.sub(r"[^\w.-]+", "_", words)
+
+
+def run(row: Row) -> list[Path]:
+    """Run a row's seeds, but for those that are finished; returns their directories in that order."""
+    seeds = ",".join(map(str, range(len(row.losses))))
+    command = [*row.words.split(), f"seed={seeds}", f"hydra.sweep.dir={folder(row.words)}"]
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "-m", *command], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    told = {path.parent: runs.read_results(path.parent) for path in folder(row.words).glob("*/results.json")}
+    return sorted((path for path, result in told.items() if result), key=lambda path: (told[path] or {})["seed"])
+
+
+def compare(row: Row, made: list[Path]) -> str:
+    """One line: the row as it came out, and whether README tells the same."""
+    results = [result for path in made if (result := runs.read_results(path))]
+    losses = [f"{result['metrics'][row.metric]:.4f}" for result in results]
+    seconds = statistics.median(result["fit_seconds"] for result in results)
+    same = "as in README" if losses == row.losses else f"DIFFERS: README has {', '.join(row.losses)}"
+    return f"{row.words}: {row.metric} {', '.join(losses)}, {seconds:.1f} s of training; {same}"
+
+
+def draw(centers: np.ndarray, fog: Autoencoder, best: Autoencoder) -> None:
+    """The pictures of the docs: README's, and those of docs/generation.md. Centres are (10, 28, 28)."""
+    pictures = {
+        "generated_q2c": (fog.generate(20, 0), "q2c, seed 0: z as the report drew it"),
+        "generated_best": (best.generate(20, 1), "autoencoder_best, seed 1: z from the mixture"),
+        "generated_best_standard_normal": (
+            best.generate(20, 1, "standard_normal"),
+            "autoencoder_best, seed 1: z from N(0, I)",
+        ),
+    }
+    drawn = {name: figures.image_grid(images.numpy(), None, 10, told) for name, (images, told) in pictures.items()}
+    rows = [centers, pictures["generated_q2c"][0][:10].numpy(), pictures["generated_best"][0].numpy()]
+    names = ["k-means", "q2c", "ours", "ours"]
+    heading = "Centres of k-means; digits from random z: the report's autoencoder (q2c), and ours"
+    drawn["overview"] = figures.image_grid(np.concatenate(rows), None, 10, heading, names)
+    for name, figure in drawn.items():
+        with runs.whole(ROOT / "docs" / f"{name}.png") as part:
+            Image.fromarray(figures.pixels(figure)).save(part, "png", optimize=True)
+
+
+def autoencoder(path: Path) -> Autoencoder:
+    """The autoencoder of a run."""
+    model = checkpoints.load_model(path / "checkpoints" / "best.ckpt")
+    assert isinstance(model, Autoencoder)
+    return model
+
+
+def main() -> None:
+    """Run, compare, draw."""
+    made, lines = {}, []
+    for row in table((ROOT / "README.md").read_text()):
+        made[row.words] = run(row)
+        lines.append(compare(row, made[row.words]))
+    best = made["experiment=kmeans_best"][0]
+    centers = np.load(best / "centers.npy")
+    digit = np.loadtxt(best / "confusion_matrix.csv", delimiter=",", skiprows=1)[:, 1:].argmax(0)
+    draw(
+        centers[digit.argsort(kind="stable")],
+        autoencoder(made["experiment=q2c"][0]),
+        autoencoder(made["experiment=autoencoder_best"][1]),
+    )
+    print("\n".join(lines))
+    print(f"{sum('DIFFERS' in line for line in lines)} of {len(lines)} rows differ; pictures drawn anew in docs/")
+
+
+if __name__ == "__main__":
+    main()
