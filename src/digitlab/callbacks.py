@@ -162,7 +162,7 @@ class TensorBoard(Callback):
         if trainer.is_global_zero:
             purge = trainer.current_epoch + 1 if trainer.current_epoch else None
             self.writer = SummaryWriter(str(self.directory), purge_step=purge)
-            chart = ["Multiline", ["train/loss", "val/loss", *(f"baseline/{name}" for name in self.baselines)]]
+            chart = ["Multiline", ["train/loss", "val/loss", "baseline/.*"]]  # alike in all runs: one chart for all
             self.writer.add_custom_scalars({"loss": {"beside the baselines": chart}})
             # A session without an experiment: TensorBoard's HParams page then takes its columns from all runs, the
             # metrics from their scalars. With one in each run, as add_hparams writes, it would show the first run's.
