@@ -31,11 +31,14 @@ def experiment(cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     if settings.runtime.choices.get("hydra/launcher") == "submitit_local":  # all jobs start at once on this machine
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
+    first = "digitlab.train" not in sys.modules
+    if first:  # to look for garbage among what imports bring takes a fifth of their time, and finds none
+        gc.disable()
     from digitlab.train import log, run  # torch takes seconds: not for --help or a mistake in the command
 
-    gc.freeze()
-    gc.enable()
+    if first:
+        gc.freeze()
+        gc.enable()
 
     directory = Path(settings.runtime.output_dir)
     if cfg.resume is not None:
@@ -72,6 +75,9 @@ def main() -> int:
             return multirun(command.sweep, command.jobs)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read what we print has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as mistake:
         print(f"Error: {cli.explain(mistake, sys.argv[1:])}", file=sys.stderr)
         return 2
@@ -90,6 +96,8 @@ def dry_run(command: cli.Command) -> int:
 def multirun(directory: Path, jobs: list[cli.Job]) -> int:
     """Run a sweep and report on it, also where jobs or the launcher failed; returns the exit code."""
     planned = sweep.plan(jobs) if jobs else []
+    for job in planned:
+        runs.refuse_links(directory / job.run_id)
     sweep.begin(directory, planned)
     if jobs:  # all of them are composed and checked; to compose them again takes 0.1 s each
         Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
@@ -104,9 +112,14 @@ def multirun(directory: Path, jobs: list[cli.Job]) -> int:
         raise
     except Exception as error:  # of a launcher: a worker killed, a queue that refused
         print(f"Error: the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
-    from digitlab import report  # matplotlib and pandas
+    from digitlab import report, train  # matplotlib, pandas and torch
 
     print(report.write([directory], directory / "report"))
+    if borrowed := set(train.borrowed):
+        print(
+            f"WARNING: {len(borrowed)} of these results were made before, by other code or of other data (see above);"
+        )
+        print("  force=true makes them anew, hydra.sweep.dir=... keeps both.")
     states = [runs.state(directory / job.run_id) for job in planned]
     return 0 if all(state == "completed" for state in states) and not failed else 1
 

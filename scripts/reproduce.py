@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -47,22 +47,24 @@ def folder(words: str) -> Path:
     return OUT / re.sub(r"[^\w.-]+", "_", words)
 
 
-def run(row: Row) -> list[Path]:
-    """Run a row's seeds, but for those that are finished; returns their directories in that order."""
+def results(words: str) -> list[dict[str, Any]]:
+    """What the runs of a row that are there tell, by seed; each with its directory under `path`."""
+    found = [(path.parent, runs.read_results(path.parent)) for path in folder(words).glob("*/results.json")]
+    return sorted((told | {"path": path} for path, told in found if told), key=lambda told: told["seed"])
+
+
+def run(row: Row) -> str:
+    """Run a row's seeds, but for those that are finished; tells in a line what came out, and whether README agrees."""
     seeds = ",".join(map(str, range(len(row.losses))))
     command = [*row.words.split(), f"seed={seeds}", f"hydra.sweep.dir={folder(row.words)}"]
+    if any(result.get("code") != runs.code_version() for result in results(row.words)):
+        command.append("force=true")  # what other code made says nothing of this
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), "-m", *command], check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    told = {path.parent: runs.read_results(path.parent) for path in folder(row.words).glob("*/results.json")}
-    return sorted((path for path, result in told.items() if result), key=lambda path: (told[path] or {})["seed"])
-
-
-def compare(row: Row, made: list[Path]) -> str:
-    """One line: the row as it came out, and whether README tells the same."""
-    results = [result for path in made if (result := runs.read_results(path))]
-    losses = [f"{result['metrics'][row.metric]:.4f}" for result in results]
-    seconds = statistics.median(result["fit_seconds"] for result in results)
+    made = results(row.words)
+    losses = [f"{result['metrics'][row.metric]:.4f}" for result in made]
+    seconds = statistics.median(result["fit_seconds"] for result in made)
     same = "as in README" if losses == row.losses else f"DIFFERS: README has {', '.join(row.losses)}"
     return f"{row.words}: {row.metric} {', '.join(losses)}, {seconds:.1f} s of training; {same}"
 
@@ -87,26 +89,23 @@ def draw(centers: np.ndarray, fog: Autoencoder, best: Autoencoder) -> None:
             Image.fromarray(figures.pixels(figure)).save(part, "png", optimize=True)
 
 
-def autoencoder(path: Path) -> Autoencoder:
+def autoencoder(words: str, seed: int) -> Autoencoder:
     """The autoencoder of a run."""
-    model = checkpoints.load_model(path / "checkpoints" / "best.ckpt")
+    model = checkpoints.load_model(results(words)[seed]["path"] / "checkpoints" / "best.ckpt")
     assert isinstance(model, Autoencoder)
     return model
 
 
 def main() -> None:
     """Run, compare, draw."""
-    made, lines = {}, []
-    for row in table((ROOT / "README.md").read_text()):
-        made[row.words] = run(row)
-        lines.append(compare(row, made[row.words]))
-    best = made["experiment=kmeans_best"][0]
+    lines = [run(row) for row in table((ROOT / "README.md").read_text())]
+    best = results("experiment=kmeans_best")[0]["path"]
     centers = np.load(best / "centers.npy")
     digit = np.loadtxt(best / "confusion_matrix.csv", delimiter=",", skiprows=1)[:, 1:].argmax(0)
     draw(
         centers[digit.argsort(kind="stable")],
-        autoencoder(made["experiment=q2c"][0]),
-        autoencoder(made["experiment=autoencoder_best"][1]),
+        autoencoder("experiment=q2c", 0),
+        autoencoder("experiment=autoencoder_best", 1),
     )
     print("\n".join(lines))
     print(f"{sum('DIFFERS' in line for line in lines)} of {len(lines)} rows differ; pictures drawn anew in docs/")

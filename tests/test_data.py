@@ -2,6 +2,7 @@
 
 import gzip
 import http.server
+import struct
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -77,6 +78,29 @@ def test_a_packed_file_is_unpacked_no_further_than_its_header_says(tiny: Path, t
     assert peak < 2**24
 
 
+def test_a_file_packed_in_several_members_is_read_whole(tiny: Path, tmp_path: Path) -> None:
+    """Labels in three gzip members, as some packers write them, are those of the one-member file."""
+    for path in tiny.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    raw = tmp_path / "train-labels-idx1-ubyte"
+    content = raw.read_bytes()
+    packed = b"".join(gzip.compress(content[at : at + 250]) for at in range(0, len(content), 250))
+    raw.with_suffix(".gz").write_bytes(packed)
+    raw.unlink()
+    assert load(str(tmp_path), "files", verify=False).digest == load(str(tiny), "files", verify=False).digest
+
+
+@pytest.mark.parametrize("sizes", [(2**32 - 1,) * 3, (2**31 - 1, 28, 28)])
+def test_a_header_that_announces_too_much_is_refused(sizes: tuple[int, ...], tiny: Path, tmp_path: Path) -> None:
+    """More images than there are bytes on earth, packed: a line that names the file."""
+    for path in tiny.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", *sizes) + bytes(100)))
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz: holds"):
+        load(str(tmp_path), "files", verify=False)
+
+
 def damage(folder: Path, how: str) -> str:
     """Damage one of the four files; returns its name."""
     images, labels = folder / "train-images-idx3-ubyte.gz", folder / "train-labels-idx1-ubyte"
@@ -96,11 +120,11 @@ def damage(folder: Path, how: str) -> str:
 
 @pytest.mark.parametrize("how", ["cut packed file", "cut raw file", "wrong content", "label out of range", "empty"])
 def test_a_damaged_file_is_named_with_the_remedy(how: str, tiny: Path, tmp_path: Path) -> None:
-    """However a file is damaged, the error says which one it is and to delete or copy it; there is no fallback."""
+    """However a file is damaged, the error says which one it is and what to do; there is no fallback."""
     for path in tiny.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     name = damage(tmp_path, how)
-    with pytest.raises(ValueError, match=rf"{name}: .*delete it to have it downloaded again"):
+    with pytest.raises(ValueError, match=rf"{name}: .*write it anew"):
         load(str(tmp_path), "auto", verify=False)
 
 

@@ -231,8 +231,8 @@ class Autoencoder(Model):
         loss, found = metrics["test/loss"], []
         if loss >= 0.99 * baselines["mean_image"]:
             return [
-                "The decoder ignores the image and paints the mean of all (the seed report's white fog)."
-                " Try optimizer=adamw scheduler=one_cycle, or experiment=autoencoder_best."
+                "The decoder ignores the image: at best it paints the mean of all (the seed report's white fog)."
+                " Train longer, try optimizer=adamw scheduler=one_cycle, or experiment=autoencoder_best."
             ]
         if loss > baselines["pca"]:
             found.append(

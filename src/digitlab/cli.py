@@ -57,6 +57,8 @@ def parse(words: list[str], conf: Path) -> Command:
         grid, directory = [overrides], None
         if flags or any(word.startswith("sweep=") for word in words):
             parsed = OverridesParser.create().parse_overrides(overrides)
+            if any(override.key_or_group == "sweep" and override.is_sweep_override() for override in parsed):
+                raise ValueError("sweep: names one grid; run several one after the other")
             if not any(override.key_or_group == "hydra.sweep.dir" for override in parsed):
                 overrides = [*overrides, f"hydra.sweep.dir='outputs/sweeps/{sweep_name(parsed)}'"]
             node = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN).hydra
@@ -77,6 +79,8 @@ def parse(words: list[str], conf: Path) -> Command:
                         f"trainer.devices={devices}: joblib's workers cannot start processes of their own;"
                         " leave out hydra/launcher=joblib, or choose ray or submitit_local"
                     )
+    if directory is None:
+        refuse_links(Path(jobs[0].cfg.hydra.run.dir))
     for job in jobs:
         with open_dict(job.cfg):
             del job.cfg["hydra"]
@@ -117,7 +121,6 @@ def in_place(words: list[str]) -> list[str]:
     if run in ("", "null"):
         return words
     config.restore(run)
-    refuse_links(Path(run))
     other = [word for word in words if not word.lstrip("+").startswith(("-", "resume=", "hydra."))]
     if other or {"-m", "--multirun"} & set(words):
         raise ValueError(
@@ -152,6 +155,8 @@ def explain(error: BaseException, words: list[str]) -> str:
     if isinstance(cause, OmegaConfBaseException):
         reason = str(cause).strip().splitlines()[0]
         return f"{_word(words, str(cause.full_key))}: {reason}" if cause.full_key else reason
+    if "Ambiguous value for argument" in str(error):
+        return f"{str(error).split(chr(39))[1]}: several values are a sweep, which -m asks for; a list is key=[1,2]"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; choose a place to write to with hydra.run.dir or hydra.sweep.dir"
     if isinstance(error, OSError):

@@ -162,6 +162,10 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
 }
 
 
+# Which optimizers a model can be trained by.
+OPTIMIZERS = {"kmeans": ("sgd", "inverse_count", "sqrt_share"), "autoencoder": ("sgd", "adamw")}
+
+
 def register() -> None:
     """Put the types where the defaults lists of conf/ find them, as `schema` and `/schema/<name>`."""
     store = ConfigStore.instance()
@@ -265,10 +269,8 @@ def _relations(cfg: DictConfig) -> Iterator[str]:
             )
         if cfg.trainer.precision == "bf16-mixed":
             yield "trainer.precision=bf16-mixed: k-means counts in float32; use 32-true or auto"
-        if cfg.optimizer.name == "adamw":
-            yield "optimizer=adamw: k-means is trained by SGD; choose optimizer=sgd, inverse_count or sqrt_share"
-    elif cfg.optimizer.name in ("inverse_count", "sqrt_share"):
-        yield f"optimizer={cfg.optimizer.name}: is a rate of k-means; with model={cfg.model.name} choose sgd or adamw"
+    if cfg.optimizer.name not in (usable := OPTIMIZERS[cfg.model.name]):
+        yield f"optimizer={cfg.optimizer.name}: with model={cfg.model.name} it must be one of {', '.join(usable)}"
     if cfg.data.batch_size % cfg.trainer.devices:
         yield (
             f"data.batch_size={cfg.data.batch_size}: is split among trainer.devices={cfg.trainer.devices}"

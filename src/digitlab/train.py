@@ -31,6 +31,7 @@ from digitlab.process import as_started, cpu_threads, keep_freed_memory, quiet_t
 from digitlab.sources import load
 
 log = logging.getLogger(__name__)
+borrowed: list[str] = []  # runs that this process found finished, made by other code or of other data than its own
 
 
 def run(cfg: DictConfig, directory: Path) -> float:
@@ -45,11 +46,6 @@ def run(cfg: DictConfig, directory: Path) -> float:
     with runs.lock(directory) as mine:
         if not mine:
             raise Busy(str(directory))
-        try:
-            runs.refuse_links(directory)
-        except ValueError as error:
-            log.error("Failed: %s", error)
-            raise RunFailed(str(error)) from error
         earlier = runs.read_results(directory) or {}
         if earlier and earlier.get("run_id") != run_id(config):
             log.error("Failed: %s holds a run of another configuration; choose another hydra.run.dir", directory)
@@ -74,10 +70,12 @@ def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Pa
     log.info("Finished already, not done again (force=true would): %s", directory)
     if (code := earlier.get("code")) != runs.code_version():
         log.warning("WARNING: it was made by other code, commit %s", (code or {}).get("sha"))
+        borrowed.append(str(directory))
     with suppress(ValueError):  # data that cannot be read any more is no reason to lose a result
         data = earlier.get("data") or {}
         if read_source(config).digest != data.get("digest"):
             log.warning("WARNING: it was made of other data, from %s", data.get("source"))
+            borrowed.append(str(directory))
 
 
 def resumable(directory: Path) -> bool:
@@ -339,7 +337,7 @@ def report(results: dict[str, Any], directory: Path) -> None:
     )
     for name, value in results["metrics"].items():
         beside = [f"{key.replace('_', ' ')} {base:.4f}" for key, base in results["baselines"].items()]
-        log.info("  %-20s %-8.4g%s", name, value, f"  ({', '.join(beside)})" if name == "test/loss" else "")
+        log.info("  %-27s %-8.4g%s", name, value, f"  ({', '.join(beside)})" if name == "test/loss" else "")
     for warning in results["warnings"]:
         log.warning("WARNING: %s", warning)
     log.info("Results and figures: %s", directory)
