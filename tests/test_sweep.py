@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -208,6 +209,20 @@ def test_a_result_of_other_code_or_data_is_used_and_marked(
     assert train.run(cfg, tmp_path) == old["metrics"]["val/loss"]
     assert "made by other code, commit 0123abc" in caplog.text
     assert "made of other data" in caplog.text
+
+
+def test_a_sweep_says_under_its_table_that_its_results_are_of_other_data(
+    words: list[str], lab: Lab, tiny: Path, tmp_path: Path
+) -> None:
+    """The same sweep with a copy of the data: skipped without a word; with other labels: skipped, and told last."""
+    for folder in ("same", "other"):
+        shutil.copytree(tiny, tmp_path / folder)
+    labels = tmp_path / "other" / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + bytes([0]))
+    command = ["-m", *KMEANS, *words, "seed=0,1", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    told = [lab(*command, f"data.root={root}").stdout for root in (tiny, tmp_path / "same", tmp_path / "other")]
+    assert "were made before" not in told[0] + told[1]
+    assert "2 of these results were made before, by other code or of other data" in told[2].splitlines()[-2]
 
 
 def test_a_run_that_began_on_other_data_starts_again(words: list[str], tmp_path: Path) -> None:
