@@ -32,14 +32,12 @@ def experiment(cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     if settings.runtime.choices.get("hydra/launcher") == "submitit_local":  # all jobs start at once on this machine
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    first = "digitlab.train" not in sys.modules
-    if first:  # to look for garbage among what imports bring takes a fifth of their time, and finds none
-        gc.disable()
+    gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
     from digitlab.train import log, run  # torch takes seconds: not for --help or a mistake in the command
 
-    if first:
+    if gc.get_freeze_count() == 0:  # once: a later job would freeze what those before it left
         gc.freeze()
-        gc.enable()
+    gc.enable()
 
     directory = Path(settings.runtime.output_dir)
     if cfg.resume is not None:
@@ -115,13 +113,11 @@ def multirun(directory: Path, jobs: list[cli.Job]) -> int:
         raise
     except Exception as error:  # of a launcher: a worker killed, a queue that refused
         print(f"Error: the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
-    from digitlab import report, train  # matplotlib, pandas and torch
+    from digitlab import report  # matplotlib and pandas
 
     print(report.write([directory], directory / "report"))
-    if borrowed := set(train.borrowed):
-        print(
-            f"WARNING: {len(borrowed)} of these results were made before, by other code or of other data (see above);"
-        )
+    if count := len(runs.borrowed):
+        print(f"WARNING: {count} of these results were made before, by other code or of other data (see above);")
         print("  force=true makes them anew, hydra.sweep.dir=... keeps both.")
     states = [runs.state(directory / job.run_id) for job in planned]
     return 0 if all(state == "completed" for state in states) and not failed else 1

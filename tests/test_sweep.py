@@ -185,6 +185,24 @@ def test_a_damaged_checkpoint_of_an_interrupted_run_starts_it_again(
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_sweep_keeps_nothing_of_its_finished_jobs(words: list[str], tmp_path: Path) -> None:
+    """After three jobs in one process at most the last one's Trainer, which holds model and data, is alive."""
+    script = (
+        "import gc, runpy, sys, weakref\n"
+        "from lightning.pytorch import Trainer\n"
+        "alive, begin = weakref.WeakSet(), Trainer.__init__\n"
+        "Trainer.__init__ = lambda self, **options: (alive.add(self), begin(self, **options))[1]\n"
+        f"sys.argv = ['train.py', '-m', 'seed=0,1,2', *{[*KMEANS, *words]!r}]\n"
+        f"try:\n    runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+        "except SystemExit as done:\n    print('exit', done.code)\n"
+        "gc.collect()\n"
+        "print('alive', len(alive))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "exit 0" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.endswith(("alive 0\n", "alive 1\n"))
+
+
 def test_force_does_a_finished_run_again(words: list[str], tmp_path: Path) -> None:
     """Trained anew, to the same bits; without it a finished run's result is returned as it is."""
     first = run_here([*KMEANS, *words], tmp_path)

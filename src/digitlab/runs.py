@@ -90,6 +90,8 @@ def library_versions() -> dict[str, str]:
 # -- a run that may be there already --------------------------------------------------------------------
 
 
+borrowed: set[Path] = set()  # runs that this process found finished, made by other code or of other data than its own
+
 STATUSES = ("completed", "interrupted", "failed", "diverged")
 # What results.json holds; files of other versions, or of strangers, may lack some or hold anything.
 KINDS: dict[str, Any] = {

@@ -31,7 +31,6 @@ from digitlab.process import as_started, cpu_threads, keep_freed_memory, quiet_t
 from digitlab.sources import load
 
 log = logging.getLogger(__name__)
-borrowed: list[str] = []  # runs that this process found finished, made by other code or of other data than its own
 
 
 def run(cfg: DictConfig, directory: Path) -> float:
@@ -70,12 +69,12 @@ def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Pa
     log.info("Finished already, not done again (force=true would): %s", directory)
     if (code := earlier.get("code")) != runs.code_version():
         log.warning("WARNING: it was made by other code, commit %s", (code or {}).get("sha"))
-        borrowed.append(str(directory))
+        runs.borrowed.add(directory)
     with suppress(ValueError):  # data that cannot be read any more is no reason to lose a result
         data = earlier.get("data") or {}
         if read_source(config).digest != data.get("digest"):
             log.warning("WARNING: it was made of other data, from %s", data.get("source"))
-            borrowed.append(str(directory))
+            runs.borrowed.add(directory)
 
 
 def resumable(directory: Path) -> bool:
