@@ -17,6 +17,7 @@ from .conftest import CONF, ROOT, Lab, compose
 
 YAMLS = [path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml")]
 OPTIONS = sorted(name.replace("/", "=", 1) for name in YAMLS if not name.startswith("pairing") and "/_" not in name)
+INITS = ", ".join(sorted(path.stem for path in CONF.glob("init/*.yaml")))
 OWN_RATES = ("optimizer=inverse_count", "optimizer=sqrt_share")  # k-means', of which an autoencoder has none
 
 
@@ -60,7 +61,7 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
             "init=digit model.n_clusters=9",
             "model.n_clusters=9: init=digit takes one image of each digit and needs 10",
         ),
-        ("init=nonsense", "init=nonsense: must be one of digit, kmeans++, "),
+        ("init=nonsense", f"init=nonsense: must be one of {INITS}"),
         ("optimizer=inverse_count optimizer.lr=1", "optimizer.lr=1: optimizer has no such key"),
         ("scheduler.name=step", "scheduler.name=step: must be one of constant, linear, cosine"),
         ("optimizer.name=inverse_count", "follows from the choice optimizer=sgd"),

