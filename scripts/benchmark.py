@@ -239,7 +239,8 @@ def main() -> None:
         parser.error(f"--rounds {options.rounds}: must be >= 1")
     try:
         source = load(options.root)
-    except ValueError as mistake:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as mistake:
         parser.error(str(mistake))
     began, root, rounds = time.perf_counter(), options.root, options.rounds
     chosen = [options.only] if options.only else parts
@@ -258,7 +259,6 @@ def main() -> None:
     if "laboratory" in chosen:
         raw["The laboratory"] = laboratory(root, rounds)
         pages.append(("The laboratory", spans(raw["The laboratory"])))
-    options.out.mkdir(parents=True, exist_ok=True)
     if "growth" in chosen:
         raw["curves"] = {name: in_turn(points) for name, points in curves(root).items()}
         raw["growth"] = {name: in_turn(points) for name, points in growth(root).items()}

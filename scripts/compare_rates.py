@@ -82,7 +82,8 @@ def main() -> None:
         parser.error(f"--seeds {options.seeds}: must be >= 1")
     try:
         source = load(options.root)
-    except ValueError as mistake:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as mistake:
         parser.error(str(mistake))
     data, seeds = split(source, None, 0, None, seed=0), range(options.seeds)
     peers: dict[str, tuple[Callable[[int], Any], range]] = {
@@ -103,7 +104,6 @@ def main() -> None:
         rows.append(row(name, [theirs(make, seed, data) for seed in some]))
         print(rows[-1], file=sys.stderr)
     page = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    options.out.mkdir(parents=True, exist_ok=True)
     with runs.whole(options.out / "rates.md") as part:
         part.write_text(page + "\n")
     print(page)

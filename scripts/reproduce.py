@@ -4,7 +4,9 @@ A row names its experiment between backquotes, and has one loss a seed, from see
 so, else the test loss. Finished runs are kept in outputs/reproduce, so that an interrupted call goes on.
 """
 
+import argparse
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -57,8 +59,9 @@ def run(row: Row) -> str:
     """Run a row's seeds, but for those that are finished; tells in a line what came out, and whether README agrees."""
     seeds = ",".join(map(str, range(len(row.losses))))
     command = [*row.words.split(), f"seed={seeds}", f"hydra.sweep.dir={folder(row.words)}"]
-    if any(result.get("code") != runs.code_version() for result in results(row.words)):
-        command.append("force=true")  # what other code made says nothing of this
+    for made_before in results(row.words):
+        if made_before.get("code") != runs.code_version():  # what other code made says nothing of this
+            shutil.rmtree(made_before["path"])
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), "-m", *command], check=False)
     if done.returncode:
         sys.exit(done.returncode)
@@ -98,6 +101,7 @@ def autoencoder(words: str, seed: int) -> Autoencoder:
 
 def main() -> None:
     """Run, compare, draw."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     lines = [run(row) for row in table((ROOT / "README.md").read_text())]
     best = results("experiment=kmeans_best")[0]["path"]
     centers = np.load(best / "centers.npy")

@@ -191,9 +191,10 @@ def main() -> None:
         parser.error("--batch-size must be >= 1, --batches >= 2 and --seeds >= 0")
     try:
         data = load(options.root).train
+        options.out.mkdir(parents=True, exist_ok=True)
         with cpu_threads(1):  # products this small are over sooner than a second thread has woken
             study(data, options.batch_size, options.batches, options.seeds, options.out)
-    except ValueError as mistake:
+    except (ValueError, OSError) as mistake:
         parser.error(str(mistake))
 
 
@@ -232,7 +233,6 @@ def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Pa
         name: [[best_eta(clusters(x, one), batch_size) for one in found.values()] for found in some]
         for name, some in courses.items()
     }
-    out.mkdir(parents=True, exist_ok=True)
     for name, figure in (("errors", draw_errors(cases, batch_size)), ("course", draw_course(course, batch_size))):
         with runs.whole(out / f"{name}.png") as part:
             figure.savefig(part, dpi=100)

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from digitlab.config import to_plain
 from digitlab.data import Source
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
+from digitlab.train import build_model
 
 from .conftest import ROOT, compose
 
@@ -169,6 +172,7 @@ def test_reproduce_finds_every_row_of_readme(script: Any) -> None:
         compose(*row.words.split())
 
 
+@pytest.mark.slow
 def test_reproduce_tells_whether_a_row_comes_out(
     script: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -184,6 +188,18 @@ def test_reproduce_tells_whether_a_row_comes_out(
     losses = [f"{result['metrics']['test/loss']:.4f}" for result in made]
     assert reproduce.run(reproduce.Row(words, "test/loss", losses)).endswith("as in README")
     assert {result["code"]["sha"] for result in reproduce.results(words)} == {made[0]["code"]["sha"]}
+
+
+def test_reproduce_draws_the_pictures_of_the_docs(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Four pictures, each shown by README or docs/generation.md."""
+    reproduce = script("reproduce")
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    net = build_model(to_plain(compose("experiment=q2b", "prior=standard_normal")[0]))
+    reproduce.draw(np.zeros((10, 28, 28)), net, net)
+    pages = (ROOT / "README.md").read_text() + (ROOT / "docs" / "generation.md").read_text()
+    drawn = sorted(path.name for path in (tmp_path / "docs").iterdir())
+    assert len(drawn) == 4
+    assert all(name in pages for name in drawn)
 
 
 # -- compare_rates ------------------------------------------------------------------------------------------
