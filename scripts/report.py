@@ -14,8 +14,8 @@ def main() -> None:
     parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="directory with runs in it")
     parser.add_argument("--out", type=Path, help="where to write (default: report/ in SWEEP, or above several)")
     options = parser.parse_args()
-    out = options.out or Path(os.path.commonpath(options.sweeps)) / "report"
     try:
+        out = options.out or Path(os.path.commonpath([folder.resolve() for folder in options.sweeps])) / "report"
         print(report.write(options.sweeps, out))
     except (ValueError, OSError) as mistake:
         sys.exit(f"Error: {mistake}")

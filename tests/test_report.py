@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,18 @@ def test_values_are_compared_over_the_seeds_they_share(tmp_path: Path) -> None:
     # The spread of the other settings is that of lr 1 over its two seeds, 0.0283.
     assert "Best at 1 (0.0500), worst at 2 (0.0600)." in page
     assert "The difference is 0.0100, smaller than the spread over seeds of other settings (0.0283)" in page
+
+
+def test_of_two_runs_of_one_configuration_the_last_counts(tmp_path: Path) -> None:
+    """Done in January, again in June, begun and failed in July: June's result, whichever folder comes first."""
+    for folder, loss, when in (("june", 0.05, 6e8), ("a_january", 0.06, 1e8), ("z_july", None, 7e8)):
+        made(tmp_path / folder, "run", 1, 0, loss)
+        results = tmp_path / folder / "run" / "results.json"
+        results.write_text(results.read_text().replace(f"/somewhere/{folder}", "/somewhere"))
+        os.utime(results, (when, when))
+    told = report.write([tmp_path], tmp_path / "report")
+    assert "1 jobs: 1 completed." in told
+    assert "Best on val/loss: 0.0500" in told
 
 
 def test_failed_and_missing_jobs_are_listed_with_their_reasons(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     settings = varied(table)
     done = table[table.status == "completed"]
     ranking, failures = rank(done, settings), table[table.status != "completed"][["setting", "status", "error", "run"]]
-    answers = answer(table, done, ranking)
+    answers = answer(table, done)
 
     page = [f"# {', '.join(str(folder) for folder in sweeps)}", "", *(f"- {line}" for line in answers), ""]
     page += (
@@ -75,23 +75,31 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
 
 
 def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
-    """A row a run, each run id once, its settings in columns `config.<key>`; planned jobs that never began as well."""
+    """A row a run, its settings in columns `config.<key>`; planned jobs that never began as well.
+
+    Each run id once: of several runs the one completed last, or where none is, the last.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for folder in sweeps:
         for path in sorted(folder.rglob("results.json")):
             results = runs.read_results(path.parent)
-            if results is not None and rows.get(results["run_id"], {}).get("status") != "completed":
-                rows[results["run_id"]] = row(path.parent, results)
+            if results is not None:
+                new = row(path.parent, results)
+                rows[new["run_id"]] = max(rows.get(new["run_id"], new), new, key=standing)
         for path in sorted(folder.rglob("sweep.json")):
             for job in read_plan(path.parent)[1]:
-                unborn = {"run": str(path.parent / job.run_id), "run_id": job.run_id, "status": "not begun"}
+                unborn = {
+                    "run": str(path.parent / job.run_id),
+                    "run_id": job.run_id,
+                    "status": "not begun",
+                    "error": "",
+                }
                 rows.setdefault(job.run_id, unborn | {"setting": job.overrides})
     if not rows:
         raise ValueError(f"{', '.join(str(folder) for folder in sweeps)}: holds no run; name a directory of outputs/")
     first = ("run", "run_id", "status", "setting", "seed", "error", "other", "warnings", "score_name", "score")
     table = pd.DataFrame(list(rows.values()))
     table = table.reindex(columns=[*first, *(name for name in table if name not in first)])
-    table["error"] = table.error.fillna("")
     settings = varied(table)
     words = [
         " ".join(f"{bare(key)}={line[key]}" for key in settings if pd.notna(line[key])) for _, line in table.iterrows()
@@ -100,6 +108,11 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
         table.setting.astype(object).fillna(pd.Series(words, dtype=object)).replace("", "the same settings")
     )
     return mark(table)
+
+
+def standing(row: dict[str, Any]) -> tuple[bool, float]:
+    """What makes one of two runs of the same configuration count."""
+    return row["status"] == "completed", row.get("written", 0.0)
 
 
 def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +131,7 @@ def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
 
 def show(value: Any) -> str:
     """A value as a command line writes it."""
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+    return "null" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value).replace(" ", "")
 
 
 def bare(column: str) -> str:
@@ -192,7 +205,7 @@ def spread(done: pd.DataFrame) -> float:
     return float(done.groupby("setting").score.var().mean() ** 0.5)
 
 
-def answer(table: pd.DataFrame, done: pd.DataFrame, ranking: pd.DataFrame) -> list[str]:
+def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     """What a reader wants to know first, a sentence each."""
     states = ", ".join(f"{n} {name}" for name, n in table.status.value_counts().items())
     lines = [f"{len(table)} jobs: {states}."]
