@@ -27,10 +27,10 @@ def main() -> None:
             wanted["data"]["root"] = options.root
         model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
         source, data = train.read_data(wanted)
-        if source.digest != (recorded["data"] or {}).get("digest"):
+        if source.digest != (recorded.get("data") or {}).get("digest"):
             raise ValueError(f"{wanted['data']['root']}: holds other data than the run was trained on")
         metrics = model.evaluate(source, data)
-    except (ValueError, OmegaConfBaseException) as mistake:
+    except (ValueError, OSError, OmegaConfBaseException) as mistake:
         sys.exit(f"Error: {mistake}")
     print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
     agree = True

@@ -101,7 +101,7 @@ def latents(z: np.ndarray, digits: np.ndarray, heading: str) -> Figure:
     figure, axes = sheet(6.6, 5.6, heading, right=1.0)
     centered = z - z.mean(0)
     if z.shape[1] > 2:
-        variances, vectors = np.linalg.eigh(np.cov(centered.T))
+        variances, vectors = np.linalg.eigh(centered.T @ centered)
         share = variances[-2:].sum() / max(variances.sum(), 1e-12)
         plane, label = (
             centered @ vectors[:, :-3:-1],

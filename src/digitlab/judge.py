@@ -129,9 +129,9 @@ def judge_samples(judge: Judge, samples: Tensor, train: Images, test: Images) ->
     """Score samples (N, 28, 28) in [0, 1] beside real digits.
 
     fid: Frechet distance to the test images on the judge's features. fid_floor: that of as many training images as
-    there are samples, the mean over disjoint draws. recognized: the share told with a confidence above 0.9;
-    recognized_real: of the test images. classes: how many digits appear among what is told; rarest and commonest:
-    their shares, 0.1 at best.
+    there are samples (all, where there are fewer), the mean over disjoint draws. recognized: the share told with a
+    confidence above 0.9; recognized_real: of the test images. classes: how many digits appear among what is told;
+    rarest and commonest: their shares, 0.1 at best.
     """
     real, probabilities = judge.look(scale(test.images.cpu()))
     parts = torch.randperm(len(train.labels), generator=generator(0, Stream.JUDGE)).split(len(samples))

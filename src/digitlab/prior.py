@@ -35,11 +35,13 @@ class Prior(nn.Module):
     def fit(self, latents: Tensor, seed: int) -> None:
         """Fit the components to latents (N, Z): for one by moments, for more by scikit-learn's EM.
 
-        Raises ValueError for fewer latents than components.
+        Raises ValueError for fewer latents than components, or than two.
         """
         c = len(self.weights)
         if len(latents) < max(2, c):
-            raise ValueError(f"prior.n_components={c}: needs as many training images, here are {len(latents)}")
+            raise ValueError(
+                f"model.prior.n_components={c}: needs {max(2, c)} training images or more, here are {len(latents)}"
+            )
         x = latents.detach().double().cpu()
         if c == 1:
             centered = x - x.mean(0)
