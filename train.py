@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 
 CONF = Path(__file__).resolve().parent / "conf"
 logging.raiseExceptions = False  # where train.log finds the disk full the run says so once, not each line of its log
-failed: list[str] = []  # of the jobs of this process, why they failed
+failed: list[Path] = []  # of the jobs of this process those that did
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -46,12 +46,12 @@ def experiment(cfg: DictConfig) -> float:
     score = float("nan")
     try:
         score = run(cfg, directory)
-    except RunFailed as error:
-        failed.append(str(error))
+    except RunFailed:
+        failed.append(directory)
     except Busy:
         log.warning("Left alone: another process works on %s", directory)
         if settings.mode != RunMode.MULTIRUN:  # a sweep waits for that process
-            failed.append("busy")
+            failed.append(directory)
     if settings.mode == RunMode.MULTIRUN:
         log.info(sweep.progress(directory.parent, directory.name))
     return score
@@ -66,14 +66,14 @@ def main() -> int:
         for job in command.jobs:
             config.check(job.cfg)
         if any(job.cfg.dry_run for job in command.jobs):
-            return dry_run(command)
+            print(sweep.dry_run(command))
+            return 0
         sys.argv[1:] = command.words
         if {"--help", "-h"} & set(command.words):  # our text lists the choices itself; Hydra's list takes 0.6 s to make
             Hydra.format_config_groups = lambda *_: ""  # type: ignore[method-assign]
-        if command.sweep is None:
-            experiment()
-        else:
-            return multirun(command.sweep, command.jobs)
+        if command.multirun:
+            return multirun(command)
+        experiment()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read what we print has read enough
@@ -85,22 +85,16 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def dry_run(command: cli.Command) -> int:
-    """Say what the command would do."""
-    if command.sweep is None:
-        print("Would run, in a new directory:", *command.jobs[0].overrides)
-    else:
-        print(sweep.dry_run(command.sweep, sweep.plan(command.jobs)))
-    return 0
-
-
-def multirun(directory: Path, jobs: list[cli.Job]) -> int:
+def multirun(command: cli.Command) -> int:
     """Run a sweep and report on it, also where jobs or the launcher failed; returns the exit code."""
-    planned = sweep.plan(jobs) if jobs else []
-    for job in planned:
-        runs.refuse_links(directory / job.run_id)
+    directory, planned = command.directory, sweep.plan(command.jobs)
+    assert directory is not None
+    jobs = {directory / config.run_id(job): job for job in (config.to_plain(job.cfg) for job in command.jobs)}
+    for folder in jobs:
+        runs.refuse_links(folder)
+    kept = [folder for folder in jobs if runs.state(folder) == "completed"]
     sweep.begin(directory, planned)
-    if jobs:  # all of them are composed and checked; to compose them again takes 0.1 s each
+    if planned:  # all jobs are composed and checked; to compose them again takes 0.1 s each
         Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
     try:
         experiment()
@@ -116,11 +110,14 @@ def multirun(directory: Path, jobs: list[cli.Job]) -> int:
     from digitlab import report  # matplotlib and pandas
 
     print(report.write([directory], directory / "report"))
-    if count := len(runs.borrowed):
-        print(f"WARNING: {count} of these results were made before, by other code or of other data (see above);")
-        print("  force=true makes them anew, hydra.sweep.dir=... keeps both.")
-    states = [runs.state(directory / job.run_id) for job in planned]
-    return 0 if all(state == "completed" for state in states) and not failed else 1
+    if kept:
+        from digitlab.train import made_otherwise  # torch
+
+        count = sum(bool(made_otherwise(runs.read_results(folder) or {}, jobs[folder])) for folder in kept)
+        if count:
+            print(f"WARNING: {count} of these results were made before, by other code or of other data (see above);")
+            print("  force=true makes them anew, hydra.sweep.dir=... keeps both.")
+    return 0 if all(runs.state(folder) == "completed" for folder in jobs) and not failed else 1
 
 
 if __name__ == "__main__":

@@ -244,7 +244,9 @@ def test_a_strange_results_json_is_no_traceback(
     run = tmp_path / "run"
     (run / "figures").mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(run)])
-    for key, part in [(key, good) for key in good] + [(key, good["config"]) for key in good["config"]]:
+    sweep.begin(tmp_path, [sweep.Planned("run", "seed=0", 2)])
+    parts = (good, good["config"], good["metrics"])
+    for part, key in [(each, key) for each in parts for key in each]:
         kept = part[key]
         for value in STRANGE:
             part[key] = value
@@ -270,7 +272,10 @@ def test_a_results_json_of_endless_brackets_is_no_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["train.log", ".lock", ".hydra", "checkpoints", "figures/loss.png", "loop"])
 def test_a_link_that_leads_out_of_a_run_is_refused(name: str, words: list[str], lab: Lab, tmp_path: Path) -> None:
-    """A stranger's run whose files are links: neither resume, a new start nor a sweep follows them."""
+    """A stranger's run whose files are links: neither resume, a new start nor a sweep follows them.
+
+    A link that leads to itself does no harm.
+    """
     command, outside = ["model=kmeans", *words, "trainer.max_epochs=1"], tmp_path / "mine"
     (cfg,) = compose(*command)
     run = tmp_path / "sweep" / config.run_id(config.to_plain(cfg))

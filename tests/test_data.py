@@ -107,6 +107,9 @@ def damage(folder: Path, how: str) -> str:
     if how == "cut packed file":
         images.write_bytes(images.read_bytes()[:-100])
         return images.name
+    if how == "packed header cut":
+        images.write_bytes(gzip.compress(bytes([0, 0, 8])))
+        return images.name
     if how == "cut raw file":
         labels.write_bytes(labels.read_bytes()[:-1])
     elif how == "wrong content":
@@ -118,7 +121,10 @@ def damage(folder: Path, how: str) -> str:
     return labels.name
 
 
-@pytest.mark.parametrize("how", ["cut packed file", "cut raw file", "wrong content", "label out of range", "empty"])
+@pytest.mark.parametrize(
+    "how",
+    ["cut packed file", "packed header cut", "cut raw file", "wrong content", "label out of range", "empty"],
+)
 def test_a_damaged_file_is_named_with_the_remedy(how: str, tiny: Path, tmp_path: Path) -> None:
     """However a file is damaged, the error says which one it is and what to do; there is no fallback."""
     for path in tiny.iterdir():

@@ -81,14 +81,14 @@ def test_the_sweeps_of_q2c_are_the_report_s() -> None:
 )
 def test_a_sweep_s_directory_follows_from_its_words(words: str, name: str) -> None:
     """Its group's name, else what is fixed and what is swept: more values of a swept key land in the same place."""
-    assert cli.parse(words.split(), CONF).sweep == Path("outputs/sweeps") / name
+    assert cli.parse(words.split(), CONF).directory == Path("outputs/sweeps") / name
 
 
 def test_a_long_name_is_cut_and_stays_its_own() -> None:
     """Two commands whose names are alike for more than 100 characters have different directories."""
     many = [f"model.channels=[{','.join(['16'] * 5)}]", "data.train_size=1000", "optimizer.momentum=0.5", "data=smoke"]
     many += ["optimizer.weight_decay=1e-4", "scheduler=cosine"]
-    first, second = (cli.parse(["-m", *many, f"seed={n}"], CONF).sweep for n in (1, 2))
+    first, second = (cli.parse(["-m", *many, f"seed={n}"], CONF).directory for n in (1, 2))
     assert first is not None
     assert first != second
     assert len(first.name) <= 100
@@ -185,6 +185,7 @@ def test_a_damaged_checkpoint_of_an_interrupted_run_starts_it_again(
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_nothing_of_its_finished_jobs(words: list[str], tmp_path: Path) -> None:
     """After three jobs in one process at most the last one's Trainer, which holds model and data, is alive."""
     script = (
@@ -229,29 +230,37 @@ def test_a_result_of_other_code_or_data_is_used_and_marked(
     assert "made of other data" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_sweep_says_under_its_table_that_its_results_are_of_other_data(
     words: list[str], lab: Lab, tiny: Path, tmp_path: Path
 ) -> None:
-    """The same sweep with a copy of the data: skipped without a word; with other labels: skipped, and told last."""
+    """The same sweep with a copy of the data: skipped without a word; with other labels: skipped, and told last.
+
+    Also where it was other processes that skipped.
+    """
     for folder in ("same", "other"):
         shutil.copytree(tiny, tmp_path / folder)
     labels = tmp_path / "other" / "t10k-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1] + bytes([0]))
     command = ["-m", *KMEANS, *words, "seed=0,1", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    told = [lab(*command, f"data.root={root}").stdout for root in (tiny, tmp_path / "same", tmp_path / "other")]
+    told = [lab(*command, f"data.root={root}").stdout for root in (tiny, tmp_path / "same")]
+    told.append(lab(*command, f"data.root={tmp_path / 'other'}", "hydra/launcher=joblib").stdout)
     assert "were made before" not in told[0] + told[1]
     assert "2 of these results were made before, by other code or of other data" in told[2].splitlines()[-2]
 
 
 def test_a_run_that_began_on_other_data_starts_again(words: list[str], tmp_path: Path) -> None:
-    """Interrupted on one data set and continued on another, it ends as if trained on the second alone."""
+    """Interrupted on one data set and continued on another, it ends as if trained on the second alone, in its time."""
     run_here([*KMEANS, *words], tmp_path / "whole")
     run_here([*KMEANS, *words, "trainer.max_epochs=3"], tmp_path / "mixed")
     told = results(tmp_path / "mixed") | {"status": "interrupted", "data": {"source": "files", "digest": "other"}}
+    told |= {"fit_seconds": 1000.0, "seconds": 1000.0, "code": {"sha": "0123abc", "dirty": False}}
     (tmp_path / "mixed" / "results.json").write_text(json.dumps(told))
     outcome = run_here([*KMEANS, *words], tmp_path / "mixed")
     assert_same(tmp_path / "whole", tmp_path / "mixed")
     assert outcome["data"] == results(tmp_path / "whole")["data"]
+    assert max(outcome["fit_seconds"], outcome["seconds"]) < 1000
+    assert outcome["warnings"] == results(tmp_path / "whole")["warnings"]
 
 
 # -- order does not matter --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from digitlab import RunFailed, callbacks, checkpoints, config, data, runs
+from digitlab.sources import load
 
 from .conftest import CONF, ROOT, Lab, compose, results, run_here
 
@@ -201,7 +203,7 @@ def test_a_signal_leaves_a_run_that_resume_completes(
 
 
 def test_a_diverging_run_stops_at_once_and_says_why(words: list[str], tmp_path: Path) -> None:
-    """A rate beyond all bounds makes the loss infinite: status, error with the remedy, a log with the traceback."""
+    """A rate beyond all bounds makes the loss infinite: status, error with the remedy, the baselines found before."""
     command = [*KMEANS, *words, "optimizer.lr=1e30"]
     with pytest.raises(RunFailed, match=r"lower optimizer\.lr"):
         run_here(command, tmp_path)
@@ -307,18 +309,38 @@ def test_tensorboard_has_the_run_by_epoch(words: list[str], tmp_path: Path) -> N
     assert "confusion_matrix" in tags["images"]
 
 
-def test_training_is_given_no_test_images(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The data that training sees has no test images in it."""
-    seen: list[Any] = []
+def test_training_is_given_no_test_images(
+    tiny: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data that training sees are the 500 and 100 images of its split, and none of the test images."""
+    seen: dict[str, set[object]] = {}
     original = data.MNISTData.setup
 
     def setup(self: Any, stage: str) -> None:
-        seen.append([name for name, value in vars(self).items() if getattr(value, "images", None) is not None])
+        for name, value in vars(self).items():
+            if isinstance(value, data.Images):
+                seen[name] = {image.numpy().tobytes() for image in value.images}
         original(self, stage)
 
     monkeypatch.setattr(data.MNISTData, "setup", setup)
     run_here([*KMEANS, *words], tmp_path)
-    assert seen == [["train", "val"]]
+    assert {name: len(images) for name, images in seen.items()} == {"train": 500, "val": 100}
+    test = load(str(tiny), "files", verify=False).test.images
+    assert not {image.numpy().tobytes() for image in test} & set.union(*seen.values())
+
+
+def test_an_epoch_s_line_says_that_it_is_no_better_than_the_mean_image(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The hint stands behind each epoch's losses where they are no better, and behind none where they are."""
+    caplog.set_level("INFO")
+    hint = r"epoch [123]/3  train/loss 0\.\d+  val/loss 0\.\d+  \(no better than the mean image, 0\.\d+\)"
+    run_here([*KMEANS, "init=random", *words], tmp_path / "fog")
+    assert len(re.findall(hint, caplog.text)) == 3
+    caplog.clear()
+    run_here([*KMEANS, *words], tmp_path / "good")
+    assert "epoch 3/3" in caplog.text
+    assert "no better" not in caplog.text
 
 
 def test_without_validation_images_the_last_epoch_is_the_best(words: list[str], tmp_path: Path) -> None:
@@ -405,6 +427,41 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
         raise RuntimeError
     assert json.loads(path.read_text())["loss"] is None
     assert os.listdir(tmp_path) == ["results.json"]  # noqa: PTH208
+
+
+def test_a_directory_of_other_results_is_left_alone(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """A folder with another program's checkpoint, events and results.json: refused, before and after a dry run."""
+    run = tmp_path / "run"
+    for name in ("checkpoints/theirs.ckpt", "events.out.tfevents.1", "results.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text('{"accuracy": 1}')
+    command = [*KMEANS, *words, f"hydra.run.dir={run}"]
+    assert lab(*command, "dry_run=true").stdout.endswith(f"1 job in {run}: 1 to refuse\n")
+    done = lab(*command)
+    assert done.returncode == 1
+    assert "holds results that digitlab did not write; choose another hydra.run.dir" in done.stdout
+    for name in ("checkpoints/theirs.ckpt", "events.out.tfevents.1", "results.json"):
+        assert (run / name).read_text() == '{"accuracy": 1}'
+
+
+def test_what_others_put_beside_a_run_is_no_part_of_it(words: list[str], tmp_path: Path) -> None:
+    """Notes that lay there when a run ended may change or go; the run stays finished."""
+    tmp_path.joinpath("notes.md").write_text("first")
+    run_here([*KMEANS, *words], tmp_path)
+    tmp_path.joinpath("notes.md").unlink()
+    assert runs.state(tmp_path) == "completed"
+
+
+def test_a_dry_run_says_what_would_become_of_one_run(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """A new directory is run, that of a finished run skipped or done again, that of another configuration refused."""
+    run = tmp_path / "run"
+    command = [*KMEANS, *words, f"hydra.run.dir={run}"]
+    told = [lab(*command, "dry_run=true").stdout]
+    assert not run.exists()
+    run_here(command, run)
+    told += [lab(*command, "dry_run=true", *more).stdout for more in ([], ["force=true"], ["seed=1"])]
+    for line, act in zip(told, ("run", "skip", "do again", "refuse"), strict=True):
+        assert line.endswith(f"1 job in {run}: 1 to {act}\n")
 
 
 def test_a_directory_keeps_to_its_configuration(words: list[str], tmp_path: Path) -> None:

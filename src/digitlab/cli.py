@@ -37,8 +37,9 @@ class Job(NamedTuple):
 class Command(NamedTuple):
     """What a command line asks for."""
 
-    jobs: list[Job]  # none where it asks for something else, as --help does
-    sweep: Path | None  # the directory of a multirun
+    jobs: list[Job]  # none where it asks for something else, as --help does, or for a sweeper that makes its own
+    directory: Path | None  # of the run or the sweep
+    multirun: bool
     words: list[str]  # for Hydra, the sweep's directory among them
 
 
@@ -48,31 +49,40 @@ def parse(words: list[str], conf: Path) -> Command:
     As Hydra's own sweeper will, so that the last job's mistake is told before the first job runs.
     """
     flags = {word for word in words if word.startswith("-")}
-    if flags - MULTIRUN or any(word.startswith("hydra.mode=") for word in words):  # --help and the like run no job
-        return Command([], None, words)
+    if flags - MULTIRUN:  # --help and the like run no job
+        return Command([], None, False, words)
     overrides = [word for word in words if word not in flags]
+    for word in overrides:
+        if word.lstrip("+").startswith("hydra.mode="):
+            raise ValueError(f"{word}: cannot be chosen; leave it out, -m asks for a sweep")
+        if word.lstrip("+").startswith("hydra.sweep.subdir="):
+            raise ValueError(f"{word}: cannot be chosen; a job is found again by the name that its configuration gives")
+    multirun = bool(flags) or any(word.startswith("sweep=") for word in words)
     with initialize_config_dir(str(conf), version_base="1.3"), names_for_choices(overrides):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         grid, directory = [overrides], None
-        if flags or any(word.startswith("sweep=") for word in words):
+        if multirun:
             parsed = OverridesParser.create().parse_overrides(overrides)
             if any(override.key_or_group == "sweep" and override.is_sweep_override() for override in parsed):
                 raise ValueError("sweep: names one grid; run several one after the other")
             if not any(override.key_or_group == "hydra.sweep.dir" for override in parsed):
                 overrides = [*overrides, f"hydra.sweep.dir='outputs/sweeps/{sweep_name(parsed)}'"]
-            node = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN).hydra
+            cfg = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN)
+            node = cfg.hydra
             if node.launcher._target_.endswith(".RayLauncher") and node.launcher.ray.init.get("address"):
                 # The plugin asks for an object store of its own, which Ray refuses where the cluster is there already.
                 overrides.append("++hydra.launcher.ray.init.object_store_memory=null")
             directory, words = Path(node.sweep.dir), [*overrides, *(flags or {"-m"})]
-            if not node.sweeper._target_.endswith(".BasicSweeper"):
-                return Command([], directory, words)  # another sweeper decides on its jobs as it goes
+            if not node.sweeper._target_.endswith(".BasicSweeper"):  # another one decides on its jobs as it goes
+                if cfg.dry_run:
+                    raise ValueError("dry_run=true: this sweeper has no list of jobs; leave out hydra/sweeper")
+                return Command([], directory, multirun, words)
             params = [f"{key}={value}" for key, value in (node.sweeper.params or {}).items()]
             parsed = OverridesParser.create().parse_overrides(params + overrides)
             grid = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
         jobs = [Job(hydra.compose_config("config", job, run_mode=RunMode.RUN), job) for job in grid]
-        if directory is not None and node.launcher._target_.endswith(".JoblibLauncher"):
+        if multirun and node.launcher._target_.endswith(".JoblibLauncher"):
             for job in jobs:
                 if (devices := job.cfg.trainer.devices) > 1:
                     raise ValueError(
@@ -80,11 +90,12 @@ def parse(words: list[str], conf: Path) -> Command:
                         " leave out hydra/launcher=joblib, or choose ray or submitit_local"
                     )
     if directory is None:
-        refuse_links(Path(jobs[0].cfg.hydra.run.dir))
+        directory = Path(jobs[0].cfg.hydra.run.dir)
+        refuse_links(directory)
     for job in jobs:
         with open_dict(job.cfg):
             del job.cfg["hydra"]
-    return Command(jobs, directory, words)
+    return Command(jobs, directory, multirun, words)
 
 
 @contextmanager
@@ -122,7 +133,7 @@ def in_place(words: list[str]) -> list[str]:
         return words
     config.restore(run)
     other = [word for word in words if not word.lstrip("+").startswith(("-", "resume=", "hydra."))]
-    if other or {"-m", "--multirun"} & set(words):
+    if other or MULTIRUN & set(words):
         raise ValueError(
             f"resume={run}: goes on with the configuration of that run; leave out"
             f" {' '.join(other) or '--multirun'}, or start a new run"

