@@ -454,23 +454,27 @@ def test_tensorboard_shows_every_run_with_its_settings_and_metrics(
     run_here([*KMEANS, *small, "optimizer.lr=3"], tmp_path / "a")
     for rate in ("0.1", "0.2"):
         run_here([*small, "model.channels=[4,8]", f"optimizer.lr={rate}"], tmp_path / rate)
-    deadline = time.monotonic() + 60  # it reads the files in the background
-    while len(images := board("images/tags")) < 3 and time.monotonic() < deadline:
+    deadline, done = time.monotonic() + 60, False
+    while not done and time.monotonic() < deadline:  # it reads the files in the background, each run's end last
         time.sleep(0.5)
-    assert "epochs/centers" in images["a"]
-    assert "epochs/generated" in images["0.1"]
-    experiment = board("hparams/experiment", experimentName="")
+        experiment = board("hparams/experiment", experimentName="")
+        wanted = [{"metric": info["name"]} for info in experiment["metricInfos"]]
+        allowed = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+        answer = board("hparams/session_groups", colParams=wanted, allowedStatuses=allowed, startIndex=0, sliceSize=10)
+        groups = answer["sessionGroups"]
+        states = [group["sessions"][0]["status"] for group in groups]
+        done = states == ["STATUS_SUCCESS"] * 3
+    assert states == ["STATUS_SUCCESS"] * 3
     columns = {info["name"] for info in experiment["hparamInfos"]}
     assert {"optimizer.lr", "model.init.name", "model.channels", "model.latent_dim", "seed"} <= columns
     tags = {info["name"]["tag"] for info in experiment["metricInfos"]}
     assert {"final/test/loss", "final/active_centers", "final/generated/fid", "train/loss", "val/loss"} <= tags
     assert "hp_metric" not in tags
-    wanted = [{"metric": info["name"]} for info in experiment["metricInfos"]]
-    allowed = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
-    groups = board("hparams/session_groups", colParams=wanted, allowedStatuses=allowed, startIndex=0, sliceSize=10)
+    images = board("images/tags")
+    assert "epochs/centers" in images["a"]
+    assert "epochs/generated" in images["0.1"]
     shown = {}
-    for group in groups["sessionGroups"]:
-        assert group["sessions"][0]["status"] == "STATUS_SUCCESS"
+    for group in groups:
         values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
         shown[group["hparams"]["optimizer.lr"]] = values["final/test/loss"]
     expected = {3: "a", 0.1: "0.1", 0.2: "0.2"}
