@@ -38,7 +38,7 @@ format: $(READY) ## Format the code, and mend what lint can mend
 tensorboard: $(READY) ## Show all runs in TensorBoard
 	$(BIN)/tensorboard --logdir outputs
 
-reproduce: $(READY) ## Run what the README's table lists, say what comes out otherwise, redraw the pictures (40 minutes)
+reproduce: $(READY) ## Run what the README's table lists, say what comes out otherwise, redraw the pictures (30 minutes)
 	$(BIN)/python scripts/reproduce.py
 
 # The seed report's search, one setting at a time. Run again after an interruption, it goes on where it was.
