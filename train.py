@@ -30,6 +30,8 @@ failed: list[Path] = []  # of the jobs of this process those that did
 def experiment(cfg: DictConfig) -> float:
     """Run one job in the directory that Hydra made for it."""
     settings = HydraConfig.get()
+    if cfg.dry_run:  # main() answers, but for Hydra's own --run and the like, which it does not read
+        raise ValueError("dry_run=true: beside these flags nothing can be told; leave them out, but for -m")
     if settings.runtime.choices.get("hydra/launcher") == "submitit_local":  # all jobs start at once on this machine
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none

@@ -35,7 +35,8 @@ def main() -> None:
     print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
     agree = True
     for name, value in metrics.items():
-        before = recorded["metrics"].get(name, math.nan)
+        before = recorded["metrics"].get(name)
+        before = math.nan if before is None else before
         same = math.isclose(value, before, rel_tol=1e-3, abs_tol=1e-6)
         agree &= same
         print(f"{name:24}{value:>12.6g}{before:>12.6g}{'' if same else '  differs'}")

@@ -6,7 +6,6 @@ so, else the test loss. Finished runs are kept in outputs/reproduce, so that an 
 
 import argparse
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -55,13 +54,20 @@ def results(words: str) -> list[dict[str, Any]]:
     return sorted((told | {"path": path} for path, told in found if told), key=lambda told: told["seed"])
 
 
+def forget(words: str) -> None:
+    """Have what other code made for a row made anew: it says nothing of this code. Leaves alone what is at work."""
+    for result in results(words):
+        if result.get("code") != runs.code_version():
+            with runs.lock(result["path"]) as mine:
+                if mine:
+                    runs.wipe(result["path"])
+
+
 def run(row: Row) -> str:
     """Run a row's seeds, but for those that are finished; tells in a line what came out, and whether README agrees."""
     seeds = ",".join(map(str, range(len(row.losses))))
     command = [*row.words.split(), f"seed={seeds}", f"hydra.sweep.dir={folder(row.words)}"]
-    for made_before in results(row.words):
-        if made_before.get("code") != runs.code_version():  # what other code made says nothing of this
-            shutil.rmtree(made_before["path"])
+    forget(row.words)
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), "-m", *command], check=False)
     if done.returncode:
         sys.exit(done.returncode)

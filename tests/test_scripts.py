@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from digitlab import runs
 from digitlab.config import to_plain
 from digitlab.data import Source
 from digitlab.seeds import Stream, generator
@@ -185,6 +186,9 @@ def test_reproduce_tells_whether_a_row_comes_out(
     made = reproduce.results(words)
     other = made[1]["path"] / "results.json"
     other.write_text(json.dumps(json.loads(other.read_text()) | {"code": {"sha": "0" * 40, "dirty": False}}))
+    with runs.lock(other.parent):
+        reproduce.forget(words)
+    assert other.exists(), "another process is at it"
     losses = [f"{result['metrics']['test/loss']:.4f}" for result in made]
     assert reproduce.run(reproduce.Row(words, "test/loss", losses)).endswith("as in README")
     assert {result["code"]["sha"] for result in reproduce.results(words)} == {made[0]["code"]["sha"]}

@@ -445,10 +445,13 @@ def test_a_directory_of_other_results_is_left_alone(lab: Lab, words: list[str], 
 
 
 def test_what_others_put_beside_a_run_is_no_part_of_it(words: list[str], tmp_path: Path) -> None:
-    """Notes that lay there when a run ended may change or go; the run stays finished."""
+    """Notes that lay there when a run ended may change or go, and even be named by it; the run stays finished."""
     tmp_path.joinpath("notes.md").write_text("first")
-    run_here([*KMEANS, *words], tmp_path)
+    outcome = run_here([*KMEANS, *words], tmp_path)
     tmp_path.joinpath("notes.md").unlink()
+    assert runs.state(tmp_path) == "completed"
+    outcome["files"]["notes.md"] = "0"
+    tmp_path.joinpath("results.json").write_text(json.dumps(outcome))
     assert runs.state(tmp_path) == "completed"
 
 
@@ -456,8 +459,13 @@ def test_a_dry_run_says_what_would_become_of_one_run(lab: Lab, words: list[str],
     """A new directory is run, that of a finished run skipped or done again, that of another configuration refused."""
     run = tmp_path / "run"
     command = [*KMEANS, *words, f"hydra.run.dir={run}"]
+    run.mkdir()
     told = [lab(*command, "dry_run=true").stdout]
-    assert not run.exists()
+    refused = lab("--run", *command, "dry_run=true")
+    assert refused.returncode == 2
+    assert "Error: dry_run=true: beside these flags nothing can be told" in refused.stderr
+    assert not (run / ".lock").exists()
+    assert not (run / "results.json").exists()
     run_here(command, run)
     told += [lab(*command, "dry_run=true", *more).stdout for more in ([], ["force=true"], ["seed=1"])]
     for line, act in zip(told, ("run", "skip", "do again", "refuse"), strict=True):

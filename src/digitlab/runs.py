@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -150,8 +151,9 @@ def digests(run: Path) -> dict[str, str]:
 
 def damage(run: Path, results: Mapping[str, Any]) -> list[str]:
     """The files of a finished run that are gone, or not what they were when it ended."""
-    now = digests(run)
-    return [name for name, digest in results.get("files", {}).items() if now.get(name) != digest]
+    now, files = digests(run), results.get("files", {})
+    lasting = [name for name in files if any(fnmatch(name, pattern) for pattern in LASTING)]
+    return [name for name in lasting if now.get(name) != files[name]]
 
 
 def foreign(run: Path) -> bool:
@@ -164,9 +166,10 @@ def state(run: Path) -> str:
     """`new`, `running`, `damaged`, `foreign`, or the status that results.json tells."""
     if foreign(run):
         return "foreign"
-    with lock(run) as mine:
-        if not mine:
-            return "running"
+    if (run / ".lock").exists():  # to look must not make one
+        with lock(run) as mine:
+            if not mine:
+                return "running"
     results = read_results(run)
     if results is None:
         return "damaged" if (run / "checkpoints").exists() else "new"

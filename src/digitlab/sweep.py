@@ -69,7 +69,7 @@ def dry_run(command: Command) -> str:
     folders = [directory / job.run_id if command.multirun else directory for job in jobs]
     states = [stands(folder, job.run_id) for folder, job in zip(folders, jobs, strict=True)]
     force = command.jobs[0].cfg.force
-    acts = ["do again" if force and now == "completed" else NEXT[now] for now in states]
+    acts = ["do again" if force and now in ("completed", "interrupted") else NEXT[now] for now in states]
     lines = [
         f"{job.run_id}  {act:10} {now:12} {job.overrides}" for job, act, now in zip(jobs, acts, states, strict=True)
     ]
