@@ -270,7 +270,9 @@ def test_a_results_json_of_endless_brackets_is_no_run(tmp_path: Path) -> None:
         config.restore(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["train.log", ".lock", ".hydra", "checkpoints", "figures/loss.png", "loop"])
+@pytest.mark.parametrize(
+    "name", ["train.log", ".lock", ".hydra", "checkpoints", "figures/loss.png", "00000/latents", "loop"]
+)
 def test_a_link_that_leads_out_of_a_run_is_refused(name: str, words: list[str], lab: Lab, tmp_path: Path) -> None:
     """A stranger's run whose files are links: neither resume, a new start nor a sweep follows them.
 
@@ -281,6 +283,7 @@ def test_a_link_that_leads_out_of_a_run_is_refused(name: str, words: list[str], 
     run = tmp_path / "sweep" / config.run_id(config.to_plain(cfg))
     run_here(command, run)
     link = run / name
+    link.parent.mkdir(exist_ok=True)
     if link.exists():
         link.rename(tmp_path / "away")
     link.symlink_to(link if name == "loop" else outside)

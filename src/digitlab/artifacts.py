@@ -40,9 +40,8 @@ def autoencoder(model: Autoencoder, data: Split, directory: Path, title: str) ->
     restored = model.reconstruct(some.images[:30]).numpy()
     digits = model.generate(20, model.seed).numpy()
     latents, labels = model.encode(some), some.labels
-    shutil.rmtree(
-        directory / "00000" / "latents", ignore_errors=True
-    )  # of an earlier end of this run, to which it would add
+    # What an earlier end of this run left TensorBoard's projector would warn of, and add to.
+    shutil.rmtree(directory / "00000" / "latents", ignore_errors=True)
     (directory / "projector_config.pbtxt").unlink(missing_ok=True)
     with SummaryWriter(str(directory)) as writer:
         sprites = (some.images[:1000, None].float() / 255).repeat(1, 3, 1, 1)

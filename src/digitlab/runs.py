@@ -119,7 +119,7 @@ def read_results(run: Path) -> dict[str, Any] | None:
     if not all(isinstance(n, float | int | None) for n in numbers) or not all(isinstance(w, str) for w in words):
         return None
     if content["status"] == "completed":
-        found = content["metrics"].get("val/loss", content["metrics"].get("train/loss"))
+        found = score({"train/loss": math.nan, **content["metrics"]})[1]
         if found is None or not abs(found) < math.inf:
             return None
     return content if content["status"] in STATUSES else None
@@ -181,7 +181,8 @@ def state(run: Path) -> str:
 def refuse_links(run: Path) -> None:
     """Raise ValueError where a link among the files of a run leads out of it, and with it what is written there."""
     here = run.resolve()
-    for path in [path for place in ("*", "checkpoints/*", "figures/*", ".hydra/*") for path in run.glob(place)]:
+    places = ("*", "checkpoints/*", "figures/*", ".hydra/*", "00000/*", "00000/latents/*")
+    for path in [path for place in places for path in run.glob(place)]:
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(here):
             raise ValueError(f"{path}: is a link that leads out of the run's directory; choose another hydra.run.dir")
 
