@@ -91,7 +91,7 @@ def multirun(command: cli.Command) -> int:
     """Run a sweep and report on it, also where jobs or the launcher failed; returns the exit code."""
     directory, planned = command.directory, sweep.plan(command.jobs)
     assert directory is not None
-    jobs = {directory / config.run_id(job): job for job in (config.to_plain(job.cfg) for job in command.jobs)}
+    jobs = {directory / runs.run_id(job): job for job in (config.to_plain(job.cfg) for job in command.jobs)}
     for folder in jobs:
         runs.refuse_links(folder)
     kept = [folder for folder in jobs if runs.state(folder) == "completed"]

@@ -50,7 +50,7 @@ def bad_words() -> list[tuple[str, str]]:
     found, seen, rng = [], set(FREE), random.Random(0)
     for base in BASES:
         (cfg,) = compose(*base.split())
-        for key, value in config.flat(OmegaConf.to_container(cfg)).items():  # type: ignore[arg-type]
+        for key, value in runs.flat(OmegaConf.to_container(cfg)).items():  # type: ignore[arg-type]
             if key in seen:
                 continue
             seen.add(key)
@@ -280,7 +280,7 @@ def test_a_link_that_leads_out_of_a_run_is_refused(name: str, words: list[str], 
     """
     command, outside = ["model=kmeans", *words, "trainer.max_epochs=1"], tmp_path / "mine"
     (cfg,) = compose(*command)
-    run = tmp_path / "sweep" / config.run_id(config.to_plain(cfg))
+    run = tmp_path / "sweep" / runs.run_id(config.to_plain(cfg))
     run_here(command, run)
     link = run / name
     link.parent.mkdir(exist_ok=True)
@@ -346,7 +346,7 @@ def test_what_the_machine_refuses_is_told_with_a_remedy(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("digitlab.train.Trainer.fit", refuse)
+        patch.setattr("digitlab.stages.Trainer.fit", refuse)
         with pytest.raises(RunFailed):
             run_here(command, tmp_path)
     assert told in caplog.text

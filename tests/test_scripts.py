@@ -16,7 +16,7 @@ from digitlab.config import to_plain
 from digitlab.data import Source
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
-from digitlab.train import build_model
+from digitlab.stages import build_model
 
 from .conftest import ROOT, compose
 

@@ -44,7 +44,7 @@ def test_every_sweep_runs(name: str, words: list[str], tmp_path: Path) -> None:
     swept = {"q2c/epochs": "trainer.max_epochs", "q2c/batch_size": "data.batch_size"}.get(name, "nothing")
     small = [word for word in [*words, "trainer.max_epochs=1"] if not word.startswith(swept)]
     cfgs = compose("-m", f"sweep={name}", *small)
-    assert len({config.run_id(config.to_plain(cfg)) for cfg in cfgs}) == len(cfgs) > 1
+    assert len({runs.run_id(config.to_plain(cfg)) for cfg in cfgs}) == len(cfgs) > 1
     train.run(cfgs[-1], tmp_path)
     assert results(tmp_path)["status"] == "completed"
 
@@ -121,7 +121,7 @@ def test_the_same_command_finds_its_jobs_again(lab: Lab, grid: list[str], tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Job 4 of 4 ended; best so far: val/loss" in done.stdout
     jobs = jobs_of(tmp_path / "sweep")
-    assert set(jobs) == {config.run_id(config.to_plain(cfg)) for cfg in compose(*grid)}
+    assert set(jobs) == {runs.run_id(config.to_plain(cfg)) for cfg in compose(*grid)}
     before = {run: (run / "results.json").stat().st_mtime_ns for run in jobs.values()}
     assert "4 to skip" in lab(*grid, "dry_run=true").stdout
     again = lab(*grid)
@@ -273,7 +273,7 @@ def test_a_job_does_not_depend_on_what_ran_before_it(lab: Lab, words: list[str],
     done = lab(*command, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 1
     last = compose(*command)[-1]
-    name = config.run_id(config.to_plain(last))
+    name = runs.run_id(config.to_plain(last))
     alone = lab(
         "optimizer.lr=0.1", "scheduler=linear", *small, "model.channels=[4,8]", f"hydra.run.dir={tmp_path / 'one'}"
     )
@@ -407,7 +407,7 @@ def test_every_launcher_runs_skips_and_reports(launcher: list[str], lab: Lab, gr
     command = [*KMEANS, *[word for word in grid if word.startswith(("data", "trainer"))], "optimizer.lr=100", "seed=1"]
     assert lab(*command, f"hydra.run.dir={tmp_path / 'alone'}", threads=2).returncode == 0
     (cfg,) = compose(*command)
-    assert_same(tmp_path / "alone", tmp_path / "sweep" / config.run_id(config.to_plain(cfg)))
+    assert_same(tmp_path / "alone", tmp_path / "sweep" / runs.run_id(config.to_plain(cfg)))
 
 
 @pytest.mark.slow

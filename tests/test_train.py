@@ -486,7 +486,7 @@ def test_the_run_id_follows_what_changes_the_result(words: list[str]) -> None:
 
     def identity(*more: str) -> str:
         (cfg,) = compose(*KMEANS, *words, *more)
-        return config.run_id(config.to_plain(cfg))
+        return runs.run_id(config.to_plain(cfg))
 
     assert identity() == identity("data.root=/elsewhere", "data.verify=true", "force=true")
     assert len({identity(), identity("optimizer.lr=1"), identity("seed=1"), identity("init=sample")}) == 4

@@ -1,13 +1,12 @@
-"""What a configuration may hold, the types of its keys and the range of its values, and what tells two of them apart.
+"""What a configuration may hold: the types of its keys and the range of its values.
 
 The types are dataclasses that Hydra merges under the YAML files of conf/, so that an unknown key or a
 wrong type is refused at composition. The ranges are the table RULES, checked before anything is read.
 This module is imported before any job: it must not import torch.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import inf
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+
+from digitlab.runs import run_id
 
 
 @dataclass
@@ -305,29 +306,8 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     return dict(plain)
 
 
-def run_id(config: Mapping[str, Any]) -> str:
-    """Twelve hex digits that two resolved configurations share if they differ only in what changes no result.
-
-    That is where the data lies and whether its digests are checked.
-    """
-    kept = dict(config)
-    kept["data"] = {key: value for key, value in config["data"].items() if key not in ("root", "verify")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
 # Names a job's directory in a sweep. Here, as a launcher's worker process imports this module but calls no main().
 OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(to_plain(_root_)), replace=True)
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by their dotted keys, as a command line writes them; lists stay lists."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def restore(run: str) -> DictConfig:

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from digitlab import figures, runs
-from digitlab.config import flat
 from digitlab.sweep import read_plan
 
 NO_SETTING = ("seed", "data.root", "data.verify")
@@ -122,7 +121,7 @@ def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     told |= {"run": str(run), "warnings": results.get("warnings", [])}
     told |= {"written": (run / "results.json").stat().st_mtime}
     told |= {key: str(results.get(key)) for key in ("code", "data", "versions")}
-    told |= {f"config.{key}": show(value) for key, value in flat(results["config"]).items()}
+    told |= {f"config.{key}": show(value) for key, value in runs.flat(results["config"]).items()}
     told |= results["metrics"] | {f"baseline/{name}": value for name, value in results.get("baselines", {}).items()}
     if results["status"] == "completed":
         told["score_name"], told["score"] = runs.score(results["metrics"])

@@ -64,6 +64,27 @@ def write_csv(path: Path, header: Sequence[Any], rows: Sequence[Sequence[Any]]) 
 # -- identity -------------------------------------------------------------------------------------------
 
 
+def run_id(config: Mapping[str, Any]) -> str:
+    """Twelve hex digits that two resolved configurations share if they differ only in what changes no result.
+
+    That is where the data lies and whether its digests are checked.
+    """
+    kept = dict(config)
+    kept["data"] = {key: value for key, value in config["data"].items() if key not in ("root", "verify")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted keys, as a command line writes them; lists stay lists."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 @cache  # the code that was loaded, whatever its files become meanwhile
 def code_version() -> dict[str, Any]:
     """The git commit of the code that runs, and whether it was changed since; None where git cannot tell."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from digitlab import runs
 from digitlab.cli import Command, Job
-from digitlab.config import run_id, to_plain
+from digitlab.config import to_plain
 
 PLAN = "sweep.json"  # in the sweep's directory; a job's own directory is named by its run id
 # What a dry run says of a job in each state.
@@ -38,7 +38,7 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
     common = set.intersection(*({*job.overrides} for job in jobs)) if jobs else set()
     planned = [
         Planned(
-            run_id(to_plain(job.cfg)),
+            runs.run_id(to_plain(job.cfg)),
             " ".join(word for word in job.overrides if word not in common) or "(the only job)",
             job.cfg.trainer.max_epochs,
         )

