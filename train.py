@@ -21,12 +21,11 @@ except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed in {sys.executable}: run 'make setup', then '. .venv/bin/activate'")
 
 
-CONF = Path(__file__).resolve().parent / "conf"
 logging.raiseExceptions = False  # where train.log finds the disk full the run says so once, not each line of its log
 failed: list[Path] = []  # of the jobs of this process those that did
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+@hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="config")
 def experiment(cfg: DictConfig) -> float:
     """Run one job in the directory that Hydra made for it."""
     settings = HydraConfig.get()
@@ -64,15 +63,20 @@ def main() -> int:
     config.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes reach this function, which says them in a line or two
     try:
-        command = cli.parse(cli.in_place(sys.argv[1:]), CONF)
+        command = cli.parse(cli.in_place(sys.argv[1:]))
         for job in command.jobs:
             config.check(job.cfg)
+        if untyped := [job.cfg for job in command.jobs if not config.typed(job.cfg.optimizer)]:
+            from digitlab.model import try_optimizer  # torch, which alone knows what its optimizers take
+
+            for cfg in untyped:
+                try_optimizer(config.to_plain(cfg)["optimizer"])
         if any(job.cfg.dry_run for job in command.jobs):
             print(sweep.dry_run(command))
             return 0
         sys.argv[1:] = command.words
-        if {"--help", "-h"} & set(command.words):  # our text lists the choices itself; Hydra's list takes 0.6 s to make
-            Hydra.format_config_groups = lambda *_: ""  # type: ignore[method-assign]
+        if {"--help", "-h"} & set(command.words):  # Hydra's own list takes 0.6 s to make
+            Hydra.format_config_groups = lambda *_: cli.choices_text()  # type: ignore[method-assign]
         if command.multirun:
             return multirun(command)
         experiment()

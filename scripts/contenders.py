@@ -39,7 +39,7 @@ Contender = Callable[[], Outcome]
 def plain(words: list[str]) -> dict[str, Any]:
     """The configuration of a command line, with all training images, on the CPU unless it says otherwise."""
     config.register()
-    return config.to_plain(cli.parse(["trainer.accelerator=cpu", "data.val_size=0", *words], ROOT / "conf").jobs[0].cfg)
+    return config.to_plain(cli.parse(["trainer.accelerator=cpu", "data.val_size=0", *words]).jobs[0].cfg)
 
 
 def read(root: str) -> Split:

@@ -24,7 +24,6 @@ from omegaconf import DictConfig
 from digitlab import autoencoder, cli, config, judge, train
 
 ROOT = Path(__file__).resolve().parents[1]
-CONF = ROOT / "conf"
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -98,7 +97,7 @@ def mnist() -> Path:
 
 def compose(*words: str) -> list[DictConfig]:
     """The configurations of the jobs of a command line."""
-    return [job.cfg for job in cli.parse(list(words), CONF).jobs]
+    return [job.cfg for job in cli.parse(list(words)).jobs]
 
 
 def run_here(words: list[str], directory: Path) -> dict[str, Any]:

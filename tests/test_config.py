@@ -1,23 +1,28 @@
 """The command line and its configuration: what composes, what is refused and in which words."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from digitlab import cli, config
+from digitlab.model import try_optimizer
+from digitlab.sources import load
 
-from .conftest import CONF, ROOT, Lab, compose
+from .conftest import ROOT, Lab, compose
 
-YAMLS = [path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml")]
+YAMLS = [path.relative_to(config.CONF).with_suffix("").as_posix() for path in config.CONF.glob("*/**/*.yaml")]
 OPTIONS = sorted(name.replace("/", "=", 1) for name in YAMLS if not name.startswith("pairing") and "/_" not in name)
-INITS = ", ".join(sorted(path.stem for path in CONF.glob("init/*.yaml")))
+INITS = ", ".join(config.choices("init"))
 OWN_RATES = ("optimizer=inverse_count", "optimizer=sqrt_share")  # k-means', of which an autoencoder has none
 
 
@@ -27,6 +32,8 @@ def refusal(*words: str) -> str:
     def attempt() -> None:
         for cfg in compose(*words):
             config.check(cfg)
+            if not config.typed(cfg.optimizer):
+                try_optimizer(config.to_plain(cfg)["optimizer"])
 
     with pytest.raises((HydraException, OmegaConfBaseException, ValueError)) as caught:
         attempt()
@@ -63,7 +70,7 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ),
         ("init=nonsense", f"init=nonsense: must be one of {INITS}"),
         ("optimizer=inverse_count optimizer.lr=1", "optimizer.lr=1: optimizer has no such key"),
-        ("scheduler.name=step", "scheduler.name=step: must be one of constant, linear, cosine"),
+        ("scheduler.name=step", "scheduler.name=step: must be one of constant, cosine, linear"),
         ("optimizer.name=inverse_count", "follows from the choice optimizer=sgd"),
         ("+optimizer.nesterov=true", "optimizer.nesterov=True: nothing reads this key"),
         ("optimizer.lr=1,2", "optimizer.lr=1,2: several values are a sweep, which -m asks for"),
@@ -162,3 +169,68 @@ def test_help_names_every_group_and_option(lab: Lab) -> None:
     for option in OPTIONS:
         group, name = option.split("=")
         assert re.search(rf"^ *{group}: [^:]*\b{re.escape(name)}", told, re.MULTILINE), option
+
+
+# -- choices of one's own -----------------------------------------------------------------------------------
+
+
+def rmsprop(folder: Path) -> str:
+    """Write an optimizer of torch.optim as one YAML file; returns the word that lets Hydra find it."""
+    (folder / "optimizer").mkdir(parents=True, exist_ok=True)
+    (folder / "optimizer" / "rmsprop.yaml").write_text("name: rmsprop\nlr: 0.001\nalpha: 0.9\n")
+    return f"hydra.searchpath=[file://{folder}]"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("optimizer.lr=abc", "optimizer.lr=abc: must be > 0 and finite"),
+        ("optimizer.alpha=-1", "optimizer=rmsprop: Invalid alpha value: -1"),
+        ("+optimizer.nesterov=true", "unexpected keyword argument 'nesterov'"),
+        ("optimizer.name=adam", "unexpected keyword argument 'alpha'"),
+        ("optimizer.name=sgd", "optimizer.name=sgd: has values of its own; choose optimizer=sgd instead"),
+        ("optimizer.name=soap", "optimizer.name=soap: torch.optim has adadelta"),
+        ("optimizer.name=optimizer", "optimizer.name=optimizer: torch.optim has adadelta"),
+        ("optimizer.name=lbfgs ~optimizer.alpha", "closure"),
+        ("model=kmeans", "optimizer=rmsprop: with model=kmeans it must be one of sgd, inverse_count, sqrt_share"),
+    ],
+)
+def test_an_optimizer_without_a_schema_is_checked_by_torch(words: str, told: str, tmp_path: Path) -> None:
+    """Whatever its constructor or its step would refuse is told before any job, in one line."""
+    message = refusal("optimizer=rmsprop", *words.split(), rmsprop(tmp_path))
+    assert told in message
+    assert len(message.splitlines()) == 1
+
+
+def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(words: list[str], tmp_path: Path) -> None:
+    """In a copy of the program with nothing else changed both are found by --help, train, and end in results."""
+    for part in ("conf", "src"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    shutil.copy(ROOT / "train.py", tmp_path)
+    rmsprop(tmp_path / "conf")
+    (tmp_path / "conf" / "init" / "first.yaml").write_text("# @package model.init\nname: first\n")
+    with (tmp_path / "src" / "digitlab" / "kmeans.py").open("a") as file:
+        file.write(
+            '@init("first")\ndef first(data, n_clusters, rng):\n    return scale(data.images[:n_clusters]).flatten(1)\n'
+        )
+
+    def train(*more: str, expected: int = 0) -> str:
+        command = [sys.executable, "train.py", *more]
+        env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == expected, done.stderr
+        return done.stdout + done.stderr
+
+    listed = train("--help")
+    assert "first, kmeans++" in listed
+    assert "inverse_count, rmsprop, sgd" in listed
+    data = [*words, "data.val_size=0"]
+    train("model=kmeans", "init=first", "optimizer.lr=1e-9", "hydra.run.dir=kmeans", *data)
+    images = load(str(Path(words[0].partition("=")[2])), "files", verify=False).train.images
+    assert np.allclose(np.load(tmp_path / "kmeans" / "centers.npy"), images[:10] / 255, atol=1e-6)
+    train("optimizer=rmsprop", "optimizer.alpha=0.5", "hydra.run.dir=net", *data)
+    losses = [float(line.split(",")[2]) for line in (tmp_path / "net" / "metrics.csv").read_text().splitlines()[1:]]
+    assert losses[-1] < losses[0]
+    told = train("-m", "optimizer=rmsprop", "optimizer.alpha=0.5,-1", *data, expected=2)
+    assert told == "Error: optimizer=rmsprop: Invalid alpha value: -1\n"
+    assert not (tmp_path / "outputs" / "sweeps").exists()

@@ -17,11 +17,14 @@ import torch
 
 from digitlab import Busy, cli, config, runs, train
 
-from .conftest import CONF, ROOT, Fork, Lab, compose, results, run_here
+from .conftest import ROOT, Fork, Lab, compose, results, run_here
 from .test_train import assert_same, weights
 
 KMEANS = ["model=kmeans", "init=digit"]
-SWEEPS = sorted(path.relative_to(CONF / "sweep").with_suffix("").as_posix() for path in CONF.glob("sweep/*/[!_]*.yaml"))
+SWEEPS = sorted(
+    path.relative_to(config.CONF / "sweep").with_suffix("").as_posix()
+    for path in config.CONF.glob("sweep/*/[!_]*.yaml")
+)
 
 
 def jobs_of(folder: Path) -> dict[str, Path]:
@@ -81,14 +84,14 @@ def test_the_sweeps_of_q2c_are_the_report_s() -> None:
 )
 def test_a_sweep_s_directory_follows_from_its_words(words: str, name: str) -> None:
     """Its group's name, else what is fixed and what is swept: more values of a swept key land in the same place."""
-    assert cli.parse(words.split(), CONF).directory == Path("outputs/sweeps") / name
+    assert cli.parse(words.split()).directory == Path("outputs/sweeps") / name
 
 
 def test_a_long_name_is_cut_and_stays_its_own() -> None:
     """Two commands whose names are alike for more than 100 characters have different directories."""
     many = [f"model.channels=[{','.join(['16'] * 5)}]", "data.train_size=1000", "optimizer.momentum=0.5", "data=smoke"]
     many += ["optimizer.weight_decay=1e-4", "scheduler=cosine"]
-    first, second = (cli.parse(["-m", *many, f"seed={n}"], CONF).directory for n in (1, 2))
+    first, second = (cli.parse(["-m", *many, f"seed={n}"]).directory for n in (1, 2))
     assert first is not None
     assert first != second
     assert len(first.name) <= 100

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from digitlab import RunFailed, callbacks, checkpoints, config, data, runs
 from digitlab.sources import load
 
-from .conftest import CONF, ROOT, Lab, compose, results, run_here
+from .conftest import ROOT, Lab, compose, results, run_here
 
 KMEANS = ["model=kmeans", "init=digit"]
 
@@ -382,7 +382,7 @@ def test_two_processes_equal_one_on_the_same_global_batches(
     np.testing.assert_allclose(tables[0], tables[1], rtol=1e-4)
 
 
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (config.CONF / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

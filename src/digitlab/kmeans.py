@@ -14,6 +14,7 @@ so under DDP these are all that the processes exchange. Two rates are a centre's
     c_k -= 1/n_k (m_k c_k - s_k)           c_k -= sqrt(m_k/B) (c_k - s_k/m_k)                       (3)
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,32 +68,60 @@ def own_rate(name: str, wins: Wins, won: Tensor) -> Tensor:
     return size * (wins.sums.shape[1] / 2) / n.clamp(min=1)
 
 
-def draw_centers(init: str, data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
-    """The first centres, float (K, 784), by the choice of conf/init.
+Init = Callable[[Images, int, torch.Generator], Tensor]
+INITS: dict[str, Init] = {}
 
-    Raises ValueError where the training images do not allow it.
+
+def init(name: str) -> Callable[[Init], Init]:
+    """Make a function the choice `name` of conf/init: training images and a number K in, centres (K, 784) out."""
+
+    def enter(function: Init) -> Init:
+        INITS[name] = function
+        return function
+
+    return enter
+
+
+def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """The first centres, float (K, 784), by a choice of conf/init.
+
+    Raises ValueError where there is no such choice, or the training images do not allow it.
     """
-    images = data.images.flatten(1)  # (N, D)
-    if init == "random":
-        return torch.rand(n_clusters, images.shape[1], generator=rng)
-    if init == "digit":
-        chosen = []
-        for digit in range(10):
-            members = (data.labels == digit).nonzero().flatten()
-            if not len(members):
-                raise ValueError(f"init=digit: no training image shows a {digit}; use init=sample or more data")
-            chosen.append(members[torch.randint(len(members), (), generator=rng)])
-        return scale(images[torch.stack(chosen)])
-    if n_clusters > len(images):
-        raise ValueError(f"model.n_clusters={n_clusters}: init={init} needs as many images, here are {len(images)}")
-    if init == "sample":
-        return scale(images[torch.randperm(len(images), generator=rng)[:n_clusters]])
-    assert init == "kmeans++", init
-    return _kmeans_plus_plus(scale(images), n_clusters, rng)
+    if name not in INITS:
+        raise ValueError(f"init={name}: digitlab.kmeans has {', '.join(INITS)}; write a function @init({name!r}) there")
+    return INITS[name](data, n_clusters, rng)
 
 
-def _kmeans_plus_plus(x: Tensor, n_clusters: int, rng: torch.Generator) -> Tensor:
-    """Draw each next centre with probability proportional to D(x)^2 (Arthur and Vassilvitskii, 2007)."""
+@init("random")
+def noise(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """Uniform in [0, 1)."""
+    return torch.rand(n_clusters, PIXELS, generator=rng)
+
+
+@init("digit")
+def one_of_each(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """A random image of each digit, in their order."""
+    chosen = []
+    for digit in range(10):
+        members = (data.labels == digit).nonzero().flatten()
+        if not len(members):
+            raise ValueError(f"init=digit: no training image shows a {digit}; use init=sample or more data")
+        chosen.append(members[torch.randint(len(members), (), generator=rng)])
+    return scale(data.images[torch.stack(chosen)]).flatten(1)
+
+
+@init("sample")
+def forgy(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """Distinct random images (Forgy, 1965)."""
+    enough("sample", data, n_clusters)
+    return scale(data.images[torch.randperm(len(data.images), generator=rng)[:n_clusters]]).flatten(1)
+
+
+@init("kmeans++")
+def plus_plus(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """Images, each next one drawn with probability proportional to D(x)^2 (Arthur and Vassilvitskii, 2007)."""
+    enough("kmeans++", data, n_clusters)
+    x = scale(data.images).flatten(1)
     norms = x.square().sum(1)
     weights = torch.ones(len(x))
     centers: list[Tensor] = []
@@ -105,6 +134,12 @@ def _kmeans_plus_plus(x: Tensor, n_clusters: int, rng: torch.Generator) -> Tenso
         weights = torch.minimum(weights, squared) if centers else squared
         centers.append(center)
     return torch.cat(centers)
+
+
+def enough(name: str, data: Images, n_clusters: int) -> None:
+    """Raise ValueError where there are fewer images than centres."""
+    if n_clusters > (n := len(data.images)):
+        raise ValueError(f"model.n_clusters={n_clusters}: init={name} needs as many images, here are {n}")
 
 
 class MiniBatchKMeans(Model):

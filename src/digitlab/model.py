@@ -118,15 +118,30 @@ class Model(LightningModule):
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any) -> Optimizer:
-    """The optimizer of conf/optimizer/<name>.yaml, with that file's values as `options`."""
+    """The optimizer of conf/optimizer/<name>.yaml, with that file's values as `options`.
+
+    Raises ValueError where torch.optim has none of that name, and what its constructor raises.
+    """
     match name:
-        case "sgd":
-            return SGD(parameters, **options)
         case "adamw":
             return AdamW(parameters, betas=(0.9, options.pop("beta2")), fused=True, **options)
         case "inverse_count" | "sqrt_share":  # k-means scales the gradient to them, centre by centre
             return SGD(parameters, lr=1.0)
-    raise AssertionError(name)
+    kinds = {key.lower(): kind for key, kind in vars(torch.optim).items() if isinstance(kind, type)}
+    if not issubclass(kind := kinds.get(name, object), Optimizer) or kind is Optimizer:
+        known = sorted(key for key, kind in kinds.items() if issubclass(kind, Optimizer) and kind is not Optimizer)
+        raise ValueError(f"optimizer.name={name}: torch.optim has {', '.join(known)}")
+    return kind(parameters, **options)
+
+
+def try_optimizer(options: dict[str, Any]) -> None:
+    """Raise ValueError where the values of conf/optimizer make no optimizer, or one that cannot step."""
+    weight = nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.zeros(2, 2)
+    try:
+        make_optimizer([weight], **options).step()
+    except Exception as error:
+        raise ValueError(f"optimizer={options['name']}: {error}") from error
 
 
 def make_scheduler(optimizer: Optimizer, name: str, total_steps: int, **options: Any) -> LRScheduler | None:
