@@ -5,7 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from digitlab import figures
 from digitlab.data import Images
 from digitlab.kmeans import MiniBatchKMeans, agreement, assign, draw_centers, gradient, nearest, own_rate
 from digitlab.seeds import Stream, generator
@@ -185,3 +188,22 @@ def test_prediction_agrees_with_numpy() -> None:
     squared = ((x[:, None] - kmeans.centers.detach().numpy()[None]) ** 2).sum(2)
     assert labels.tolist() == squared.argmin(1).tolist()
     assert loss == pytest.approx(np.mean(squared.min(1)) / 784, rel=1e-5)
+
+
+def test_numbers_drawn_as_glyphs_look_like_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The confusion matrix is what Matplotlib's own texts would give, nearly to the pixel."""
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 6000, (10, 10))
+    table[2, :3], table[5, 5] = 0, 60000  # one digit, and five in white
+
+    def text(figure: Figure, axes: Axes, table: np.ndarray, colors: np.ndarray) -> None:
+        for (row, column), number in np.ndenumerate(table):
+            axes.text(column, row, str(number), ha="center", va="center", fontsize=8, color=colors[row, column])
+
+    def drawn(counts: np.ndarray) -> np.ndarray:
+        return figures.pixels(figures.confusion_matrix(counts, "")).astype(float)
+
+    glyphs, others = drawn(table), drawn(np.roll(table, 1, 1))
+    monkeypatch.setattr(figures, "write_numbers", text)
+    texts = drawn(table)
+    assert np.abs(glyphs - texts).mean() < 0.2 < 5 < np.abs(others - texts).mean()
