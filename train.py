@@ -66,11 +66,6 @@ def main() -> int:
         command = cli.parse(cli.in_place(sys.argv[1:]))
         for job in command.jobs:
             config.check(job.cfg)
-        if untyped := [job.cfg for job in command.jobs if not config.typed(job.cfg.optimizer)]:
-            from digitlab.model import try_optimizer  # torch, which alone knows what its optimizers take
-
-            for cfg in untyped:
-                try_optimizer(config.to_plain(cfg)["optimizer"])
         if any(job.cfg.dry_run for job in command.jobs):
             print(sweep.dry_run(command))
             return 0
@@ -99,6 +94,8 @@ def multirun(command: cli.Command) -> int:
     for folder in jobs:
         runs.refuse_links(folder)
     kept = [folder for folder in jobs if runs.state(folder) == "completed"]
+    if command.workers > 1:
+        cli.require_threads(command.workers)
     sweep.begin(directory, planned)
     if planned:  # all jobs are composed and checked; to compose them again takes 0.1 s each
         Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from digitlab import baselines, cli, config, stages
+from digitlab import baselines, cli, config, experiment
 from digitlab.autoencoder import Autoencoder
 from digitlab.data import Images, Split, scale, split
 from digitlab.kmeans import PIXELS, assign, draw_centers, gradient
@@ -67,9 +67,9 @@ def ours(words: list[str], root: str, copies: int = 1) -> Outcome:
 def trained(wanted: dict[str, Any], data: Split) -> tuple[Model, float]:
     """A model trained as train.py does, and the seconds of that."""
     results: dict[str, Any] = {"fit_seconds": 0.0, "baselines": {"mean_image": baselines.mean_image(data)}}
-    model = stages.build_model(wanted)
+    model = experiment.build_model(wanted)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
-        stages.fit(model, data, wanted, Path(folder), results)
+        experiment.fit(model, data, wanted, Path(folder), results)
     return model, float(results["fit_seconds"])
 
 
@@ -189,7 +189,7 @@ def tutorial_kmeans(words: list[str], root: str) -> Outcome:
 
 def net(wanted: dict[str, Any]) -> nn.Sequential:
     """Encoder and decoder as configured."""
-    model = stages.build_model(wanted)
+    model = experiment.build_model(wanted)
     assert isinstance(model, Autoencoder)
     return nn.Sequential(model.encoder, model.decoder)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from digitlab import checkpoints, config, runs, stages
+from digitlab import checkpoints, config, experiment, runs
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         if options.root:
             wanted["data"]["root"] = options.root
         model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
-        source, data = stages.read_data(wanted)
+        source, data = experiment.read_data(wanted)
         if source.digest != (recorded.get("data") or {}).get("digest"):
             raise ValueError(f"{wanted['data']['root']}: holds other data than the run was trained on")
         metrics = model.evaluate(source, data)

@@ -245,7 +245,8 @@ def test_a_strange_results_json_is_no_traceback(
     (run / "figures").mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(run)])
     sweep.begin(tmp_path, [sweep.Planned("run", "seed=0", 2)])
-    parts = (good, good["config"], good["metrics"])
+    settings = good["config"]
+    parts = (good, settings, good["metrics"], settings["model"], settings["optimizer"])
     for part, key in [(each, key) for each in parts for key in each]:
         kept = part[key]
         for value in STRANGE:
@@ -346,7 +347,7 @@ def test_what_the_machine_refuses_is_told_with_a_remedy(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("digitlab.stages.Trainer.fit", refuse)
+        patch.setattr("digitlab.experiment.Trainer.fit", refuse)
         with pytest.raises(RunFailed):
             run_here(command, tmp_path)
     assert told in caplog.text

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from digitlab import cli, config
-from digitlab.model import try_optimizer
 from digitlab.sources import load
 
 from .conftest import ROOT, Lab, compose
@@ -32,8 +31,6 @@ def refusal(*words: str) -> str:
     def attempt() -> None:
         for cfg in compose(*words):
             config.check(cfg)
-            if not config.typed(cfg.optimizer):
-                try_optimizer(config.to_plain(cfg)["optimizer"])
 
     with pytest.raises((HydraException, OmegaConfBaseException, ValueError)) as caught:
         attempt()
@@ -70,7 +67,7 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ),
         ("init=nonsense", f"init=nonsense: must be one of {INITS}"),
         ("optimizer=inverse_count optimizer.lr=1", "optimizer.lr=1: optimizer has no such key"),
-        ("scheduler.name=step", "scheduler.name=step: must be one of constant, cosine, linear"),
+        ("scheduler.name=step", "scheduler.name=step: must be one of constant, linear, cosine"),
         ("optimizer.name=inverse_count", "follows from the choice optimizer=sgd"),
         ("+optimizer.nesterov=true", "optimizer.nesterov=True: nothing reads this key"),
         ("optimizer.lr=1,2", "optimizer.lr=1,2: several values are a sweep, which -m asks for"),
@@ -189,8 +186,12 @@ def rmsprop(folder: Path) -> str:
         ("+optimizer.nesterov=true", "unexpected keyword argument 'nesterov'"),
         ("optimizer.name=adam", "unexpected keyword argument 'alpha'"),
         ("optimizer.name=sgd", "optimizer.name=sgd: has values of its own; choose optimizer=sgd instead"),
-        ("optimizer.name=soap", "optimizer.name=soap: torch.optim has adadelta"),
-        ("optimizer.name=optimizer", "optimizer.name=optimizer: torch.optim has adadelta"),
+        ("optimizer.name=soap", "optimizer=soap: torch.optim has adadelta"),
+        ("optimizer.name=optimizer", "optimizer=optimizer: torch.optim has adadelta"),
+        ("optimizer.name=muon ~optimizer.alpha", "optimizer=muon: Muon only supports 2D parameters"),
+        ("optimizer.lr=true", "optimizer.lr=True: must be > 0 and finite"),
+        ("~optimizer.name", "optimizer.name=None: must name a class of torch.optim"),
+        ("optimizer.name=[a]", "optimizer.name=['a']: must name a class of torch.optim"),
         ("optimizer.name=lbfgs ~optimizer.alpha", "closure"),
         ("model=kmeans", "optimizer=rmsprop: with model=kmeans it must be one of sgd, inverse_count, sqrt_share"),
     ],

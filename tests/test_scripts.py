@@ -14,9 +14,9 @@ import torch
 from digitlab import runs
 from digitlab.config import to_plain
 from digitlab.data import Source
+from digitlab.experiment import build_model
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
-from digitlab.stages import build_model
 
 from .conftest import ROOT, compose
 

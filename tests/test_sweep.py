@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,10 +22,7 @@ from .conftest import ROOT, Fork, Lab, compose, results, run_here
 from .test_train import assert_same, weights
 
 KMEANS = ["model=kmeans", "init=digit"]
-SWEEPS = sorted(
-    path.relative_to(config.CONF / "sweep").with_suffix("").as_posix()
-    for path in config.CONF.glob("sweep/*/[!_]*.yaml")
-)
+SWEEPS = config.choices("sweep")
 
 
 def jobs_of(folder: Path) -> dict[str, Path]:
@@ -111,6 +109,23 @@ def test_joblib_refuses_jobs_of_several_devices(lab: Lab, tmp_path: Path) -> Non
     assert done.returncode == 2
     assert done.stderr.startswith("Error: trainer.devices=2: joblib's workers cannot start processes of their own")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_joblib_refuses_a_full_process_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its workers' threads would not start it waits without end: told before, and no thread is left behind."""
+    start, alive = threading.Thread.start, threading.active_count()
+
+    def few(thread: threading.Thread) -> None:
+        if threading.active_count() >= alive + 5:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    workers = cli.parse(["-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]).workers
+    cli.require_threads(workers)
+    monkeypatch.setattr(threading.Thread, "start", few)
+    with pytest.raises(ValueError, match=r"need some \d+ processes and threads, 5 start here; .*raise `ulimit -u`"):
+        cli.require_threads(workers)
+    assert threading.active_count() == alive
 
 
 # -- the same command again -------------------------------------------------------------------------------

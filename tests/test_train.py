@@ -170,6 +170,30 @@ def test_a_run_interrupted_after_training_is_judged_without_training_again(
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_checkpoints_of_other_code_are_not_gone_on_from(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that was interrupted when the model still had other weights starts again, and says so."""
+    command = [*KMEANS, *words]
+    run_here(command, tmp_path / "whole")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("digitlab.kmeans.MiniBatchKMeans.evaluate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_here(command, tmp_path / "cut")
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    content = checkpoints.read_checkpoint(last)
+    content["state_dict"]["bias"] = content["state_dict"]["won"]
+    checkpoints.write_checkpoint(last, content)
+    run_here(command, tmp_path / "cut")
+    assert "training starts again" in caplog.text
+    assert 'Unexpected key(s) in state_dict: "bias"' in caplog.text
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
 def heed() -> None:
     """Let a process hear of Ctrl-C although the tests run in the background, where shells have it ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -382,7 +406,7 @@ def test_two_processes_equal_one_on_the_same_global_batches(
     np.testing.assert_allclose(tables[0], tables[1], rtol=1e-4)
 
 
-EXPERIMENTS = sorted(path.stem for path in (config.CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = config.choices("experiment")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -413,7 +437,7 @@ def test_a_checkpoint_of_other_shape_is_refused(words: list[str], tmp_path: Path
     content = torch.load(path, weights_only=True)
     content["state_dict"]["centers"] = content["state_dict"]["centers"][:5]
     torch.save(content, path)
-    with pytest.raises(ValueError, match=r"does not fit the model 'kmeans'"):
+    with pytest.raises(ValueError, match=r"is of another model or other code"):
         checkpoints.load_model(path)
 
 

@@ -71,8 +71,9 @@ def load_model(path: Path) -> Model:
         model = model_class(content["model"])(**content["hyper_parameters"])
         model.load_state_dict(content["state_dict"])
     except Exception as error:  # a stranger's arguments can fail in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: does not fit the model {content['model']!r} ({reason})") from error
+        lines = (str(error).strip() or type(error).__name__).splitlines()[:2]  # torch tells what is wrong in the second
+        reason = " ".join(line.strip()[:200] for line in lines)
+        raise ValueError(f"{path}: is of another model or other code ({reason}); train the run again") from error
     return model.eval()
 
 

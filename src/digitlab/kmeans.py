@@ -68,14 +68,14 @@ def own_rate(name: str, wins: Wins, won: Tensor) -> Tensor:
     return size * (wins.sums.shape[1] / 2) / n.clamp(min=1)
 
 
-Init = Callable[[Images, int, torch.Generator], Tensor]
-INITS: dict[str, Init] = {}
+Draw = Callable[[Images, int, torch.Generator], Tensor]
+INITS: dict[str, Draw] = {}
 
 
-def init(name: str) -> Callable[[Init], Init]:
+def init(name: str) -> Callable[[Draw], Draw]:
     """Make a function the choice `name` of conf/init: training images and a number K in, centres (K, 784) out."""
 
-    def enter(function: Init) -> Init:
+    def enter(function: Draw) -> Draw:
         INITS[name] = function
         return function
 

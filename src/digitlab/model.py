@@ -127,19 +127,20 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any
             return AdamW(parameters, betas=(0.9, options.pop("beta2")), fused=True, **options)
         case "inverse_count" | "sqrt_share":  # k-means scales the gradient to them, centre by centre
             return SGD(parameters, lr=1.0)
-    kinds = {key.lower(): kind for key, kind in vars(torch.optim).items() if isinstance(kind, type)}
-    if not issubclass(kind := kinds.get(name, object), Optimizer) or kind is Optimizer:
-        known = sorted(key for key, kind in kinds.items() if issubclass(kind, Optimizer) and kind is not Optimizer)
-        raise ValueError(f"optimizer.name={name}: torch.optim has {', '.join(known)}")
-    return kind(parameters, **options)
+    types = [kind for kind in vars(torch.optim).values() if isinstance(kind, type) and issubclass(kind, Optimizer)]
+    kinds = {kind.__name__.lower(): kind for kind in types if kind is not Optimizer}
+    if name not in kinds:
+        raise ValueError(f"torch.optim has {', '.join(sorted(kinds))}")
+    return kinds[name](parameters, **options)
 
 
 def try_optimizer(options: dict[str, Any]) -> None:
-    """Raise ValueError where the values of conf/optimizer make no optimizer, or one that cannot step."""
-    weight = nn.Parameter(torch.zeros(2, 2))
-    weight.grad = torch.zeros(2, 2)
+    """Raise ValueError where the values of conf/optimizer make no optimizer of weights and biases that can step."""
+    weights = [nn.Parameter(torch.zeros(*shape)) for shape in ((2,), (2, 2), (2, 2, 3, 3))]
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
     try:
-        make_optimizer([weight], **options).step()
+        make_optimizer(weights, **options).step()
     except Exception as error:
         raise ValueError(f"optimizer={options['name']}: {error}") from error
 

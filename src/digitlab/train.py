@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from digitlab import Busy, RunFailed, checkpoints, runs
 from digitlab.callbacks import Diverged
 from digitlab.config import to_plain
+from digitlab.experiment import conduct
 from digitlab.process import as_started, quiet_threads, termination_as_interrupt
 from digitlab.sources import load
-from digitlab.stages import experiment
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def resumable(directory: Path) -> bool:
         if not path.exists():
             return False
         try:
-            checkpoints.read_checkpoint(path)
+            checkpoints.load_model(path)
         except ValueError as error:
             log.warning("WARNING: training starts again: %s", error)
             return False
@@ -120,7 +120,7 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
     runs.write_json(path, results)
     try:
         with termination_as_interrupt(), quiet_threads():
-            experiment(config, directory, results)
+            conduct(config, directory, results)
         results["files"] = runs.digests(directory)
         results["status"] = "completed"
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second

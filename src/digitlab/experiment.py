@@ -29,7 +29,7 @@ from digitlab.sources import load
 log = logging.getLogger(__name__)
 
 
-def experiment(config: dict[str, Any], directory: Path, results: dict[str, Any]) -> None:
+def conduct(config: dict[str, Any], directory: Path, results: dict[str, Any]) -> None:
     """The stages. What each finds goes into `results`, so that a failure keeps what came before it."""
     seed_everything(config["seed"], verbose=False)
 
