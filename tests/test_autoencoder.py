@@ -53,7 +53,9 @@ def test_edges_are_halved_upwards() -> None:
 
 
 @pytest.mark.parametrize("channels", [[1], [4, 8], [3, 5, 7], [16, 8, 4, 2], [2, 2, 2, 2, 2], [16, 32, 16]])
-@pytest.mark.parametrize(("hidden", "norm", "activation"), [(None, "none", "relu"), (12, "group", "silu")])
+@pytest.mark.parametrize(
+    ("hidden", "norm", "activation"), [(None, "none", "relu"), (12, "group", "silu"), (None, "group", "hardswish")]
+)
 def test_the_decoder_inverts_the_encoder_stage_by_stage(
     channels: list[int], hidden: int | None, norm: str, activation: str
 ) -> None:
@@ -64,6 +66,14 @@ def test_the_decoder_inverts_the_encoder_stage_by_stage(
     assert all(row.inside == below.outside for row, below in pairwise(rows))
     assert [row.inside[0] for row in rows[: len(channels)]] == channels
     assert len(rows) == len(channels) + 2 + (hidden is not None)
+
+
+def test_a_convolution_has_a_bias_just_where_no_normalisation_adds_one() -> None:
+    """Of [4, 1, 8] with group norm: none on 4 and 8 channels, but on the one that is not normalised and the image."""
+    net = model(channels=[4, 1, 8], norm="group")
+    down = [stage.get_submodule("0").bias is not None for name, stage in net.encoder.named_children() if "conv" in name]
+    up = [stage.get_submodule("0").bias is not None for name, stage in net.decoder.named_children() if "conv" in name]
+    assert (down, up) == ([False, True, False], [True, False, True])
 
 
 @pytest.mark.parametrize(

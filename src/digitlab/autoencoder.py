@@ -22,7 +22,7 @@ from digitlab.seeds import Stream, generator
 
 PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 SCORED = 10_000  # samples that a score stands on; 20 are only shown
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish}
 OUTPUTS = {"sigmoid": nn.Sigmoid, "linear": nn.Identity}
 
 
@@ -69,12 +69,14 @@ def build(
     edges = sizes(len(channels))
     flat = channels[-1] * edges[-1] ** 2
 
+    def normalized(width: int) -> bool:
+        return norm == "group" and width > 1  # a group of one number would be normalised to nothing
+
     def after(layer: nn.Module, width: int, *, image: bool) -> nn.Sequential:
         # Groups of 16 channels where they divide: unlike batch normalisation it treats each image by itself,
         # so that training, evaluation and DDP compute the same.
         groups = width // 16 if width % 16 == 0 else 1
-        # A group of one number would be normalised to nothing.
-        extra = [nn.GroupNorm(groups, width)] if image and norm == "group" and width > 1 else []
+        extra = [nn.GroupNorm(groups, width)] if image and normalized(width) else []
         return nn.Sequential(layer, *extra, ACTIVATIONS[activation]())
 
     encoder, decoder = Stages(), Stages()
@@ -82,9 +84,12 @@ def build(
     up: list[tuple[str, nn.Module]] = []  # from the image inwards; applied in reverse
     for i, (before, width) in enumerate(zip([1, *channels], channels, strict=False)):
         name = f"conv{i + 1}"
-        down.append((name, after(nn.Conv2d(before, width, 3, stride=2, padding=1), width, image=True)))
+        # No bias where a normalisation adds its own: the gradient of a transposed convolution's is slow on CPUs.
+        shrink = nn.Conv2d(before, width, 3, stride=2, padding=1, bias=not normalized(width))
+        down.append((name, after(shrink, width, image=True)))
         padding = edges[i] - (2 * edges[i + 1] - 1)  # 0 or 1: the row that an even edge had more
-        grow = nn.ConvTranspose2d(width, before, 3, stride=2, padding=1, output_padding=padding)
+        bias = not normalized(before)
+        grow = nn.ConvTranspose2d(width, before, 3, stride=2, padding=1, output_padding=padding, bias=bias)
         up.append((name, after(grow, before, image=True) if i else nn.Sequential(grow, OUTPUTS[output]())))
     down.append(("flatten", nn.Flatten()))
     up.append(

@@ -223,7 +223,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.latent_dim", lambda v: 1 <= v <= 784, "must be from 1 to 784, the pixels of an image"),
     ("model.hidden", _at_least_one, "must be >= 1, or null for none"),
     ("model.norm", *_one_of("none", "group")),
-    ("model.activation", *_one_of("relu", "silu")),
+    ("model.activation", *_one_of("relu", "silu", "hardswish")),
     ("model.output", *_one_of("sigmoid", "linear")),
     ("model.prior.temperature", _positive, "must be > 0 and finite"),
     ("model.prior.name", *_one_of("standard_normal", "gaussian", "mixture")),
