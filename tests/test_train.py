@@ -149,46 +149,43 @@ def test_an_interrupted_run_resumes_bitwise(
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_run_interrupted_after_training_is_judged_without_training_again(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted while it is judged, the run only has to be judged: same metrics, same weights."""
+def interrupt(*_: Any) -> None:
+    """Be Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def unjudged(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command of a run that stands whole in tmp_path/whole, and in tmp_path/cut interrupted after training."""
     command = [*KMEANS, *words]
     run_here(command, tmp_path / "whole")
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr("digitlab.kmeans.MiniBatchKMeans.evaluate", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_here(command, tmp_path / "cut")
     assert results(tmp_path / "cut")["status"] == "interrupted"
+    return command
+
+
+def test_a_run_interrupted_after_training_is_judged_without_training_again(
+    unjudged: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while it is judged, the run only has to be judged: same metrics, same weights."""
     with monkeypatch.context() as patch:
         patch.setattr("digitlab.kmeans.MiniBatchKMeans.training_step", interrupt)
-        run_here(command, tmp_path / "cut")
+        run_here(unjudged, tmp_path / "cut")
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_checkpoints_of_other_code_are_not_gone_on_from(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    unjudged: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A run that was interrupted when the model still had other weights starts again, and says so."""
-    command = [*KMEANS, *words]
-    run_here(command, tmp_path / "whole")
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("digitlab.kmeans.MiniBatchKMeans.evaluate", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run_here(command, tmp_path / "cut")
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     content = checkpoints.read_checkpoint(last)
     content["state_dict"]["bias"] = content["state_dict"]["won"]
     checkpoints.write_checkpoint(last, content)
-    run_here(command, tmp_path / "cut")
+    run_here(unjudged, tmp_path / "cut")
     assert "training starts again" in caplog.text
     assert 'Unexpected key(s) in state_dict: "bias"' in caplog.text
     assert_same(tmp_path / "whole", tmp_path / "cut")
