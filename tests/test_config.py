@@ -44,6 +44,9 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
     for cfg in compose(*companion, option):
         config.check(cfg)
         assert not OmegaConf.missing_keys(cfg)
+        group, name = option.split("=")
+        if group in ("model", "init", "prior", "optimizer", "scheduler"):  # copied from a neighbour, and not renamed
+            assert OmegaConf.select(cfg, f"model.{group}" if group in ("init", "prior") else group).name == name
 
 
 @pytest.mark.parametrize(

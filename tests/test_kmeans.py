@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from digitlab import figures
+from digitlab import figures, kmeans
 from digitlab.data import Images
 from digitlab.kmeans import MiniBatchKMeans, agreement, assign, draw_centers, gradient, nearest, own_rate
 from digitlab.seeds import Stream, generator
@@ -132,6 +132,17 @@ def test_init_refuses_what_the_images_cannot_give() -> None:
         draw_centers("sample", data, 41, rng())
     with pytest.raises(ValueError, match=r"no training image shows a 9"):
         draw_centers("digit", data.take(data.labels != 9), 10, rng())
+
+
+@pytest.mark.parametrize(("shape", "height"), [((3, 784), 255), ((784,), 1), ((3, 28, 28), 1), ((2, 784), 1)])
+def test_an_init_of_one_s_own_that_gives_no_centres_is_refused(
+    shape: tuple[int, ...], height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that were not scaled, one centre for all, images, too few: each would be copied without a word."""
+    monkeypatch.setattr(kmeans, "INITS", {"mine": lambda data, k, rng: torch.full(shape, height)})
+    images = Images(torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"init=mine: gives \(.*must be \(3, 784\) in \[0, 1\]"):
+        draw_centers("mine", images, 3, generator(0, Stream.INIT))
 
 
 def test_scores_worked_by_hand() -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -111,21 +112,31 @@ def test_joblib_refuses_jobs_of_several_devices(lab: Lab, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_joblib_refuses_a_full_process_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its workers' threads would not start it waits without end: told before, and no thread is left behind."""
+def test_joblib_refuses_a_full_process_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Where its workers' threads would not start it waits without end: told before the sweep is begun.
+
+    No thread is left behind, and no directory.
+    """
     start, alive = threading.Thread.start, threading.active_count()
+    program = runpy.run_path(str(ROOT / "train.py"), run_name="program")
+    command = ["-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
     def few(thread: threading.Thread) -> None:
         if threading.active_count() >= alive + 5:
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    workers = cli.parse(["-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]).workers
-    cli.require_threads(workers)
+    cli.require_threads(cli.parse(command).workers)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *command])
     monkeypatch.setattr(threading.Thread, "start", few)
-    with pytest.raises(ValueError, match=r"need some \d+ processes and threads, 5 start here; .*raise `ulimit -u`"):
-        cli.require_threads(workers)
+    assert program["main"]() == 2
+    told = capsys.readouterr().err
+    assert re.search(r"its workers need some \d+ processes and threads, 5 start here; .*raise `ulimit -u`", told)
     assert threading.active_count() == alive
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- the same command again -------------------------------------------------------------------------------

@@ -213,7 +213,8 @@ def _one_of(*names: str) -> tuple[Callable[[str], bool], str]:
     return names.__contains__, "must be one of " + ", ".join(names)
 
 
-# key, what its value must fulfil, the rule in words; a key that a configuration lacks is passed over
+# Key, what its value must fulfil, the rule in words; a key that a configuration lacks is passed over.
+# Priors and schedules are named by hand: a YAML without its case in the code would be missed only after training.
 RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda v: 0 <= v < 2**32, "must be from 0 to 4294967295"),
     ("model.name", *_one_of("kmeans", "autoencoder")),

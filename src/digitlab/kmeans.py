@@ -73,7 +73,11 @@ INITS: dict[str, Draw] = {}
 
 
 def init(name: str) -> Callable[[Draw], Draw]:
-    """Make a function the choice `name` of conf/init: training images and a number K in, centres (K, 784) out."""
+    """Make a function the choice `name` of conf/init.
+
+    It gets the training images (uint8; `scale` brings them to [0, 1]), K, and the run's random numbers, and returns K
+    centres, float (K, 784) in [0, 1].
+    """
 
     def enter(function: Draw) -> Draw:
         INITS[name] = function
@@ -85,11 +89,15 @@ def init(name: str) -> Callable[[Draw], Draw]:
 def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     """The first centres, float (K, 784), by a choice of conf/init.
 
-    Raises ValueError where there is no such choice, or the training images do not allow it.
+    Raises ValueError where there is no such choice, the training images do not allow it, or it gives no such centres.
     """
     if name not in INITS:
         raise ValueError(f"init={name}: digitlab.kmeans has {', '.join(INITS)}; write a function @init({name!r}) there")
-    return INITS[name](data, n_clusters, rng)
+    centers = INITS[name](data, n_clusters, rng)
+    if centers.shape != (n_clusters, PIXELS) or not 0 <= centers.min() <= centers.max() <= 1:
+        shape, low, high = tuple(centers.shape), float(centers.min()), float(centers.max())
+        raise ValueError(f"init={name}: gives {shape} from {low:g} to {high:g}, must be {n_clusters, PIXELS} in [0, 1]")
+    return centers
 
 
 @init("random")
