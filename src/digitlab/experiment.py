@@ -32,18 +32,19 @@ log = logging.getLogger(__name__)
 def conduct(config: dict[str, Any], directory: Path, results: dict[str, Any]) -> None:
     """The stages. What each finds goes into `results`, so that a failure keeps what came before it."""
     seed_everything(config["seed"], verbose=False)
-
-    source, data = read_data(config)
-    read = {"source": source.name, "digest": source.digest}
-    if results["data"] not in (None, read):
-        log.warning("WARNING: training starts again: it had begun on other data")
-        runs.wipe(directory)
-        results |= {"fit_seconds": 0.0, "seconds": 0.0, "warnings": []}
-    results["data"] = read
-    runs.write_json(directory / "results.json", results)  # what a killed process was trained on
-    results["warnings"] += source.warnings
     model = build_model(config)
-    with cpu_threads(model.threads):  # judging, too: sums over more threads end in other bits
+    # Also to read and to judge: threads that others keep waiting cost more than they help, and sums over more of them
+    # end in other bits.
+    with cpu_threads(model.threads):
+        source, data = read_data(config)
+        read = {"source": source.name, "digest": source.digest}
+        if results["data"] not in (None, read):
+            log.warning("WARNING: training starts again: it had begun on other data")
+            runs.wipe(directory)
+            results |= {"fit_seconds": 0.0, "seconds": 0.0, "warnings": []}
+        results["data"] = read
+        runs.write_json(directory / "results.json", results)  # what a killed process was trained on
+        results["warnings"] += source.warnings
         results["baselines"] = {"mean_image": baselines.mean_image(data)}
         if isinstance(model, Autoencoder):
             results["baselines"]["pca"] = baselines.pca(data, model.latent_dim)
