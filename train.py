@@ -15,6 +15,7 @@ try:
     from hydra.types import RunMode
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from digitlab import Busy, RunFailed, cli, config, runs, sweep
 except ModuleNotFoundError as error:
@@ -80,7 +81,7 @@ def main() -> int:
     except BrokenPipeError:  # whoever read what we print has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as mistake:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as mistake:
         print(f"Error: {cli.explain(mistake, sys.argv[1:])}", file=sys.stderr)
         return 2
     return 1 if failed else 0

@@ -226,8 +226,8 @@ def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(words: l
         return done.stdout + done.stderr
 
     listed = train("--help")
-    assert "first, kmeans++" in listed
-    assert "inverse_count, rmsprop, sgd" in listed
+    assert re.search(r"init: [^:]*\bfirst\b", listed)
+    assert re.search(r"optimizer: [^:]*\brmsprop\b", listed)
     data = [*words, "data.val_size=0"]
     train("model=kmeans", "init=first", "optimizer.lr=1e-9", "hydra.run.dir=kmeans", *data)
     images = load(str(Path(words[0].partition("=")[2])), "files", verify=False).train.images
@@ -238,3 +238,17 @@ def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(words: l
     told = train("-m", "optimizer=rmsprop", "optimizer.alpha=0.5,-1", *data, expected=2)
     assert told == "Error: optimizer=rmsprop: Invalid alpha value: -1\n"
     assert not (tmp_path / "outputs" / "sweeps").exists()
+
+
+@pytest.mark.parametrize("text", ["lr 0.1\nalpha: 0.9\n", "lr:\t0.1\n\tb: 1\n", "lr: 0.1\nlr: 0.2\n"])
+@pytest.mark.parametrize("words", [[], ["-m", "seed=0,1"], ["--cfg", "job"]])
+def test_a_yaml_that_cannot_be_read_is_named_with_the_line(
+    text: str, words: list[str], lab: Lab, tmp_path: Path
+) -> None:
+    """A colon forgotten, a tab, a key twice in a file of one's own: one line that names the file, no traceback."""
+    word = rmsprop(tmp_path / "mine")
+    file = tmp_path / "mine" / "optimizer" / "rmsprop.yaml"
+    file.write_text("name: rmsprop\n" + text)
+    done = lab("optimizer=rmsprop", word, *words)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"Error: {re.escape(str(file))}, line [23]: .*; mend the file\n", done.stderr), done.stderr

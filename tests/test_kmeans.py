@@ -143,6 +143,10 @@ def test_an_init_of_one_s_own_that_gives_no_centres_is_refused(
     images = Images(torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"init=mine: gives \(.*must be \(3, 784\) in \[0, 1\]"):
         draw_centers("mine", images, 3, generator(0, Stream.INIT))
+    for nothing in (None, [[0.0] * 784] * 3, np.zeros((3, 784)), torch.zeros(0)):
+        monkeypatch.setattr(kmeans, "INITS", {"mine": lambda data, k, rng, given=nothing: given})
+        with pytest.raises(ValueError, match=r"init=mine: gives .* must be a tensor of \(3, 784\)"):
+            draw_centers("mine", images, 3, generator(0, Stream.INIT))
 
 
 def test_scores_worked_by_hand() -> None:

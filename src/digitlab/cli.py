@@ -22,6 +22,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from digitlab import config
 from digitlab.runs import refuse_links
@@ -184,6 +185,8 @@ def explain(error: BaseException, words: list[str]) -> str:
     """
     cause = error.__cause__ or error
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}; mend the file"
     if isinstance(error, MissingConfigException):
         missing = str(error.missing_cfg_file)
         group, _, name = missing.rpartition("/") if error.options else missing.partition("/")

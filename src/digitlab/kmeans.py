@@ -94,6 +94,9 @@ def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator)
     if name not in INITS:
         raise ValueError(f"init={name}: digitlab.kmeans has {', '.join(INITS)}; write a function @init({name!r}) there")
     centers = INITS[name](data, n_clusters, rng)
+    if not isinstance(centers, Tensor) or not centers.numel():
+        what = "nothing" if centers is None or isinstance(centers, Tensor) else f"a {type(centers).__name__}"
+        raise ValueError(f"init={name}: gives {what}, must be a tensor of {n_clusters, PIXELS} in [0, 1]")
     if centers.shape != (n_clusters, PIXELS) or not 0 <= centers.min() <= centers.max() <= 1:
         shape, low, high = tuple(centers.shape), float(centers.min()), float(centers.max())
         raise ValueError(f"init={name}: gives {shape} from {low:g} to {high:g}, must be {n_clusters, PIXELS} in [0, 1]")

@@ -141,7 +141,7 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
 
 
 def remedy(error: Exception, directory: Path) -> str:
-    """What to do where the machine, not the run, is at fault; else nothing."""
+    """What to do where the machine is at fault, and where to look where the code is; else nothing."""
     number, told = getattr(error, "errno", None), str(error)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"; make room for {directory} and run the same again"
@@ -149,7 +149,9 @@ def remedy(error: Exception, directory: Path) -> str:
         return "; no more processes or threads start here: end some or raise `ulimit -u`, and run the same again"
     if "shared memory" in told:
         return "; make room in /dev/shm, or train in one process (trainer.devices=1)"
-    return ""
+    if isinstance(error, ValueError | OSError | Diverged):  # says itself what to do
+        return ""
+    return f"; {directory / 'train.log'} has the traceback"
 
 
 def report(results: dict[str, Any], directory: Path) -> None:
