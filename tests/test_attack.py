@@ -330,6 +330,7 @@ def test_where_data_cannot_be_kept_a_line_says_so(lab: Lab, words: list[str]) ->
         (RuntimeError("can't start new thread"), "ulimit -u"),
         (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left"), "/dev/shm"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "make room"),
+        (AttributeError("'NoneType' object has no attribute 'shape'"), "train.log has the traceback"),
     ],
 )
 def test_what_the_machine_refuses_is_told_with_a_remedy(
@@ -340,7 +341,10 @@ def test_what_the_machine_refuses_is_told_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A full process table, no shared memory, a quota: the run fails with what to do, and the same again completes."""
+    """A full process table, no shared memory, a quota, a mistake in the code: the run fails with what to do next.
+
+    The same again completes.
+    """
     command = ["model=kmeans", *words, "trainer.max_epochs=1"]
 
     def refuse(*_: Any, **__: Any) -> None:
