@@ -17,7 +17,7 @@ try:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from digitlab import Busy, RunFailed, cli, config, runs, sweep
+    from digitlab import Busy, RunFailed, cli, config, runs, schema, sweep
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed in {sys.executable}: run 'make setup', then '. .venv/bin/activate'")
 
@@ -26,7 +26,7 @@ logging.raiseExceptions = False  # where train.log finds the disk full the run s
 failed: list[Path] = []  # of the jobs of this process those that did
 
 
-@hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="config")
+@hydra.main(version_base="1.3", config_path=str(schema.CONF), config_name="config")
 def experiment(cfg: DictConfig) -> float:
     """Run one job in the directory that Hydra made for it."""
     settings = HydraConfig.get()

@@ -14,14 +14,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from digitlab import cli, config
+from digitlab import cli, config, schema
 from digitlab.sources import load
 
 from .conftest import ROOT, Lab, compose
 
-YAMLS = [path.relative_to(config.CONF).with_suffix("").as_posix() for path in config.CONF.glob("*/**/*.yaml")]
+YAMLS = [path.relative_to(schema.CONF).with_suffix("").as_posix() for path in schema.CONF.glob("*/**/*.yaml")]
 OPTIONS = sorted(name.replace("/", "=", 1) for name in YAMLS if not name.startswith("pairing") and "/_" not in name)
-INITS = ", ".join(config.choices("init"))
+INITS = ", ".join(schema.choices("init"))
 OWN_RATES = ("optimizer=inverse_count", "optimizer=sqrt_share")  # k-means', of which an autoencoder has none
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from digitlab import Busy, cli, config, runs, train
+from digitlab import Busy, cli, config, runs, schema, train
 
 from .conftest import ROOT, Fork, Lab, compose, results, run_here
 from .test_train import assert_same, weights
 
 KMEANS = ["model=kmeans", "init=digit"]
-SWEEPS = config.choices("sweep")
+SWEEPS = schema.choices("sweep")
 
 
 def jobs_of(folder: Path) -> dict[str, Path]:

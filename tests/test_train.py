@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from digitlab import RunFailed, callbacks, checkpoints, config, data, runs
+from digitlab import RunFailed, callbacks, checkpoints, config, data, runs, schema
 from digitlab.sources import load
 
 from .conftest import ROOT, Lab, compose, results, run_here
@@ -403,7 +403,7 @@ def test_two_processes_equal_one_on_the_same_global_batches(
     np.testing.assert_allclose(tables[0], tables[1], rtol=1e-4)
 
 
-EXPERIMENTS = config.choices("experiment")
+EXPERIMENTS = schema.choices("experiment")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

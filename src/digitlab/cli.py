@@ -24,7 +24,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from digitlab import config
+from digitlab import config, schema
 from digitlab.runs import refuse_links
 
 MULTIRUN = {"-m", "--multirun"}
@@ -62,7 +62,7 @@ def parse(words: list[str]) -> Command:
         if word.lstrip("+").startswith("hydra.sweep.subdir="):
             raise ValueError(f"{word}: cannot be chosen; a job is found again by the name that its configuration gives")
     multirun = bool(flags) or any(word.startswith("sweep=") for word in words)
-    with initialize_config_dir(str(config.CONF), version_base="1.3"), names_for_choices(overrides):
+    with initialize_config_dir(str(schema.CONF), version_base="1.3"), names_for_choices(overrides):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         grid, directory, joblib, workers = [overrides], None, False, 1
@@ -173,8 +173,8 @@ def in_place(words: list[str]) -> list[str]:
 
 def choices_text() -> str:
     """What conf/ offers, a paragraph for each group, for --help."""
-    groups = sorted(path.name for path in config.CONF.iterdir() if path.is_dir() and path.name != "pairing")
-    told = [f"{f'{group}:':<12}{', '.join(config.choices(group))}" for group in groups]
+    groups = sorted(path.name for path in schema.CONF.iterdir() if path.is_dir() and path.name != "pairing")
+    told = [f"{f'{group}:':<12}{', '.join(schema.choices(group))}" for group in groups]
     return "\n".join(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 14) for line in told)
 
 
