@@ -34,10 +34,11 @@ def experiment(cfg: DictConfig) -> float:
         raise ValueError("dry_run=true: beside these flags nothing can be told; leave them out, but for -m")
     if settings.runtime.choices.get("hydra/launcher") == "submitit_local":  # all jobs start at once on this machine
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    first = "digitlab.train" not in sys.modules
     gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
     from digitlab.train import log, run  # torch takes seconds: not for --help or a mistake in the command
 
-    if gc.get_freeze_count() == 0:  # once: a later job would freeze what those before it left
+    if first:  # a later job would freeze what those before it left
         gc.freeze()
     gc.enable()
 
