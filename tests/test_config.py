@@ -52,7 +52,7 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("optimizer.lrr=1", "optimizer.lrr=1: optimizer has no such key; did you mean lr?"),
+        ("optimizer.lrr=1", "optimizer.lrr=1: optimizer=sgd has no such key; did you mean lr?"),
         ("optimiser.lr=1", "optimiser.lr=1: the configuration has no such key; did you mean optimizer?"),
         ("optimizer.lr=abc", "optimizer.lr=abc: Value 'abc' of type 'str' could not be converted to Float"),
         (
@@ -69,9 +69,10 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
             "model.n_clusters=9: init=digit takes one image of each digit and needs 10",
         ),
         ("init=nonsense", f"init=nonsense: must be one of {INITS}"),
-        ("optimizer=inverse_count optimizer.lr=1", "optimizer.lr=1: optimizer has no such key"),
+        ("optimizer=inverse_count optimizer.lr=1", "optimizer.lr=1: optimizer=inverse_count has no such key"),
+        ("-m optimizer=adamw,sgd model=autoencoder optimizer.beta2=0.9", "optimizer.beta2=0.9: optimizer=sgd has no"),
         ("scheduler.name=step", "scheduler.name=step: must be one of constant, linear, cosine"),
-        ("optimizer.name=inverse_count", "follows from the choice optimizer=sgd"),
+        ("optimizer.name=inverse_count", "has the values of optimizer=sgd; choose another optimizer"),
         ("+optimizer.nesterov=true", "optimizer.nesterov=True: nothing reads this key"),
         ("optimizer.lr=1,2", "optimizer.lr=1,2: several values are a sweep, which -m asks for"),
         ("sweep=kmeans/init,kmeans/learning_rate", "sweep: names one grid"),
@@ -186,8 +187,10 @@ def rmsprop(folder: Path) -> str:
     [
         ("optimizer.lr=abc", "optimizer.lr=abc: must be > 0 and finite"),
         ("optimizer.alpha=-1", "optimizer=rmsprop: Invalid alpha value: -1"),
-        ("+optimizer.nesterov=true", "unexpected keyword argument 'nesterov'"),
-        ("optimizer.name=adam", "unexpected keyword argument 'alpha'"),
+        ("+optimizer.nesterov=true", "optimizer=rmsprop: RMSprop has no nesterov; it has lr, alpha, eps"),
+        ("optimizer.name=adam", "optimizer=adam: Adam has no alpha; it has lr, betas"),
+        ("~optimizer.alpha optimizer.name=nadam +optimizer.betas=[0.5]", "(with lr=0.001 betas=[0.5])"),
+        ("optimizer.name=adamm", "did you mean adam?"),
         ("optimizer.name=sgd", "optimizer.name=sgd: has values of its own; choose optimizer=sgd instead"),
         ("optimizer.name=soap", "optimizer=soap: torch.optim has adadelta"),
         ("optimizer.name=optimizer", "optimizer=optimizer: torch.optim has adadelta"),
@@ -213,10 +216,6 @@ def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(words: l
     shutil.copy(ROOT / "train.py", tmp_path)
     rmsprop(tmp_path / "conf")
     (tmp_path / "conf" / "init" / "first.yaml").write_text("# @package model.init\nname: first\n")
-    with (tmp_path / "src" / "digitlab" / "kmeans.py").open("a") as file:
-        file.write(
-            '@init("first")\ndef first(data, n_clusters, rng):\n    return scale(data.images[:n_clusters]).flatten(1)\n'
-        )
 
     def train(*more: str, expected: int = 0) -> str:
         command = [sys.executable, "train.py", *more]
@@ -225,6 +224,12 @@ def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(words: l
         assert done.returncode == expected, done.stderr
         return done.stdout + done.stderr
 
+    told = train("-m", "model=kmeans", "init=digit,first", *words, expected=2)
+    assert re.fullmatch(r"Error: init=first: .*; write a function @init\('first'\) there\n", told)
+    with (tmp_path / "src" / "digitlab" / "kmeans.py").open("a") as file:
+        file.write(
+            '@init("first")\ndef first(data, n_clusters, rng):\n    return scale(data.images[:n_clusters]).flatten(1)\n'
+        )
     listed = train("--help")
     assert re.search(r"init: [^:]*\bfirst\b", listed)
     assert re.search(r"optimizer: [^:]*\brmsprop\b", listed)
@@ -236,7 +241,7 @@ def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(words: l
     losses = [float(line.split(",")[2]) for line in (tmp_path / "net" / "metrics.csv").read_text().splitlines()[1:]]
     assert losses[-1] < losses[0]
     told = train("-m", "optimizer=rmsprop", "optimizer.alpha=0.5,-1", *data, expected=2)
-    assert told == "Error: optimizer=rmsprop: Invalid alpha value: -1\n"
+    assert told == "Error: optimizer=rmsprop: Invalid alpha value: -1 (with lr=0.001 alpha=-1)\n"
     assert not (tmp_path / "outputs" / "sweeps").exists()
 
 
@@ -252,3 +257,38 @@ def test_a_yaml_that_cannot_be_read_is_named_with_the_line(
     done = lab("optimizer=rmsprop", word, *words)
     assert done.returncode == 2
     assert re.fullmatch(rf"Error: {re.escape(str(file))}, line [23]: .*; mend the file\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "told"),
+    [
+        ("optimizer", b"name: rmsprop\n# caf\xe9\n", r"a YAML holds b'.*caf\\xe9', which is not UTF-8"),
+        (
+            "optimizer",
+            b"defaults: [/schema/adamw@_here_]\nname: rmsprop\nlr: 1\nweight_decay: 0\nbeta2: 0\n",
+            "in a YAML of your own leave out `defaults`",
+        ),
+        (
+            "init",
+            b"name: copied\n",
+            "^init/copied.yaml: Key 'init' not in 'Config'; compare .* with the files beside",
+        ),
+        ("scheduler", b"name: copied\ngamma: 1\n", "^scheduler/copied.yaml: Key 'gamma' not in 'Scheduler'"),
+    ],
+)
+def test_a_copied_yaml_that_does_not_fit_is_told_by_what_to_mend(
+    group: str, content: bytes, told: str, tmp_path: Path
+) -> None:
+    """Another encoding, a schema kept, the package line forgotten, a key too many: one line with the remedy."""
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "copied.yaml").write_bytes(content)
+    model = "kmeans" if group == "init" else "autoencoder"
+    message = refusal(f"model={model}", f"{group}=copied", f"hydra.searchpath=[file://{tmp_path}]")
+    assert re.search(told, message)
+    assert len(message.splitlines()) == 1
+
+
+def test_a_resumed_folder_without_a_run_is_named_once() -> None:
+    """The line names the folder, what it lacks and what to name instead."""
+    with pytest.raises(ValueError, match=r"^resume=nowhere: holds no run, as it has no results.json; name a directory"):
+        config.restore("nowhere")

@@ -149,6 +149,13 @@ def test_an_init_of_one_s_own_that_gives_no_centres_is_refused(
             draw_centers("mine", images, 3, generator(0, Stream.INIT))
 
 
+def test_two_inits_cannot_share_a_name() -> None:
+    """The second would take the place of the first in silence."""
+    with pytest.raises(ValueError, match=r"@init\('digit'\): one_of_each has this name; give another"):
+        kmeans.init("digit")(lambda data, k, rng: torch.zeros(k, 784))
+    assert kmeans.INITS["digit"].__name__ == "one_of_each"
+
+
 def test_scores_worked_by_hand() -> None:
     """Digits 0 0 0 1 1, centres 1 1 0 0 0: matched crosswise 4 of 5 agree, the diagonal holds 1."""
     scores = agreement(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 1, 0, 0, 0]), 10)

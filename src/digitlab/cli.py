@@ -187,6 +187,9 @@ def explain(error: BaseException, words: list[str]) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}; mend the file"
+    if isinstance(error, UnicodeDecodeError):  # does not say of which file
+        near = error.object[max(0, error.start - 30) : error.end]
+        return f"a YAML holds {near!r}, which is not UTF-8; save it as UTF-8"
     if isinstance(error, MissingConfigException):
         missing = str(error.missing_cfg_file)
         group, _, name = missing.rpartition("/") if error.options else missing.partition("/")
@@ -195,12 +198,16 @@ def explain(error: BaseException, words: list[str]) -> str:
     if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
         word = _word(words, lines[0].split("'")[1])
         return f"{word}: there is no such choice with this model; python train.py --help lists which model has which"
+    if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
+        name, found = lines[0].split("'")[1], "; ".join(line.strip() for line in lines[1:2])
+        return f"{name}.yaml: {found}; compare its keys, and its first lines, with the files beside it"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         key, keys = str(cause.full_key), [str(key) for key in cause.parent_node]
         where = key.rpartition(".")[0] or "the configuration"
         close = difflib.get_close_matches(key.rpartition(".")[2], keys, n=1)
         remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
-        return f"{_word(words, key)}: {where} has no such key; {remedy}"
+        name = cause.parent_node.get("name")  # of the choice, as the same word may fit another job's
+        return f"{_word(words, key)}: {f'{where}={name}' if name else where} has no such key; {remedy}"
     if isinstance(cause, OmegaConfBaseException):
         reason = str(cause).strip().splitlines()[0]
         return f"{_word(words, str(cause.full_key))}: {reason}" if cause.full_key else reason

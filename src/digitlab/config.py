@@ -1,6 +1,6 @@
 """A composed configuration: checked, made plain, restored from an earlier run.
 
-Imported before any job: it must not import torch, but for an optimizer that has no dataclass.
+Imported before any job: it must not import torch, but for an optimizer without a dataclass or an init of one's own.
 """
 
 import json
@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from digitlab.runs import run_id
-from digitlab.schema import OWN_RATES, RULES, SCHEMAS, Config, choices
+from digitlab.schema import INITS, OWN_RATES, RULES, SCHEMAS, Config, choices
 
 
 def register() -> None:
@@ -54,7 +54,11 @@ def _strangers(node: DictConfig, path: str = "") -> Iterator[str]:
         group = path[:-1].rpartition(".")[2]
         yield f"{path}name={node.name}: has values of its own; choose {group}={node.name} instead"
     if name not in (MISSING, node.get("name")):
-        yield f"{path}name={node.name}: follows from the choice {path[:-1]}={name}; make another choice instead"
+        group = path[:-1].rpartition(".")[2]
+        yield (
+            f"{path}name={node.name}: has the values of {group}={name}; choose another {group},"
+            " or in a YAML of your own leave out `defaults`"
+        )
 
 
 def _relations(cfg: DictConfig) -> Iterator[str]:
@@ -88,7 +92,8 @@ def _relations(cfg: DictConfig) -> Iterator[str]:
 def check(cfg: DictConfig) -> None:
     """Raise ValueError with one line for each value that is out of its range.
 
-    An optimizer without a schema is tried, which imports torch: its constructor alone knows what it takes.
+    An optimizer without a schema is tried, as its constructor alone knows what it takes, and the function of an init
+    that did not come with k-means is looked for; both import torch.
     """
     for group in ("model", "optimizer", "scheduler", "data", "trainer"):
         if not isinstance(cfg.get(group), DictConfig):
@@ -107,6 +112,10 @@ def check(cfg: DictConfig) -> None:
         from digitlab.model import try_optimizer
 
         try_optimizer(to_plain(cfg)["optimizer"])
+    if cfg.model.name == "kmeans" and cfg.model.init.name not in INITS:
+        from digitlab.kmeans import find_init
+
+        find_init(cfg.model.init.name)
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
@@ -126,6 +135,8 @@ def restore(run: str) -> DictConfig:
     Raises ValueError where the folder holds no run, or an error of OmegaConf's where the types have changed.
     """
     path = Path(run) / "results.json"
+    if not path.is_file():
+        raise ValueError(f"resume={run}: holds no run, as it has no {path.name}; name a directory under outputs/")
     try:
         saved = OmegaConf.create(dict(json.loads(path.read_text())["config"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -80,10 +80,19 @@ def init(name: str) -> Callable[[Draw], Draw]:
     """
 
     def enter(function: Draw) -> Draw:
+        if name in INITS:
+            raise ValueError(f"@init({name!r}): {INITS[name].__name__} has this name; give another")
         INITS[name] = function
         return function
 
     return enter
+
+
+def find_init(name: str) -> Draw:
+    """The function of a choice of conf/init. Raises ValueError where it has none."""
+    if name not in INITS:
+        raise ValueError(f"init={name}: digitlab.kmeans has {', '.join(INITS)}; write a function @init({name!r}) there")
+    return INITS[name]
 
 
 def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
@@ -91,9 +100,7 @@ def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator)
 
     Raises ValueError where there is no such choice, the training images do not allow it, or it gives no such centres.
     """
-    if name not in INITS:
-        raise ValueError(f"init={name}: digitlab.kmeans has {', '.join(INITS)}; write a function @init({name!r}) there")
-    centers = INITS[name](data, n_clusters, rng)
+    centers = find_init(name)(data, n_clusters, rng)
     if not isinstance(centers, Tensor) or not centers.numel():
         what = "nothing" if centers is None or isinstance(centers, Tensor) else f"a {type(centers).__name__}"
         raise ValueError(f"init={name}: gives {what}, must be a tensor of {n_clusters, PIXELS} in [0, 1]")

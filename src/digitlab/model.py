@@ -1,5 +1,7 @@
 """What training asks of a model, and how either model's rate of learning is made."""
 
+import difflib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
@@ -130,7 +132,11 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any
     types = [kind for kind in vars(torch.optim).values() if isinstance(kind, type) and issubclass(kind, Optimizer)]
     kinds = {kind.__name__.lower(): kind for kind in types if kind is not Optimizer}
     if name not in kinds:
-        raise ValueError(f"torch.optim has {', '.join(sorted(kinds))}")
+        close = "".join(f"; did you mean {kind}?" for kind in difflib.get_close_matches(name, kinds, n=1))
+        raise ValueError(f"torch.optim has {', '.join(sorted(kinds))}{close}")
+    _, *arguments = inspect.signature(kinds[name]).parameters
+    if unknown := [key for key in options if key not in arguments]:
+        raise ValueError(f"{kinds[name].__name__} has no {', '.join(unknown)}; it has {', '.join(arguments)}")
     return kinds[name](parameters, **options)
 
 
@@ -142,7 +148,8 @@ def try_optimizer(options: dict[str, Any]) -> None:
     try:
         make_optimizer(weights, **options).step()
     except Exception as error:
-        raise ValueError(f"optimizer={options['name']}: {error}") from error
+        values = " ".join(f"{key}={value}" for key, value in options.items() if key != "name")
+        raise ValueError(f"optimizer={options['name']}: {error} (with {values})") from error
 
 
 def make_scheduler(optimizer: Optimizer, name: str, total_steps: int, **options: Any) -> LRScheduler | None:

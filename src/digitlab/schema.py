@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import MISSING
 
 OWN_RATES = ("inverse_count", "sqrt_share")  # optimizers that are k-means', each centre with a rate of its own
+INITS = ("digit", "kmeans++", "random", "sample")  # of k-means, those that come with it
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 

@@ -157,7 +157,7 @@ def remedy(error: Exception, directory: Path) -> str:
 def report(results: dict[str, Any], directory: Path) -> None:
     """Say in the terminal what came out."""
     log.info(
-        "%s, %d epochs, %d steps in %.1f s of training (data: %s)",
+        "%s, epochs: %d, steps: %d, in %.1f s of training (data: %s)",
         results["model"],
         results["epochs"],
         results["steps"],
