@@ -50,14 +50,37 @@ def test_settings_are_ranked_by_their_mean_over_seeds(tmp_path: Path) -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     assert rows[0] == ["optimizer.lr", "seeds", "val/loss", "spread", "test/loss", "of mean image", "seconds"]
     assert rows[2][:6] == ["1", "2", "0.0520", "0.0028", "0.0620", "0.92x"]
-    assert rows[3][:6] == ["2", "2", "0.0600", "0.0000", "0.0700", "1.04x"]
+    assert rows[3][:6] == ["2", "2", "0.0600", "0", "0.0700", "1.04x"]
     assert "2 of 4 completed runs are no better than predicting the mean image." in told
-    assert "Time: 4.0 min in all, 2.0 of it training; 60 s a run, 60 s the longest." in told
+    assert "Time: 4.0 min in all, 2.0 min of it training; 60 s a run, 60 s the longest." in told
     assert "Best at 1 (0.0520), worst at 2 (0.0600)." in page
     assert (tmp_path / "report" / "effect_optimizer.lr.png").stat().st_size > 5000
     with (tmp_path / "report" / "runs.csv").open() as file:
         table = {row["run_id"]: row for row in csv.DictReader(file)}
     assert {run: float(row["val/loss"]) for run, row in table.items()} == {"a": 0.05, "b": 0.054, "c": 0.06, "d": 0.06}
+
+
+def test_choices_are_compared_each_with_its_best_values(tmp_path: Path) -> None:
+    """sgd has a momentum and adamw has not, and their rates differ: best of each, 0.050 beside 0.030."""
+    choices = [("sgd", 1, 0.06), ("sgd", 2, 0.05), ("adamw", 0.1, 0.04), ("adamw", 0.2, 0.03)]
+    for epochs, worse in ((5, 0.0), (9, 0.01)):
+        for name, lr, loss in choices:
+            optimizer = {"name": name, "lr": lr} | ({"momentum": 0.0} if name == "sgd" else {"beta2": 0.9})
+            config = {"optimizer": optimizer, "trainer": {"max_epochs": epochs}}
+            made(tmp_path, f"{name}{lr}{epochs}", lr, 0, loss + worse, config=config)
+    report.write([tmp_path], tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text()
+    section = page.partition("## What optimizer.name did")[2].partition("##")[0]
+    assert "Each with its best optimizer.lr" in section
+    assert "With trainer.max_epochs=5: best at adamw (0.0300), worst at sgd (0.0500)." in section
+    assert "With trainer.max_epochs=9: best at adamw (0.0400), worst at sgd (0.0600)." in section
+    assert (tmp_path / "report" / "effect_optimizer.name.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.44, "0.4 s"), (10, "10 s"), (119, "119 s"), (120, "2.0 min")])
+def test_a_time_is_told_in_the_unit_that_a_reader_would_choose(seconds: float, told: str) -> None:
+    """Neither 0.0 min nor 7200 s."""
+    assert report.lasting(seconds) == told
 
 
 def test_it_says_when_a_difference_may_be_chance(tmp_path: Path) -> None:
@@ -100,7 +123,7 @@ def test_of_two_runs_of_one_configuration_the_last_counts(tmp_path: Path) -> Non
         results.write_text(results.read_text().replace(f"/somewhere/{folder}", "/somewhere"))
         os.utime(results, (when, when))
     told = report.write([tmp_path], tmp_path / "report")
-    assert "1 jobs: 1 completed." in told
+    assert "1 job: 1 completed." in told
     assert "Best on val/loss: 0.0500" in told
 
 

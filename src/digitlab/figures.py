@@ -206,9 +206,12 @@ def effect(lines: Mapping[str, Any], key: str, measure: str, trivial: Mapping[st
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(value for table in lines.values() for value in table.index))
+    line = "none" if any(name[:1].isalpha() or name[:1] == "[" for name in names) else "-"  # choices have no between
     for label, table in lines.items():
         places = [names.index(value) for value in table.index]
-        axes.errorbar(places, table["mean"], table["std"].fillna(0), marker="o", capsize=3, label=label or None)
+        axes.errorbar(
+            places, table["mean"], table["std"].fillna(0), marker="o", linestyle=line, capsize=3, label=label or None
+        )
     low, high = axes.get_ylim()
     away = []
     for (name, loss), style in zip(trivial.items(), ("--", ":"), strict=False):

@@ -48,7 +48,10 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
             sentences, values = effect(lines, key, spread(done))
             with runs.whole(out / name) as part:
                 figures.effect(lines, key, done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
-            page += [f"## What {bare(key)} did", "", *(f"- {sentence}" for sentence in sentences), ""]
+            page += [f"## What {bare(key)} did", ""]
+            if own := belonging(key, settings):
+                page += [f"Each with its best {', '.join(map(bare, own))}.", ""]
+            page += [*(f"- {sentence}" for sentence in sentences), ""]
             page += [values.to_markdown(index=False, disable_numparse=True), "", f"![{bare(key)}]({name})", ""]
     if len(done):
         best = done.loc[done.score.idxmin()]
@@ -175,13 +178,21 @@ def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
         rows.append(line | {"seconds": group.seconds.mean(), "other": " ".join(sorted(set(group.other)))})
     ranking = pd.DataFrame(rows).sort_values(done.score_name.iloc[0], ignore_index=True)
     for name in ranking.select_dtypes("float"):
-        ranking[name] = ranking[name].map(lambda value, name=name: number(value, 0 if name == "seconds" else 4))
+        if name == "spread":
+            ranking[name] = ranking[name].map(small)
+        else:
+            ranking[name] = ranking[name].map(lambda value, name=name: number(value, 1 if name == "seconds" else 4))
     return ranking.replace("", pd.NA).dropna(axis="columns", how="all").fillna("")
 
 
 def small(value: float) -> str:
-    """A spread in four places, or where that would be nothing in two digits."""
-    return f"{value:.4f}" if value >= 0.0001 else f"{value:.2g}"
+    """A spread in four places, or where that would be nothing in two digits; nothing where there is none."""
+    return "" if pd.isna(value) else f"{value:.4f}" if value >= 0.0001 else f"{value:.2g}"
+
+
+def lasting(seconds: float) -> str:
+    """A time in the unit that a reader would choose."""
+    return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def number(value: float, places: int) -> str:
@@ -207,7 +218,7 @@ def spread(done: pd.DataFrame) -> float:
 def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     """What a reader wants to know first, a sentence each."""
     states = ", ".join(f"{n} {name}" for name, n in table.status.value_counts().items())
-    lines = [f"{len(table)} jobs: {states}."]
+    lines = [f"{len(table)} job{'s' * (len(table) != 1)}: {states}."]
     if not len(done):
         return lines
     best = done.loc[done.score.idxmin()]
@@ -239,10 +250,21 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
         lines.append(f"{(done.other != '').sum()} results were made by other code or data than the last: column other.")
     total = done.seconds.sum()
     lines.append(
-        f"Time: {total / 60:.1f} min in all, {done.fit_seconds.sum() / 60:.1f} of it training;"
-        f" {done.seconds.mean():.0f} s a run, {done.seconds.max():.0f} s the longest."
+        f"Time: {lasting(total)} in all, {lasting(done.fit_seconds.sum())} of it training;"
+        f" {lasting(done.seconds.mean())} a run, {lasting(done.seconds.max())} the longest."
     )
     return lines
+
+
+def belonging(key: str, settings: list[str]) -> list[str]:
+    """The settings that a choice brings along: to `optimizer.name` all others of `optimizer`."""
+    stem, dot, last = key.rpartition(".")
+    return [name for name in settings if last == "name" and name != key and name.startswith(stem + dot)]
+
+
+def best_of(done: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The runs with those values of these settings that have the least mean score."""
+    return min((group for _, group in done.groupby(keys, dropna=False)), key=lambda group: group.score.mean())
 
 
 def compare(done: pd.DataFrame, key: str, settings: list[str]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
@@ -250,10 +272,13 @@ def compare(done: pd.DataFrame, key: str, settings: list[str]) -> tuple[dict[str
 
     Over the seeds that all the values have, where there are such. The runs compared come second.
     """
-    others = [name for name in settings if name != key]
+    own = belonging(key, settings)
+    others = [name for name in settings if name not in (key, *own)]
     found, used = [], []
     for _, group in done.groupby(others, dropna=False) if others else [("", done)]:
         if group[key].nunique() > 1:
+            if own:
+                group = pd.concat([best_of(part, own) for _, part in group.groupby(key)])
             common = set.intersection(*(set(part.seed) for _, part in group.groupby(key)))
             fair = group[group.seed.isin(common)] if common else group
             words = [f"{bare(name)}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0])]
@@ -286,7 +311,7 @@ def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: float) -> tuple[
         for value, line in values.iterrows():
             row: dict[str, Any] = {"with": words} if len(lines) > 1 else {}
             row |= {bare(key): value, "seeds": int(line["count"])}
-            rows.append(row | {"mean loss": number(line["mean"], 4), "spread": number(line["std"], 4)})
+            rows.append(row | {"mean loss": number(line["mean"], 4), "spread": small(line["std"])})
     return sentences, pd.DataFrame(rows)
 
 
