@@ -227,6 +227,7 @@ def test_a_crafted_checkpoint_is_refused_or_a_model(model: str, finished: dict[s
     assert tried > 100
 
 
+GONE = object()
 STRANGE: tuple[Any, ...] = (None, 3, -1.5, "../../x", [], {}, [1], {"a": 1}, True, float("nan"), [[]], {"a": {"b": []}})
 
 
@@ -238,7 +239,7 @@ def test_a_strange_results_json_is_no_traceback(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each key of a results.json, also inside, with values of other kinds: skipped, shown, or refused in words."""
+    """Each key of a results.json, also inside, gone or of another kind: skipped, shown, or refused in words."""
     good, evaluate = results(finished[model]), importlib.import_module("scripts.evaluate")
     assert good["status"] == "completed"
     run = tmp_path / "run"
@@ -249,11 +250,14 @@ def test_a_strange_results_json_is_no_traceback(
     parts = (good, settings, good["metrics"], settings["model"], settings["optimizer"])
     for part, key in [(each, key) for each in parts for key in each]:
         kept = part[key]
-        for value in STRANGE:
-            part[key] = value
+        for turn, value in enumerate((*STRANGE, GONE)):
+            if value is GONE:
+                del part[key]
+            else:
+                part[key] = value
             (run / "results.json").write_text(json.dumps(good))
             with suppress(ValueError):
-                report.write([tmp_path], tmp_path / "report")
+                report.write([(tmp_path, run)[turn % 2]], tmp_path / "report")  # with the plan, and without
             with suppress(ValueError, OmegaConfBaseException):
                 config.check(config.restore(str(run)))
             runs.state(run)
@@ -261,6 +265,23 @@ def test_a_strange_results_json_is_no_traceback(
                 evaluate.main()
             sweep.progress(tmp_path, "run")
         part[key] = kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        "3",
+        '{"began": [], "jobs": []}',
+        '{"began": 1, "jobs": [{"run_id": [], "overrides": "a", "epochs": 1}]}',
+    ],
+)
+def test_a_strange_plan_of_a_sweep_is_none(text: str, tmp_path: Path) -> None:
+    """A sweep.json that this program cannot have written has no jobs, for its report and its progress alike."""
+    (tmp_path / "sweep.json").write_text(text)
+    assert sweep.read_plan(tmp_path)[1] == []
+    with pytest.raises(ValueError, match="holds no run"):
+        report.write([tmp_path], tmp_path / "report")
 
 
 def test_a_results_json_of_endless_brackets_is_no_run(tmp_path: Path) -> None:
@@ -310,7 +331,7 @@ def test_where_nothing_can_be_written_a_line_says_so(command: str, lab: Lab, wor
     done = lab("model=kmeans", *words, *command.split())
     assert done.returncode == 2
     assert done.stderr.startswith("Error: /sys/")
-    assert "choose a place to write to" in done.stderr
+    assert "choose another place" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 

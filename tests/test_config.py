@@ -13,6 +13,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from digitlab import cli, config, schema
 from digitlab.sources import load
@@ -32,7 +33,7 @@ def refusal(*words: str) -> str:
         for cfg in compose(*words):
             config.check(cfg)
 
-    with pytest.raises((HydraException, OmegaConfBaseException, ValueError)) as caught:
+    with pytest.raises((HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)) as caught:
         attempt()
     return cli.explain(caught.value, list(words))
 
@@ -67,6 +68,15 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         (
             "init=digit model.n_clusters=9",
             "model.n_clusters=9: init=digit takes one image of each digit and needs 10",
+        ),
+        ("model.channels.a=1 model=autoencoder", "model.channels.a=1 model=autoencoder: invalid literal for int()"),
+        (
+            "experiment=kmeans_best optimizer=inverse_count",
+            "experiment/kmeans_best.yaml: at optimizer.lr: Key 'lr' not in 'InverseCount'; leave out the choice",
+        ),
+        (
+            "experiment=autoencoder_best model=kmeans",
+            "experiment/autoencoder_best.yaml: Could not override 'prior'. No match in the defaults list; leave out",
         ),
         ("init=nonsense", f"init=nonsense: must be one of {INITS}"),
         ("optimizer=inverse_count optimizer.lr=1", "optimizer.lr=1: optimizer=inverse_count has no such key"),
@@ -190,7 +200,7 @@ def rmsprop(folder: Path) -> str:
         ("+optimizer.nesterov=true", "optimizer=rmsprop: RMSprop has no nesterov; it has lr, alpha, eps"),
         ("optimizer.name=adam", "optimizer=adam: Adam has no alpha; it has lr, betas"),
         ("~optimizer.alpha optimizer.name=nadam +optimizer.betas=[0.5]", "(with lr=0.001 betas=[0.5])"),
-        ("optimizer.name=adamm", "did you mean adam?"),
+        ("optimizer.name=NAdam", "did you mean nadam? (with lr=0.001 alpha=0.9)"),
         ("optimizer.name=sgd", "optimizer.name=sgd: has values of its own; choose optimizer=sgd instead"),
         ("optimizer.name=soap", "optimizer=soap: torch.optim has adadelta"),
         ("optimizer.name=optimizer", "optimizer=optimizer: torch.optim has adadelta"),
@@ -271,9 +281,12 @@ def test_a_yaml_that_cannot_be_read_is_named_with_the_line(
         (
             "init",
             b"name: copied\n",
-            "^init/copied.yaml: Key 'init' not in 'Config'; compare .* with the files beside",
+            "^init/copied.yaml: at init: Key 'init' not in 'Config'; compare .* with the files beside",
         ),
-        ("scheduler", b"name: copied\ngamma: 1\n", "^scheduler/copied.yaml: Key 'gamma' not in 'Scheduler'"),
+        ("scheduler", b"name: copied\ngamma: 1\n", "^scheduler/copied.yaml: at scheduler.gamma: Key 'gamma' not in"),
+        ("optimizer", b"name: rmsprop\non: 1\n", r"optimizer=rmsprop: .* \(with True=1\)"),
+        ("optimizer", b"5\n", "a YAML holds no keys; mend the file"),
+        ("optimizer", b"name: a\n# \x01\n", "unacceptable character #x0001: .*copied.yaml.*; mend the file"),
     ],
 )
 def test_a_copied_yaml_that_does_not_fit_is_told_by_what_to_mend(
@@ -289,6 +302,10 @@ def test_a_copied_yaml_that_does_not_fit_is_told_by_what_to_mend(
 
 
 def test_a_resumed_folder_without_a_run_is_named_once() -> None:
-    """The line names the folder, what it lacks and what to name instead."""
-    with pytest.raises(ValueError, match=r"^resume=nowhere: holds no run, as it has no results.json; name a directory"):
-        config.restore("nowhere")
+    """The line names the folder, what it lacks and what to name instead; so for a name that no file can have."""
+    with pytest.raises(
+        ValueError, match=r"^resume=no: holds no run \(results.json: No such file or directory\); name a"
+    ):
+        config.restore("no")
+    with pytest.raises(ValueError, match=r"^resume=n+: holds no run \(results.json: File name too long\); name a"):
+        config.restore("n" * 300)

@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from digitlab import figures, kmeans
+from digitlab import figures, kmeans, schema
 from digitlab.data import Images
 from digitlab.kmeans import MiniBatchKMeans, agreement, assign, draw_centers, gradient, nearest, own_rate
 from digitlab.seeds import Stream, generator
@@ -147,6 +147,11 @@ def test_an_init_of_one_s_own_that_gives_no_centres_is_refused(
         monkeypatch.setattr(kmeans, "INITS", {"mine": lambda data, k, rng, given=nothing: given})
         with pytest.raises(ValueError, match=r"init=mine: gives .* must be a tensor of \(3, 784\)"):
             draw_centers("mine", images, 3, generator(0, Stream.INIT))
+
+
+def test_the_inits_that_are_known_without_the_code_are_in_it() -> None:
+    """Those of schema.INITS, which a check passes without importing torch, have their functions."""
+    assert set(schema.INITS) <= set(kmeans.INITS)
 
 
 def test_two_inits_cannot_share_a_name() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from digitlab import report, sweep
+from digitlab import figures, report, sweep
 
 from .conftest import Lab
 
@@ -61,23 +61,57 @@ def test_settings_are_ranked_by_their_mean_over_seeds(tmp_path: Path) -> None:
 
 
 def test_choices_are_compared_each_with_its_best_values(tmp_path: Path) -> None:
-    """sgd has a momentum and adamw has not, and their rates differ: best of each, 0.050 beside 0.030."""
-    choices = [("sgd", 1, 0.06), ("sgd", 2, 0.05), ("adamw", 0.1, 0.04), ("adamw", 0.2, 0.03)]
-    for epochs, worse in ((5, 0.0), (9, 0.01)):
-        for name, lr, loss in choices:
-            optimizer = {"name": name, "lr": lr} | ({"momentum": 0.0} if name == "sgd" else {"beta2": 0.9})
+    """sgd, which alone has a momentum, with 0.9 (mean 0.050 of two seeds, not 0.048 of a lucky third), adamw 0.030."""
+    runs: list[tuple[str, float | None, int, float]] = []
+    runs += [("sgd", 0.0, 0, 0.060), ("sgd", 0.0, 1, 0.062), ("sgd", 0.9, 0, 0.049), ("sgd", 0.9, 1, 0.051)]
+    runs += [("sgd", 0.5, 2, 0.048), ("adamw", None, 0, 0.031), ("adamw", None, 1, 0.029)]
+    for epochs, worse in ((5, 0.0), (10, 0.01)):
+        for name, momentum, seed, loss in runs:
+            optimizer = {"name": name, "lr": 1} | ({} if momentum is None else {"momentum": momentum})
             config = {"optimizer": optimizer, "trainer": {"max_epochs": epochs}}
-            made(tmp_path, f"{name}{lr}{epochs}", lr, 0, loss + worse, config=config)
+            made(tmp_path, f"{name}{momentum}{seed}{epochs}", 1, seed, loss + worse, config=config)
     report.write([tmp_path], tmp_path / "report")
     page = (tmp_path / "report" / "report.md").read_text()
     section = page.partition("## What optimizer.name did")[2].partition("##")[0]
-    assert "Each with its best optimizer.lr" in section
-    assert "With trainer.max_epochs=5: best at adamw (0.0300), worst at sgd (0.0500)." in section
-    assert "With trainer.max_epochs=9: best at adamw (0.0400), worst at sgd (0.0600)." in section
+    assert "Each with its best optimizer.momentum." in section
+    few, many = (line for line in section.splitlines() if line.startswith("- With"))  # 5 before 10
+    assert few.startswith("- With trainer.max_epochs=5: best at adamw (0.0300), worst at sgd (0.0500).")
+    assert many.startswith("- With trainer.max_epochs=10: best at adamw (0.0400), worst at sgd (0.0600).")
     assert (tmp_path / "report" / "effect_optimizer.name.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.44, "0.4 s"), (10, "10 s"), (119, "119 s"), (120, "2.0 min")])
+def test_a_training_loss_is_no_rival_to_one_on_held_out_images(tmp_path: Path) -> None:
+    """The run without held-out images has the least figure, and is counted beside, not compared."""
+    made(tmp_path, "a", 1, 0, 0.05)
+    made(tmp_path, "b", 2, 0, 0.06)
+    made(tmp_path, "c", 3, 0, 0.05, metrics={"train/loss": 0.01, "test/loss": 0.07})
+    told = report.write([tmp_path], tmp_path / "report")
+    assert "Best on val/loss: 0.0500 with optimizer.lr=1" in told
+    assert "1 of 3 completed runs held no images out: in runs.csv, not compared." in told
+    assert "optimizer.lr=3" not in told
+    assert "c," in (tmp_path / "report" / "runs.csv").read_text()
+
+
+def test_values_are_drawn_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.5, 2 and 10 by size, although no line has all of them and the first begins at 10."""
+    drawn, draw = [], figures.effect
+
+    def effect(lines: Any, names: Any, *more: Any) -> Any:
+        drawn.append(names)
+        return draw(lines, names, *more)
+
+    monkeypatch.setattr(figures, "effect", effect)
+    for lr, epochs in ((10, 1), (2, 1), (0.5, 3), (2, 3)):
+        config = {"optimizer": {"name": "sgd", "lr": lr}, "trainer": {"max_epochs": epochs}}
+        made(tmp_path, f"{lr}{epochs}", lr, 0, 0.05, config=config)
+    report.write([tmp_path], tmp_path / "report")
+    assert ["0.5", "2", "10"] in drawn
+    assert "the same at all (0.0500)." in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.44, "0.4 s"), (10, "10 s"), (119, "119 s"), (120, "2.0 min"), (7200, "2.0 h")]
+)
 def test_a_time_is_told_in_the_unit_that_a_reader_would_choose(seconds: float, told: str) -> None:
     """Neither 0.0 min nor 7200 s."""
     assert report.lasting(seconds) == told

@@ -8,13 +8,12 @@ import hashlib
 import re
 import textwrap
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -22,7 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-from yaml import MarkedYAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from digitlab import config, schema
 from digitlab.runs import refuse_links
@@ -62,7 +61,7 @@ def parse(words: list[str]) -> Command:
         if word.lstrip("+").startswith("hydra.sweep.subdir="):
             raise ValueError(f"{word}: cannot be chosen; a job is found again by the name that its configuration gives")
     multirun = bool(flags) or any(word.startswith("sweep=") for word in words)
-    with initialize_config_dir(str(schema.CONF), version_base="1.3"), names_for_choices(overrides):
+    with initialize_config_dir(str(schema.CONF), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         grid, directory, joblib, workers = [overrides], None, False, 1
@@ -72,7 +71,7 @@ def parse(words: list[str]) -> Command:
                 raise ValueError("sweep: names one grid; run several one after the other")
             if not any(override.key_or_group == "hydra.sweep.dir" for override in parsed):
                 overrides = [*overrides, f"hydra.sweep.dir='outputs/sweeps/{sweep_name(parsed)}'"]
-            cfg = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN)
+            cfg = compose(hydra, overrides, RunMode.MULTIRUN)
             node = cfg.hydra
             if node.launcher._target_.endswith(".RayLauncher") and node.launcher.ray.init.get("address"):
                 # The plugin asks for an object store of its own, which Ray refuses where the cluster is there already.
@@ -89,7 +88,7 @@ def parse(words: list[str]) -> Command:
             params = [f"{key}={value}" for key, value in (node.sweeper.params or {}).items()]
             parsed = OverridesParser.create().parse_overrides(params + overrides)
             grid = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-        jobs = [Job(hydra.compose_config("config", job, run_mode=RunMode.RUN), job) for job in grid]
+        jobs = [Job(compose(hydra, job, RunMode.RUN), job) for job in grid]
         for job in jobs if joblib else ():
             if (devices := job.cfg.trainer.devices) > 1:
                 raise ValueError(
@@ -127,13 +126,18 @@ def require_threads(workers: int) -> None:
             thread.join()
 
 
-@contextmanager
-def names_for_choices(overrides: list[str]) -> Iterator[None]:
-    """Turn Hydra's TypeError at `model=[1,2]`, a list of numbers where the name of a choice belongs, into words."""
+def compose(hydra: Hydra, words: list[str], mode: RunMode) -> DictConfig:
+    """The configuration that Hydra makes of these words.
+
+    Raises its errors, or ValueError for what it did not foresee, as `model=[1,2]` or `model.channels.a=1`.
+    """
     try:
-        yield
-    except TypeError as error:
-        raise ValueError(f"{' '.join(overrides)}: a choice is a name that --help lists ({error})") from error
+        return hydra.compose_config("config", words, run_mode=mode)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, OmegaConfBaseException | UnicodeDecodeError):
+            raise
+        told = f"{error}; a choice is a name that --help lists, a value is as docs/usage.md says"
+        raise ValueError(f"{' '.join(words)}: {told}") from error
 
 
 def sweep_name(overrides: list[Override]) -> str:
@@ -179,14 +183,16 @@ def choices_text() -> str:
 
 
 def explain(error: BaseException, words: list[str]) -> str:
-    """One or two lines for a mistake that Hydra or OmegaConf found in the command line `words`.
+    """One or two lines for a mistake that was found in the command line `words`, in a file of conf/ or on the disk.
 
-    Their own messages are longer, and name neither the value nor what to do.
+    What Hydra and OmegaConf say is longer, and names neither the value nor what to do.
     """
     cause = error.__cause__ or error
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}; mend the file"
+    if isinstance(error, YAMLError):  # a character that no text has
+        return f"{' '.join(str(error).split())}; mend the file"
     if isinstance(error, UnicodeDecodeError):  # does not say of which file
         near = error.object[max(0, error.start - 30) : error.end]
         return f"a YAML holds {near!r}, which is not UTF-8; save it as UTF-8"
@@ -195,12 +201,18 @@ def explain(error: BaseException, words: list[str]) -> str:
         group, _, name = missing.rpartition("/") if error.options else missing.partition("/")
         rule = f"must be one of {', '.join(error.options)}" if error.options else "there is no such choice; see --help"
         return f"{group}={name}: {rule}"
+    if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
+        file, _, found = lines[0].removeprefix("In '").partition("': ")
+        if len(lines) > 1:
+            key = next((line.partition(":")[2] for line in lines if line.strip().startswith("full_key:")), "")
+            found = f"at{key}: {lines[1].strip()}" if key else lines[1].strip()
+        found = found.rstrip(".")
+        if file.partition("/")[0] in ("experiment", "sweep"):
+            return f"{file}.yaml: {found}; leave out the choice beside it, or mend the file"
+        return f"{file}.yaml: {found}; compare its keys, and its first lines, with the files beside it"
     if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
         word = _word(words, lines[0].split("'")[1])
         return f"{word}: there is no such choice with this model; python train.py --help lists which model has which"
-    if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
-        name, found = lines[0].split("'")[1], "; ".join(line.strip() for line in lines[1:2])
-        return f"{name}.yaml: {found}; compare its keys, and its first lines, with the files beside it"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         key, keys = str(cause.full_key), [str(key) for key in cause.parent_node]
         where = key.rpartition(".")[0] or "the configuration"
@@ -215,7 +227,9 @@ def explain(error: BaseException, words: list[str]) -> str:
         word = lines[0].split("'")[1]
         return f"{word}: several values are a sweep, which -m asks for; a list is key=[1,2]"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; choose a place to write to with hydra.run.dir or hydra.sweep.dir"
+        return f"{error.filename}: {error.strerror}; choose another place, as with hydra.run.dir or hydra.sweep.dir"
+    if isinstance(error, OSError) and error.errno is None:  # OmegaConf's, for a file that holds a number
+        return f"{error}: a YAML holds no keys; mend the file"
     if isinstance(error, OSError):
         return f"{error}: nothing could be written; make room on the disk, or choose another hydra.run.dir"
     if isinstance(error, HydraException):

@@ -45,7 +45,7 @@ def _strangers(node: DictConfig, path: str = "") -> Iterator[str]:
             yield f"{path}{key}=null: must be a choice; leave it out for the default"
         elif isinstance(value, DictConfig):
             yield from _strangers(value, f"{path}{key}.")
-    for key in sorted(known):
+    for key in sorted(known, key=str):
         if key not in node or OmegaConf.is_missing(node, key):
             yield f"{path}{key}: has no value; give it one, or leave out what takes it away"
     name = getattr(schema, "name", MISSING)
@@ -135,12 +135,13 @@ def restore(run: str) -> DictConfig:
     Raises ValueError where the folder holds no run, or an error of OmegaConf's where the types have changed.
     """
     path = Path(run) / "results.json"
-    if not path.is_file():
-        raise ValueError(f"resume={run}: holds no run, as it has no {path.name}; name a directory under outputs/")
     try:
         saved = OmegaConf.create(dict(json.loads(path.read_text())["config"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"resume={run}: holds no run ({path}: {error}); name a directory under outputs/") from error
+        reason = getattr(error, "strerror", error)
+        raise ValueError(
+            f"resume={run}: holds no run ({path.name}: {reason}); name a directory under outputs/"
+        ) from error
     cfg = OmegaConf.structured(Config)
     for group, schemas in SCHEMAS.items():
         name = OmegaConf.select(saved, f"{group}.name")

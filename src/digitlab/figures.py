@@ -198,14 +198,15 @@ def loss(history: Sequence[Mapping[str, float]], test: float, baselines: Mapping
     return figure
 
 
-def effect(lines: Mapping[str, Any], key: str, measure: str, trivial: Mapping[str, float]) -> Figure:
-    """What one setting did: a line a setting of the others, its tables' `mean` by value with bars of `std`.
+def effect(
+    lines: Mapping[str, Any], names: Sequence[str], key: str, measure: str, trivial: Mapping[str, float]
+) -> Figure:
+    """What one setting with the values `names` did: a line a setting of the others, `mean` by value with bars of `std`.
 
     A baseline is drawn where it lies near the lines, else named in the title.
     """
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
-    names = list(dict.fromkeys(value for table in lines.values() for value in table.index))
     line = "none" if any(name[:1].isalpha() or name[:1] == "[" for name in names) else "-"  # choices have no between
     for label, table in lines.items():
         places = [names.index(value) for value in table.index]

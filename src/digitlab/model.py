@@ -122,7 +122,7 @@ class Model(LightningModule):
 def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any) -> Optimizer:
     """The optimizer of conf/optimizer/<name>.yaml, with that file's values as `options`.
 
-    Raises ValueError where torch.optim has none of that name, and what its constructor raises.
+    Raises ValueError where torch.optim has no such name or it no such option, and what its constructor raises.
     """
     match name:
         case "adamw":
@@ -132,11 +132,11 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any
     types = [kind for kind in vars(torch.optim).values() if isinstance(kind, type) and issubclass(kind, Optimizer)]
     kinds = {kind.__name__.lower(): kind for kind in types if kind is not Optimizer}
     if name not in kinds:
-        close = "".join(f"; did you mean {kind}?" for kind in difflib.get_close_matches(name, kinds, n=1))
+        close = "".join(f"; did you mean {kind}?" for kind in difflib.get_close_matches(name.lower(), kinds, n=1))
         raise ValueError(f"torch.optim has {', '.join(sorted(kinds))}{close}")
     _, *arguments = inspect.signature(kinds[name]).parameters
     if unknown := [key for key in options if key not in arguments]:
-        raise ValueError(f"{kinds[name].__name__} has no {', '.join(unknown)}; it has {', '.join(arguments)}")
+        raise ValueError(f"{kinds[name].__name__} has no {', '.join(map(str, unknown))}; it has {', '.join(arguments)}")
     return kinds[name](parameters, **options)
 
 
@@ -149,7 +149,8 @@ def try_optimizer(options: dict[str, Any]) -> None:
         make_optimizer(weights, **options).step()
     except Exception as error:
         values = " ".join(f"{key}={value}" for key, value in options.items() if key != "name")
-        raise ValueError(f"optimizer={options['name']}: {error} (with {values})") from error
+        told = f"{error} (with {values})" if values else str(error)
+        raise ValueError(f"optimizer={options['name']}: {told}") from error
 
 
 def make_scheduler(optimizer: Optimizer, name: str, total_steps: int, **options: Any) -> LRScheduler | None:

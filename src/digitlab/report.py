@@ -18,7 +18,7 @@ from digitlab.sweep import read_plan
 NO_SETTING = ("seed", "data.root", "data.verify")
 SHOWN = 20  # rows of a table in the terminal
 PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
-LINES = 12  # of one figure; more cannot be told apart
+LINES = 12  # in one picture; more cannot be told apart
 
 
 def write(sweeps: Sequence[Path], out: Path) -> str:
@@ -28,29 +28,35 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     """
     table = collect(sweeps)
     settings = varied(table)
-    done = table[table.status == "completed"]
+    completed = table[table.status == "completed"]
+    held_out = completed[completed.score_name == "val/loss"]
+    done = held_out if len(held_out) else completed  # a loss on training images is no rival to one on held-out ones
     ranking, failures = rank(done, settings), table[table.status != "completed"][["setting", "status", "error", "run"]]
     answers = answer(table, done)
+    if len(done) < len(completed):
+        without = len(completed) - len(done)
+        answers.append(f"{without} of {len(completed)} completed runs held no images out: in runs.csv, not compared.")
 
     page = [f"# {', '.join(str(folder) for folder in sweeps)}", "", *(f"- {line}" for line in answers), ""]
-    page += (
-        ["## Settings, best first", "", ranking.to_markdown(index=False, disable_numparse=True), ""]
-        if len(ranking)
-        else []
-    )
-    page += (
-        ["## Not completed", "", failures.to_markdown(index=False, disable_numparse=True), ""] if len(failures) else []
-    )
+    if len(ranking):
+        page += ["## Settings, best first", "", ranking.to_markdown(index=False, disable_numparse=True), ""]
+    if len(failures):
+        page += ["## Not completed", "", failures.to_markdown(index=False, disable_numparse=True), ""]
     for key in settings:
         lines, used = compare(done, key, settings)
         if lines:
             name = f"effect_{bare(key)}.png"
             sentences, values = effect(lines, key, spread(done))
+            ticks = sorted({value for means in lines.values() for value in means.index}, key=order)
+            drawn = dict(list(lines.items())[:LINES])
             with runs.whole(out / name) as part:
-                figures.effect(lines, key, done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
+                figures.effect(drawn, ticks, key, done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
             page += [f"## What {bare(key)} did", ""]
             if own := belonging(key, settings):
-                page += [f"Each with its best {', '.join(map(bare, own))}.", ""]
+                tuned = [name for name in own if done.groupby(key)[name].nunique().max() > 1]
+                page += [f"Each with its {'best' if tuned else 'own'} {', '.join(map(bare, tuned or own))}.", ""]
+            if len(lines) > LINES:
+                page += [f"Drawn are the first {LINES} of {len(lines)} lines.", ""]
             page += [*(f"- {sentence}" for sentence in sentences), ""]
             page += [values.to_markdown(index=False, disable_numparse=True), "", f"![{bare(key)}]({name})", ""]
     if len(done):
@@ -169,7 +175,7 @@ def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     if not len(done):
         return pd.DataFrame()
     rows = []
-    for _, group in done.groupby([*settings] or "setting", dropna=False):
+    for _, group in done.groupby(settings or "setting", dropna=False):
         first = group.iloc[0]
         line = {bare(key): first[key] for key in settings} or {"setting": first.setting}
         line |= {"seeds": len(group), first.score_name: group.score.mean(), "spread": group.score.std()}
@@ -192,6 +198,8 @@ def small(value: float) -> str:
 
 def lasting(seconds: float) -> str:
     """A time in the unit that a reader would choose."""
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
@@ -263,30 +271,38 @@ def belonging(key: str, settings: list[str]) -> list[str]:
 
 
 def best_of(done: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The runs with those values of these settings that have the least mean score."""
-    return min((group for _, group in done.groupby(keys, dropna=False)), key=lambda group: group.score.mean())
+    """The runs with those values of these settings that have the least mean score, of those with the most seeds."""
+    groups = [group for _, group in done.groupby(keys, dropna=False)]
+    return min(groups, key=lambda group: (-group.seed.nunique(), group.score.mean()))
+
+
+def shared(done: pd.DataFrame, key: str) -> pd.DataFrame:
+    """The runs of those seeds that all values of a setting have; all runs where there is no such seed."""
+    seeds = set.intersection(*(set(group.seed) for _, group in done.groupby(key)))
+    return done[done.seed.isin(seeds)] if seeds else done
 
 
 def compare(done: pd.DataFrame, key: str, settings: list[str]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
     """By setting of the others: mean, spread and number of seeds at each of at least two values of one setting.
 
-    Over the seeds that all the values have, where there are such. The runs compared come second.
+    Over the seeds that all the values have, where there are such; a choice stands with the best of its own values.
+    The runs compared come second.
     """
     own = belonging(key, settings)
     others = [name for name in settings if name not in (key, *own)]
     found, used = [], []
     for _, group in done.groupby(others, dropna=False) if others else [("", done)]:
         if group[key].nunique() > 1:
+            fair = shared(group, key)
             if own:
-                group = pd.concat([best_of(part, own) for _, part in group.groupby(key)])
-            common = set.intersection(*(set(part.seed) for _, part in group.groupby(key)))
-            fair = group[group.seed.isin(common)] if common else group
+                fair = shared(pd.concat([best_of(part, own) for _, part in fair.groupby(key)]), key)
             words = [f"{bare(name)}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0])]
             values = fair.groupby(key).score.agg(["mean", "std", "count"])
             found.append((words, values.loc[sorted(values.index, key=order)]))
             used.append(fair)
+    found.sort(key=lambda line: [order(word.partition("=")[2]) for word in line[0]])
     alike = set.intersection(*(set(words) for words, _ in found)) if found else set()
-    lines = {" ".join(word for word in words if word not in alike): values for words, values in found[:LINES]}
+    lines = {" ".join(word for word in words if word not in alike): values for words, values in found}
     return lines, pd.concat(used) if used else done.head(0)
 
 
@@ -304,10 +320,11 @@ def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: float) -> tuple[
     for words, values in lines.items():
         means = values["mean"]
         difference = beside_chance(means.max() - means.min(), (values["std"] ** 2).mean() ** 0.5, elsewhere)
-        sentences.append(
-            f"{f'With {words}: best' if len(lines) > 1 else 'Best'} at {means.idxmin()} ({means.min():.4f}), worst at"
-            f" {means.idxmax()} ({means.max():.4f}). The difference is {difference}."
-        )
+        told = f"best at {means.idxmin()} ({means.min():.4f}), worst at {means.idxmax()} ({means.max():.4f})"
+        told += f". The difference is {difference}."
+        if means.min() == means.max():
+            told = f"the same at all ({means.min():.4f})."
+        sentences.append(f"With {words}: {told}" if len(lines) > 1 else told[0].upper() + told[1:])
         for value, line in values.iterrows():
             row: dict[str, Any] = {"with": words} if len(lines) > 1 else {}
             row |= {bare(key): value, "seeds": int(line["count"])}
@@ -323,5 +340,5 @@ def beside_chance(gap: float, here: float, elsewhere: float) -> str:
     if not chance > 0:
         return "of one seed each: what chance does is not known (add seed=0,1,2)"
     if gap < chance:
-        return f"{gap:.4f}, smaller than {whose} ({small(chance)}): it may be chance"
+        return f"{small(gap)}, smaller than {whose} ({small(chance)}): it may be chance"
     return f"{gap / chance:.1f} times {whose} ({small(chance)})"

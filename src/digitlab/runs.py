@@ -140,8 +140,8 @@ def read_results(run: Path) -> dict[str, Any] | None:
     if not all(isinstance(n, float | int | None) for n in numbers) or not all(isinstance(w, str) for w in words):
         return None
     if content["status"] == "completed":
-        found = score({"train/loss": math.nan, **content["metrics"]})[1]
-        if found is None or not abs(found) < math.inf:
+        metrics = {"train/loss": math.nan, "test/loss": math.nan, **content["metrics"]}
+        if not all(value is not None and abs(value) < math.inf for value in (score(metrics)[1], metrics["test/loss"])):
             return None
     return content if content["status"] in STATUSES else None
 

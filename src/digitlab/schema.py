@@ -193,12 +193,11 @@ def _one_of(*names: str) -> tuple[Callable[[str], bool], str]:
 
 
 # Key, what its value must fulfil, the rule in words; a key that a configuration lacks is passed over.
-# Priors and schedules are named by hand: a YAML without its case in the code would be missed only after training.
+# Priors and schedules are named by hand: a YAML without its case in the code would be missed only when a job runs.
 RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda v: 0 <= v < 2**32, "must be from 0 to 4294967295"),
     ("model.name", *_one_of("kmeans", "autoencoder")),
     ("model.n_clusters", _at_least_one, "must be >= 1"),
-    ("model.init.name", *_one_of(*choices("init"))),
     ("model.reassignment_ratio", _fraction, "must be >= 0 and < 1"),
     ("model.latent_dim", lambda v: 1 <= v <= 784, "must be from 1 to 784, the pixels of an image"),
     ("model.hidden", _at_least_one, "must be >= 1, or null for none"),

@@ -57,9 +57,11 @@ def read_plan(directory: Path) -> tuple[float, list[Planned]]:
     """When the sweep was last started, and its jobs; nothing where there is no plan."""
     try:
         content: Any = json.loads((directory / PLAN).read_text())
-        return content["began"], [Planned(**job) for job in content["jobs"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        began, jobs = float(content["began"]), [Planned(**job) for job in content["jobs"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0.0, []
+    kinds = Planned.__annotations__.values()  # this program writes no others
+    return began, [job for job in jobs if all(map(isinstance, job, kinds))]
 
 
 def dry_run(command: Command) -> str:
