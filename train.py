@@ -77,7 +77,9 @@ def main() -> int:
         if command.multirun:
             return multirun(command)
         experiment()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if not stop.args:  # nobody has said so
+            print("Interrupted before a run began; the same command starts it", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read what we print has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,6 +100,8 @@ def multirun(command: cli.Command) -> int:
     kept = [folder for folder in jobs if runs.state(folder) == "completed"]
     if command.workers > 1:
         cli.require_threads(command.workers)
+    if planned and len(planned) < len(command.jobs):
+        print(sweep.merged(command.jobs, planned))
     sweep.begin(directory, planned)
     if planned:  # all jobs are composed and checked; to compose them again takes 0.1 s each
         Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
@@ -106,8 +110,9 @@ def multirun(command: cli.Command) -> int:
         while sweep.wait_for_others(directory, planned):
             experiment()
     except KeyboardInterrupt:
-        print(f"Interrupted. The same command goes on with {directory}", file=sys.stderr)
-        raise
+        told = f"Interrupted. The same command goes on with {directory}"
+        print(told, file=sys.stderr)
+        raise KeyboardInterrupt(told) from None
     except (HydraException, OmegaConfBaseException):
         raise
     except Exception as error:  # of a launcher: a worker killed, a queue that refused

@@ -78,6 +78,18 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
             "experiment=autoencoder_best model=kmeans",
             "experiment/autoencoder_best.yaml: Could not override 'prior'. No match in the defaults list; leave out",
         ),
+        ("optimizer.lr=[1", "optimizer.lr=[1: is no key=value; leave out spaces about =, close brackets and quotes"),
+        ("data.root=~/mnist", "data.root=~/mnist: is no key=value"),
+        ("model.init=digit", "model.init=digit: Invalid type assigned"),
+        ("data=/some/where", "data=/some/where: must be one of mnist, smoke"),
+        (
+            "-m sweep=kmeans/inits",
+            "sweep=kmeans/inits: must be one of kmeans/init, kmeans/learning_rate, q2c/batch_size",
+        ),
+        ("epochs=5", "epochs=5: the configuration has no such key; did you mean trainer.max_epochs?"),
+        ("lr=1", "lr=1: the configuration has no such key; did you mean optimizer.lr?"),
+        ("--epochs=5", "--epochs=5: there is no such flag; a value is key=value, as trainer.max_epochs=5"),
+        ("init=digit model=autoencoder", "init=digit: this model has no such choice; init needs model=kmeans"),
         ("init=nonsense", f"init=nonsense: must be one of {INITS}"),
         ("optimizer=inverse_count optimizer.lr=1", "optimizer.lr=1: optimizer=inverse_count has no such key"),
         ("-m optimizer=adamw,sgd model=autoencoder optimizer.beta2=0.9", "optimizer.beta2=0.9: optimizer=sgd has no"),
@@ -272,6 +284,13 @@ def test_a_yaml_that_cannot_be_read_is_named_with_the_line(
 @pytest.mark.parametrize(
     ("group", "content", "told"),
     [
+        (
+            "optimizer",
+            b"name: adagrad\nlr: 1\n",
+            "^optimizer=rmsprop_mine: its YAML says name: adagrad; write name: rms",
+        ),
+        ("init", b"# @package model.init\nname: digit\n", "^init=rmsprop_mine: its YAML says name: digit; write name:"),
+        ("optimizer", b"defaults: [/schema/mine@_here_]\nname: rmsprop\n", "leave `defaults` out$"),
         ("optimizer", b"name: rmsprop\n# caf\xe9\n", r"a YAML holds b'.*caf\\xe9', which is not UTF-8"),
         (
             "optimizer",
@@ -280,13 +299,17 @@ def test_a_yaml_that_cannot_be_read_is_named_with_the_line(
         ),
         (
             "init",
-            b"name: copied\n",
-            "^init/copied.yaml: at init: Key 'init' not in 'Config'; compare .* with the files beside",
+            b"name: rmsprop_mine\n",
+            "^init/rmsprop_mine.yaml: at init: Key 'init' not in 'Config'; compare .* with the files beside",
         ),
-        ("scheduler", b"name: copied\ngamma: 1\n", "^scheduler/copied.yaml: at scheduler.gamma: Key 'gamma' not in"),
+        (
+            "scheduler",
+            b"name: rmsprop_mine\ngamma: 1\n",
+            "^scheduler/rmsprop_mine.yaml: at scheduler.gamma: Key 'gamma' not in",
+        ),
         ("optimizer", b"name: rmsprop\non: 1\n", r"optimizer=rmsprop: .* \(with True=1\)"),
         ("optimizer", b"5\n", "a YAML holds no keys; mend the file"),
-        ("optimizer", b"name: a\n# \x01\n", "unacceptable character #x0001: .*copied.yaml.*; mend the file"),
+        ("optimizer", b"name: a\n# \x01\n", "unacceptable character #x0001: .*rmsprop_mine.yaml.*; mend the file"),
     ],
 )
 def test_a_copied_yaml_that_does_not_fit_is_told_by_what_to_mend(
@@ -294,9 +317,9 @@ def test_a_copied_yaml_that_does_not_fit_is_told_by_what_to_mend(
 ) -> None:
     """Another encoding, a schema kept, the package line forgotten, a key too many: one line with the remedy."""
     (tmp_path / group).mkdir()
-    (tmp_path / group / "copied.yaml").write_bytes(content)
+    (tmp_path / group / "rmsprop_mine.yaml").write_bytes(content)
     model = "kmeans" if group == "init" else "autoencoder"
-    message = refusal(f"model={model}", f"{group}=copied", f"hydra.searchpath=[file://{tmp_path}]")
+    message = refusal(f"model={model}", f"{group}=rmsprop_mine", f"hydra.searchpath=[file://{tmp_path}]")
     assert re.search(told, message)
     assert len(message.splitlines()) == 1
 

@@ -54,6 +54,7 @@ def test_settings_are_ranked_by_their_mean_over_seeds(tmp_path: Path) -> None:
     assert "2 of 4 completed runs are no better than predicting the mean image." in told
     assert "Time: 4.0 min in all, 2.0 min of it training; 60 s a run, 60 s the longest." in told
     assert "Best at 1 (0.0520), worst at 2 (0.0600)." in page
+    assert "All with" not in page  # there is no other setting
     assert (tmp_path / "report" / "effect_optimizer.lr.png").stat().st_size > 5000
     with (tmp_path / "report" / "runs.csv").open() as file:
         table = {row["run_id"]: row for row in csv.DictReader(file)}
@@ -73,7 +74,7 @@ def test_choices_are_compared_each_with_its_best_values(tmp_path: Path) -> None:
     report.write([tmp_path], tmp_path / "report")
     page = (tmp_path / "report" / "report.md").read_text()
     section = page.partition("## What optimizer.name did")[2].partition("##")[0]
-    assert "Each with its best optimizer.momentum." in section
+    assert "Each with the best optimizer.momentum that was tried with it." in section
     few, many = (line for line in section.splitlines() if line.startswith("- With"))  # 5 before 10
     assert few.startswith("- With trainer.max_epochs=5: best at adamw (0.0300), worst at sgd (0.0500).")
     assert many.startswith("- With trainer.max_epochs=10: best at adamw (0.0400), worst at sgd (0.0600).")
@@ -90,6 +91,19 @@ def test_a_training_loss_is_no_rival_to_one_on_held_out_images(tmp_path: Path) -
     assert "1 of 3 completed runs held no images out: in runs.csv, not compared." in told
     assert "optimizer.lr=3" not in told
     assert "c," in (tmp_path / "report" / "runs.csv").read_text()
+
+
+def test_it_says_where_a_comparison_holds(tmp_path: Path) -> None:
+    """Rates were compared after 5 epochs, and one more run took 9: the rates' section says with which epochs."""
+    for lr, epochs in ((1, 5), (2, 5), (1, 9)):
+        config = {"optimizer": {"name": "sgd", "lr": lr}, "trainer": {"max_epochs": epochs}}
+        made(tmp_path, f"{lr}{epochs}", lr, 0, 0.05 + lr / 100, config=config)
+    sweep.begin(tmp_path, [sweep.Planned("never", "optimizer.lr=3", 5)])  # a row without a seed
+    told = report.write([tmp_path], tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "## What optimizer.lr did\n\nAll with trainer.max_epochs=5.\n" in page
+    assert "## What trainer.max_epochs did\n\nAll with optimizer.lr=1.\n" in page
+    assert "seed 0;" in told
 
 
 def test_values_are_drawn_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Sweeps: found again, skipped, gone on with, repaired, locked, reported on; whatever is killed and in any launcher."""
 
 import json
+import os
 import random
 import re
 import runpy
@@ -77,12 +78,15 @@ def test_the_sweeps_of_q2c_are_the_report_s() -> None:
         ("-m trainer.max_epochs=10,20,50 optimizer.lr=0.01", "optimizer.lr-0.01_trainer.max_epochs"),
         ("-m model=kmeans init=digit,kmeans++ force=true", "init_model-kmeans"),
         ("-m model.channels=[8,16],[4,8]", "model.channels"),
-        ("-m seed=0,1 +hydra.launcher.ray.init.num_cpus=2 hydra/launcher=ray", "seed"),
+        ("-m optimizer.lr=1,2 +hydra.launcher.ray.init.num_cpus=2 hydra/launcher=ray", "optimizer.lr"),
+        ("-m optimizer.lr=1,2 seed=0,1", "optimizer.lr"),
+        ("-m optimizer.lr=1,2 seed=3", "optimizer.lr"),
+        ("-m seed=0,1", "defaults"),
         ("-m", "defaults"),
     ],
 )
 def test_a_sweep_s_directory_follows_from_its_words(words: str, name: str) -> None:
-    """Its group's name, else what is fixed and what is swept: more values of a swept key land in the same place."""
+    """Its group's name, else what is fixed and what is swept: more values, and more seeds, land in the same place."""
     assert cli.parse(words.split()).directory == Path("outputs/sweeps") / name
 
 
@@ -90,7 +94,7 @@ def test_a_long_name_is_cut_and_stays_its_own() -> None:
     """Two commands whose names are alike for more than 100 characters have different directories."""
     many = [f"model.channels=[{','.join(['16'] * 5)}]", "data.train_size=1000", "optimizer.momentum=0.5", "data=smoke"]
     many += ["optimizer.weight_decay=1e-4", "scheduler=cosine"]
-    first, second = (cli.parse(["-m", *many, f"seed={n}"]).directory for n in (1, 2))
+    first, second = (cli.parse(["-m", *many, f"data.batch_size={n}"]).directory for n in (1, 2))
     assert first is not None
     assert first != second
     assert len(first.name) <= 100
@@ -102,6 +106,59 @@ def test_a_mistake_in_the_last_job_is_told_before_the_first(lab: Lab, words: lis
     assert done.returncode == 2
     assert done.stderr.strip() == "Error: optimizer.lr=-3.0: must be > 0 and finite"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_that_are_the_same_are_told_and_done_once(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """A seed named twice is one job, said before it begins: by a dry run, and by the sweep itself."""
+    told = "3 jobs were asked for, but only 2 differ: the others are not done twice\n"
+    command = ["-m", *KMEANS, *words, "trainer.max_epochs=1", "seed=0,0,1"]
+    assert told in lab(*command, "dry_run=true").stdout
+    done = lab(*command)
+    assert told in done.stdout
+    assert "2 jobs: 2 completed." in done.stdout
+
+
+def test_an_interrupt_before_a_run_began_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while the command is read or torch is imported: a line, and exit code 130."""
+    program = runpy.run_path(str(ROOT / "train.py"), run_name="program")
+
+    def interrupted(words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parse", interrupted)
+    monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
+    assert program["main"]() == 130
+    assert capsys.readouterr().err == "Interrupted before a run began; the same command starts it\n"
+
+
+def test_changed_code_is_told_from_code_changed_again(tmp_path: Path) -> None:
+    """One commit, a file edited, and edited once more: three versions, and the first of them again is the first."""
+    package = tmp_path / "src" / "digitlab"
+    package.mkdir(parents=True)
+    shutil.copy(ROOT / "src" / "digitlab" / "runs.py", package)
+    (package / "__init__.py").touch()
+
+    def git(*command: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=tmp_path, check=True)
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "First")
+    found = []
+    for content in ("", "a = 1\n", "a = 2\n", ""):
+        (package / "__init__.py").write_text(content)
+        script = "import json; from digitlab import runs; print(json.dumps(runs.code_version()))"
+        env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+        told = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+        found.append(json.loads(told.stdout))
+    clean, first, second, again = found
+    assert clean == again == {"sha": clean["sha"], "dirty": False}
+    assert first["dirty"]
+    assert second["dirty"]
+    assert first["sha"] == second["sha"] == clean["sha"]
+    assert first != second
 
 
 def test_joblib_refuses_jobs_of_several_devices(lab: Lab, tmp_path: Path) -> None:

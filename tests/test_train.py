@@ -191,6 +191,15 @@ def test_checkpoints_of_other_code_are_not_gone_on_from(
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_an_empty_resume_is_refused_in_a_line(lab: Lab, tmp_path: Path) -> None:
+    """`resume=$RUN` with RUN unset: one line, exit code 2, no directory."""
+    done = lab("resume=")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: resume=: holds no run")
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def heed() -> None:
     """Let a process hear of Ctrl-C although the tests run in the background, where shells have it ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -14,12 +14,13 @@ from typing import NamedTuple
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
@@ -27,6 +28,8 @@ from digitlab import config, schema
 from digitlab.runs import refuse_links
 
 MULTIRUN = {"-m", "--multirun"}
+NAMELESS = ("force", "dry_run", "data.root", "data.verify")  # not what a sweep is about
+PLACES = {"init": "model.init", "prior": "model.prior"}  # of groups that are not at the top
 
 
 class Job(NamedTuple):
@@ -53,6 +56,10 @@ def parse(words: list[str]) -> Command:
     """
     flags = {word for word in words if word.startswith("-")}
     if flags - MULTIRUN:  # --help and the like run no job
+        known = get_args_parser()._option_string_actions
+        for flag in flags:
+            if flag.partition("=")[0] not in known and not re.match("-[a-zA-Z]", flag):
+                raise ValueError(f"{flag}: there is no such flag; a value is key=value, as trainer.max_epochs=5")
         return Command([], None, False, words)
     overrides = [word for word in words if word not in flags]
     for word in overrides:
@@ -99,9 +106,26 @@ def parse(words: list[str]) -> Command:
         directory = Path(jobs[0].cfg.hydra.run.dir)
         refuse_links(directory)
     for job in jobs:
+        check_names(job)
         with open_dict(job.cfg):
             del job.cfg["hydra"]
     return Command(jobs, directory, multirun, words, workers)
+
+
+def check_names(job: Job) -> None:
+    """Raise ValueError for a YAML that was copied and not renamed inside: it would be its model under a new name.
+
+    `adamw_slow.yaml` may be adamw with other values.
+    """
+    for group, choice in job.cfg.hydra.runtime.choices.items():
+        if group not in ("optimizer", "scheduler", *PLACES) or not isinstance(choice, str):
+            continue
+        path = PLACES.get(group, group)
+        name, told = OmegaConf.select(job.cfg, f"{path}.name"), choice.rpartition("/")[2]
+        if any(word.lstrip("+~").startswith((f"{path}.name", f"~{path}")) for word in job.overrides):
+            continue
+        if isinstance(name, str) and told != name and not told.startswith(f"{name}_"):
+            raise ValueError(f"{group}={choice}: its YAML says name: {name}; write name: {told}, or call it {name}_...")
 
 
 def require_threads(workers: int) -> None:
@@ -145,11 +169,13 @@ def sweep_name(overrides: list[Override]) -> str:
     names = []
     for override in overrides:
         key = override.key_or_group
+        if key == "seed":  # more of them are more of the same
+            continue
         if override.is_sweep_override():
             names.append(key)
         elif key == "sweep":
             return override.get_value_element_as_str()
-        elif not key.startswith("hydra") and key not in ("force", "dry_run", "data.root", "data.verify"):
+        elif not key.startswith("hydra") and key not in NAMELESS:
             names.append(f"{key}-{override.get_value_element_as_str()}")
     name = re.sub(r"[^\w.+-]+", "-", "_".join(sorted(names))).strip("-") or "defaults"
     return name if len(name) <= 100 else f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -161,8 +187,8 @@ def in_place(words: list[str]) -> list[str]:
     Raises ValueError for a folder that holds no run, and for other values beside it.
     """
     named = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("resume=")]
-    run = named[-1] if named else ""
-    if run in ("", "null"):
+    run = named[-1] if named else "null"
+    if run == "null":
         return words
     config.restore(run)
     other = [word for word in words if not word.lstrip("+").startswith(("-", "resume=", "hydra."))]
@@ -198,9 +224,16 @@ def explain(error: BaseException, words: list[str]) -> str:
         return f"a YAML holds {near!r}, which is not UTF-8; save it as UTF-8"
     if isinstance(error, MissingConfigException):
         missing = str(error.missing_cfg_file)
-        group, _, name = missing.rpartition("/") if error.options else missing.partition("/")
-        rule = f"must be one of {', '.join(error.options)}" if error.options else "there is no such choice; see --help"
-        return f"{group}={name}: {rule}"
+        group, _, name = missing.partition("/")
+        word = next((word for word in words if word.replace("=", "/", 1) == missing), f"{group}={name}")
+        if group == "schema":
+            return f"{missing}: a YAML's `defaults` name it, and there is no such schema; leave `defaults` out"
+        options = error.options or schema.choices(group)
+        rule = f"must be one of {', '.join(options)}" if options else "there is no such choice; see --help"
+        return f"{word}: {rule}"
+    if isinstance(error, OverrideParseException):
+        told = "is no key=value; leave out spaces about =, close brackets and quotes, and put other signs in quotes"
+        return f"{error.override}: {told}, as key='\"a b\"'"
     if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
         file, _, found = lines[0].removeprefix("In '").partition("': ")
         if len(lines) > 1:
@@ -212,12 +245,16 @@ def explain(error: BaseException, words: list[str]) -> str:
         return f"{file}.yaml: {found}; compare its keys, and its first lines, with the files beside it"
     if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
         word = _word(words, lines[0].split("'")[1])
-        return f"{word}: there is no such choice with this model; python train.py --help lists which model has which"
+        return f"{word}: this model has no such choice; init needs model=kmeans, channels and prior model=autoencoder"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         key, keys = str(cause.full_key), [str(key) for key in cause.parent_node]
         where = key.rpartition(".")[0] or "the configuration"
-        close = difflib.get_close_matches(key.rpartition(".")[2], keys, n=1)
+        last, parent = key.rpartition(".")[2], cause.parent_node
+        inner = [f"{name}.{each}" for name in keys if isinstance(parent.get(name), DictConfig) for each in parent[name]]
+        close = difflib.get_close_matches(last, keys, n=1) or [word for word in inner if last in word.partition(".")[2]]
         remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
+        if where == "optimizer" and OmegaConf.get_type(parent) is dict:
+            remedy = f"+{key}=... gives it one that torch.optim has"
         name = cause.parent_node.get("name")  # of the choice, as the same word may fit another job's
         return f"{_word(words, key)}: {f'{where}={name}' if name else where} has no such key; {remedy}"
     if isinstance(cause, OmegaConfBaseException):

@@ -45,20 +45,19 @@ def _strangers(node: DictConfig, path: str = "") -> Iterator[str]:
             yield f"{path}{key}=null: must be a choice; leave it out for the default"
         elif isinstance(value, DictConfig):
             yield from _strangers(value, f"{path}{key}.")
+    name, group = getattr(schema, "name", MISSING), path[:-1].rpartition(".")[2]
+    if name not in (MISSING, node.get("name")):
+        yield (
+            f"{path}name={node.get('name')}: has the values of {group}={name}; choose another {group},"
+            " or in a YAML of your own leave out `defaults`"
+        )
+        return
     for key in sorted(known, key=str):
         if key not in node or OmegaConf.is_missing(node, key):
             yield f"{path}{key}: has no value; give it one, or leave out what takes it away"
-    name = getattr(schema, "name", MISSING)
     own = [getattr(option, "name") for option in SCHEMAS.get(path[:-1], ())]  # noqa: B009
     if name == MISSING and node.get("name") in own:
-        group = path[:-1].rpartition(".")[2]
         yield f"{path}name={node.name}: has values of its own; choose {group}={node.name} instead"
-    if name not in (MISSING, node.get("name")):
-        group = path[:-1].rpartition(".")[2]
-        yield (
-            f"{path}name={node.name}: has the values of {group}={name}; choose another {group},"
-            " or in a YAML of your own leave out `defaults`"
-        )
 
 
 def _relations(cfg: DictConfig) -> Iterator[str]:

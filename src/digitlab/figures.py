@@ -111,7 +111,7 @@ def confusion_matrix(confusion: np.ndarray, heading: str) -> Figure:
         write_numbers(figure, axes, confusion, np.where(share > 0.5, "white", "black"))
     axes.set(xlabel="centre", ylabel="digit")
     axes.set_yticks(range(10))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if k <= 20:
         axes.set_xticks(range(k))
     return figure
@@ -192,7 +192,7 @@ def loss(history: Sequence[Mapping[str, float]], test: float, baselines: Mapping
     for (name, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
         axes.axhline(value, color="gray", linestyle=style, label=f"{name.replace('_', ' ')} {value:.4f}")
     axes.set(xlabel="epoch", ylabel="mean squared error per pixel")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -40,10 +40,11 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     page = [f"# {', '.join(str(folder) for folder in sweeps)}", "", *(f"- {line}" for line in answers), ""]
     if len(ranking):
         page += ["## Settings, best first", "", ranking.to_markdown(index=False, disable_numparse=True), ""]
+        page += ["spread: the standard deviation over the seeds of a setting.", ""] if "spread" in ranking else []
     if len(failures):
         page += ["## Not completed", "", failures.to_markdown(index=False, disable_numparse=True), ""]
     for key in settings:
-        lines, used = compare(done, key, settings)
+        lines, used, fixed, tuned = compare(done, key, settings)
         if lines:
             name = f"effect_{bare(key)}.png"
             sentences, values = effect(lines, key, spread(done))
@@ -52,16 +53,17 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
             with runs.whole(out / name) as part:
                 figures.effect(drawn, ticks, key, done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
             page += [f"## What {bare(key)} did", ""]
-            if own := belonging(key, settings):
-                tuned = [name for name in own if done.groupby(key)[name].nunique().max() > 1]
-                page += [f"Each with its {'best' if tuned else 'own'} {', '.join(map(bare, tuned or own))}.", ""]
+            if tuned:
+                page += [f"Each with the best {', '.join(map(bare, tuned))} that was tried with it.", ""]
+            if fixed:
+                page += [f"All with {fixed}.", ""]
             if len(lines) > LINES:
                 page += [f"Drawn are the first {LINES} of {len(lines)} lines.", ""]
             page += [*(f"- {sentence}" for sentence in sentences), ""]
             page += [values.to_markdown(index=False, disable_numparse=True), "", f"![{bare(key)}]({name})", ""]
     if len(done):
         best = done.loc[done.score.idxmin()]
-        page += ["## The best run", "", f"{best.setting}, seed {best.seed}: `{best.run}`", ""]
+        page += ["## The best run", "", f"{best.setting}, seed {best.seed:.0f}: `{best.run}`", ""]
         for name in PICTURES:
             source = Path(best.run) / "figures" / f"{name}.png"
             if source.is_file():
@@ -192,8 +194,8 @@ def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
 
 
 def small(value: float) -> str:
-    """A spread in four places, or where that would be nothing in two digits; nothing where there is none."""
-    return "" if pd.isna(value) else f"{value:.4f}" if value >= 0.0001 else f"{value:.2g}"
+    """A spread in four places, or where that would say little in two digits; nothing where there is none."""
+    return "" if pd.isna(value) else f"{value:.4f}" if value >= 0.001 else f"{value:.2g}"
 
 
 def lasting(seconds: float) -> str:
@@ -232,7 +234,7 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     best = done.loc[done.score.idxmin()]
     what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
     lines.append(
-        f"Best on {what}: {best.score:.4f} with {best.setting}, seed {best.seed}; its test loss is"
+        f"Best on {what}: {best.score:.4f} with {best.setting}, seed {best.seed:.0f}; its test loss is"
         f" {best['test/loss']:.4f} (" + ", ".join(f"{k} {v:.4f}" for k, v in trivial(best.to_frame().T).items()) + ")."
     )
     means = done.groupby("setting").score.mean().sort_values()
@@ -282,28 +284,38 @@ def shared(done: pd.DataFrame, key: str) -> pd.DataFrame:
     return done[done.seed.isin(seeds)] if seeds else done
 
 
-def compare(done: pd.DataFrame, key: str, settings: list[str]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """By setting of the others: mean, spread and number of seeds at each of at least two values of one setting.
+class Comparison(NamedTuple):
+    """What one setting did."""
 
-    Over the seeds that all the values have, where there are such; a choice stands with the best of its own values.
-    The runs compared come second.
+    lines: dict[str, pd.DataFrame]  # by setting of the others: mean, spread and number of seeds at each value
+    runs: pd.DataFrame  # those compared
+    fixed: str  # the settings that are alike in all lines, though not in all runs
+    tuned: list[str]  # those of which each value stands with its best
+
+
+def compare(done: pd.DataFrame, key: str, settings: list[str]) -> Comparison:
+    """Hold the others fixed, and compare the values of one setting over the seeds that all of them have.
+
+    A choice stands with the best of its own values. Without seeds in common all count.
     """
     own = belonging(key, settings)
     others = [name for name in settings if name not in (key, *own)]
-    found, used = [], []
+    found, used, tuned = [], [], set()
     for _, group in done.groupby(others, dropna=False) if others else [("", done)]:
         if group[key].nunique() > 1:
             fair = shared(group, key)
             if own:
+                tuned |= {name for name in own if fair.groupby(key)[name].nunique().max() > 1}
                 fair = shared(pd.concat([best_of(part, own) for _, part in fair.groupby(key)]), key)
             words = [f"{bare(name)}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0])]
             values = fair.groupby(key).score.agg(["mean", "std", "count"])
             found.append((words, values.loc[sorted(values.index, key=order)]))
             used.append(fair)
     found.sort(key=lambda line: [order(word.partition("=")[2]) for word in line[0]])
-    alike = set.intersection(*(set(words) for words, _ in found)) if found else set()
+    first = found[0][0] if found else []
+    alike = [word for word in first if all(word in words for words, _ in found)]
     lines = {" ".join(word for word in words if word not in alike): values for words, values in found}
-    return lines, pd.concat(used) if used else done.head(0)
+    return Comparison(lines, pd.concat(used) if used else done.head(0), " ".join(alike), sorted(tuned))
 
 
 def order(value: str) -> tuple[int, float, str]:

@@ -87,17 +87,17 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @cache  # the code that was loaded, whatever its files become meanwhile
 def code_version() -> dict[str, Any]:
-    """The git commit of the code that runs, and whether it was changed since; None where git cannot tell."""
+    """The git commit of the code that runs, whether it was changed since and into what; None where git cannot tell."""
 
     def git(*words: str) -> str:
         here = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {
-            "sha": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
+        found = {"sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        if found["dirty"]:  # so that what is changed and run again is not taken for the same
+            found["changes"] = hashlib.sha256(git("diff", "HEAD").encode()).hexdigest()[:12]
+        return found
     except (OSError, subprocess.CalledProcessError):
         return {"sha": None, "dirty": None}
 

@@ -47,6 +47,11 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
     return list({job.run_id: job for job in planned}.values())
 
 
+def merged(asked: Sequence[Job], jobs: Sequence[Planned]) -> str:
+    """A sentence for a command that asks for the same configuration in several words."""
+    return f"{len(asked)} jobs were asked for, but only {len(jobs)} differ: the others are not done twice"
+
+
 def begin(directory: Path, jobs: Sequence[Planned]) -> None:
     """Leave the plan in the sweep's directory, for its jobs and its report."""
     content = {"began": time.time(), "jobs": [job._asdict() for job in jobs]}
@@ -76,6 +81,8 @@ def dry_run(command: Command) -> str:
         f"{job.run_id}  {act:10} {now:12} {job.overrides}" for job, act, now in zip(jobs, acts, states, strict=True)
     ]
     count = ", ".join(f"{n} to {what}" for what, n in Counter(acts).items())
+    if len(jobs) < len(command.jobs):
+        lines.append(merged(command.jobs, jobs))
     return "\n".join([*lines, f"{len(jobs)} job{'s' * (len(jobs) != 1)} in {directory}: {count}"])
 
 

