@@ -122,7 +122,7 @@ def check_names(job: Job) -> None:
             continue
         path = PLACES.get(group, group)
         name, told = OmegaConf.select(job.cfg, f"{path}.name"), choice.rpartition("/")[2]
-        if any(word.lstrip("+~").startswith((f"{path}.name", f"~{path}")) for word in job.overrides):
+        if any(word.lstrip("+~").startswith(f"{path}.name") for word in job.overrides):
             continue
         if isinstance(name, str) and told != name and not told.startswith(f"{name}_"):
             raise ValueError(f"{group}={choice}: its YAML says name: {name}; write name: {told}, or call it {name}_...")
