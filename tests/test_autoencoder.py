@@ -352,13 +352,13 @@ def test_evaluate_agrees_with_results(trained: Path, tmp_path: Path, ends: Ends)
     assert code == 0
     assert len(told.splitlines()) == 1 + len(results(trained)["metrics"])
     shutil.copytree(trained, tmp_path / "run")
-    changed = results(trained)
-    for loss in (changed["metrics"]["test/loss"] * 1.01, None):
-        changed["metrics"]["test/loss"] = loss
+    for name, factor in (("test/loss", 1.01), ("train/loss", None)):
+        changed = results(trained)
+        changed["metrics"][name] = factor and changed["metrics"][name] * factor
         (tmp_path / "run" / "results.json").write_text(json.dumps(changed))
         code, told = ends("evaluate", tmp_path / "run")
         assert code == 1
-        assert [line.split()[0] for line in told.splitlines() if line.endswith("differs")] == ["test/loss"]
+        assert [line.split()[0] for line in told.splitlines() if line.endswith("differs")] == [name]
 
 
 def test_evaluate_says_what_is_no_run(tmp_path: Path, ends: Ends) -> None:
