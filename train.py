@@ -79,7 +79,7 @@ def main() -> int:
         experiment()
     except KeyboardInterrupt as stop:
         if not stop.args:  # nobody has said so
-            print("Interrupted before a run began; the same command starts it", file=sys.stderr)
+            print("Interrupted; no run was cut short", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read what we print has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

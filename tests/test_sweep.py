@@ -130,7 +130,7 @@ def test_an_interrupt_before_a_run_began_says_so(
     monkeypatch.setattr(cli, "parse", interrupted)
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
     assert program["main"]() == 130
-    assert capsys.readouterr().err == "Interrupted before a run began; the same command starts it\n"
+    assert capsys.readouterr().err == "Interrupted; no run was cut short\n"
 
 
 def test_changed_code_is_told_from_code_changed_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import textwrap
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -28,7 +28,7 @@ from digitlab import config, schema
 from digitlab.runs import refuse_links
 
 MULTIRUN = {"-m", "--multirun"}
-NAMELESS = ("force", "dry_run", "data.root", "data.verify")  # not what a sweep is about
+NAMELESS = ("seed", "force", "dry_run", "data.root", "data.verify")  # not what a sweep is about, nor is Hydra's own
 PLACES = {"init": "model.init", "prior": "model.prior"}  # of groups that are not at the top
 
 
@@ -169,13 +169,13 @@ def sweep_name(overrides: list[Override]) -> str:
     names = []
     for override in overrides:
         key = override.key_or_group
-        if key == "seed":  # more of them are more of the same
+        if key in NAMELESS or key.startswith("hydra"):
             continue
         if override.is_sweep_override():
             names.append(key)
         elif key == "sweep":
             return override.get_value_element_as_str()
-        elif not key.startswith("hydra") and key not in NAMELESS:
+        else:
             names.append(f"{key}-{override.get_value_element_as_str()}")
     name = re.sub(r"[^\w.+-]+", "-", "_".join(sorted(names))).strip("-") or "defaults"
     return name if len(name) <= 100 else f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -235,28 +235,12 @@ def explain(error: BaseException, words: list[str]) -> str:
         told = "is no key=value; leave out spaces about =, close brackets and quotes, and put other signs in quotes"
         return f"{error.override}: {told}, as key='\"a b\"'"
     if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
-        file, _, found = lines[0].removeprefix("In '").partition("': ")
-        if len(lines) > 1:
-            key = next((line.partition(":")[2] for line in lines if line.strip().startswith("full_key:")), "")
-            found = f"at{key}: {lines[1].strip()}" if key else lines[1].strip()
-        found = found.rstrip(".")
-        if file.partition("/")[0] in ("experiment", "sweep"):
-            return f"{file}.yaml: {found}; leave out the choice beside it, or mend the file"
-        return f"{file}.yaml: {found}; compare its keys, and its first lines, with the files beside it"
+        return _misfit(lines)
     if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
         word = _word(words, lines[0].split("'")[1])
         return f"{word}: this model has no such choice; init needs model=kmeans, channels and prior model=autoencoder"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
-        key, keys = str(cause.full_key), [str(key) for key in cause.parent_node]
-        where = key.rpartition(".")[0] or "the configuration"
-        last, parent = key.rpartition(".")[2], cause.parent_node
-        inner = [f"{name}.{each}" for name in keys if isinstance(parent.get(name), DictConfig) for each in parent[name]]
-        close = difflib.get_close_matches(last, keys, n=1) or [word for word in inner if last in word.partition(".")[2]]
-        remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
-        if where == "optimizer" and OmegaConf.get_type(parent) is dict:
-            remedy = f"+{key}=... gives it one that torch.optim has"
-        name = cause.parent_node.get("name")  # of the choice, as the same word may fit another job's
-        return f"{_word(words, key)}: {f'{where}={name}' if name else where} has no such key; {remedy}"
+        return _stranger(str(cause.full_key), cause.parent_node, words)
     if isinstance(cause, OmegaConfBaseException):
         reason = str(cause).strip().splitlines()[0]
         return f"{_word(words, str(cause.full_key))}: {reason}" if cause.full_key else reason
@@ -272,6 +256,30 @@ def explain(error: BaseException, words: list[str]) -> str:
     if isinstance(error, HydraException):
         return "; ".join(lines[:2])
     return str(error)
+
+
+def _misfit(lines: list[str]) -> str:
+    """What Hydra found inside a file of conf/, told by the file."""
+    file, _, found = lines[0].removeprefix("In '").partition("': ")
+    if len(lines) > 1:
+        key = next((line.partition(":")[2] for line in lines if line.strip().startswith("full_key:")), "")
+        found = f"at{key}: {lines[1].strip()}" if key else lines[1].strip()
+    of_many = file.startswith(("experiment/", "sweep/"))  # a file that makes choices
+    remedy = "leave out the choice beside it, or mend the file"
+    other = "compare its keys, and its first lines, with the files beside it"
+    return f"{file}.yaml: {found.rstrip('.')}; {remedy if of_many else other}"
+
+
+def _stranger(key: str, parent: Any, words: list[str]) -> str:
+    """A key that the part of the configuration `parent` lacks, with the nearest that there is."""
+    keys, (stem, _, last) = [str(each) for each in parent], key.rpartition(".")
+    inner = [f"{name}.{each}" for name in keys if isinstance(parent.get(name), DictConfig) for each in parent[name]]
+    close = difflib.get_close_matches(last, keys, n=1) or [word for word in inner if last in word.partition(".")[2]]
+    remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
+    if stem == "optimizer" and OmegaConf.get_type(parent) is dict:
+        remedy = f"+{key}=... gives it one that torch.optim has"
+    where, name = stem or "the configuration", parent.get("name")  # of the choice: the word may fit another job's
+    return f"{_word(words, key)}: {f'{where}={name}' if name else where} has no such key; {remedy}"
 
 
 def _word(words: list[str], key: str) -> str:
