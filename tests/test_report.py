@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from digitlab import figures, report, sweep
@@ -129,6 +130,24 @@ def test_values_are_drawn_in_their_order(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_time_is_told_in_the_unit_that_a_reader_would_choose(seconds: float, told: str) -> None:
     """Neither 0.0 min nor 7200 s."""
     assert report.lasting(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("names", "style"), [(["adamw", "sgd"], "None"), (["[8]", "[8,16]"], "None"), (["1", "2"], "-")]
+)
+def test_a_line_joins_numbers_not_choices(names: list[str], style: str) -> None:
+    """Between two optimizers, or two lists of channels, there is nothing that a line could show."""
+    table = pd.DataFrame({"mean": [0.1, 0.2], "std": [0.0, 0.0]}, index=names)
+    figure = figures.effect({"": table}, names, "config.a", "val/loss", {})
+    assert figure.axes[0].lines[0].get_linestyle() == style
+
+
+def test_one_epoch_is_one_tick() -> None:
+    """The axis of epochs has no fractions of one, also where there is no other."""
+    figure = figures.loss([{"epoch": 1, "train/loss": 0.1}], 0.1, {}, "one")
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
 
 
 def test_it_says_when_a_difference_may_be_chance(tmp_path: Path) -> None:
