@@ -17,7 +17,7 @@ try:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from digitlab import Busy, RunFailed, cli, config, runs, schema, sweep
+    from digitlab import Busy, RunFailed, cli, config, mistakes, runs, schema, sweep
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed in {sys.executable}: run 'make setup', then '. .venv/bin/activate'")
 
@@ -85,7 +85,7 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as mistake:
-        print(f"Error: {cli.explain(mistake, sys.argv[1:])}", file=sys.stderr)
+        print(f"Error: {mistakes.explain(mistake, sys.argv[1:])}", file=sys.stderr)
         return 2
     return 1 if failed else 0
 

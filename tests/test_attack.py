@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from digitlab import RunFailed, checkpoints, cli, config, report, runs, sweep
+from digitlab import RunFailed, checkpoints, config, mistakes, report, runs, sweep
 from digitlab.process import termination_as_interrupt
 from digitlab.sources import load
 
@@ -83,7 +83,7 @@ def test_no_bad_value_is_taken_and_none_ends_in_a_traceback() -> None:
             for cfg in compose(*base.split(), word):
                 config.check(cfg)
         except (HydraException, OmegaConfBaseException, ValueError) as mistake:
-            told = cli.explain(mistake, [*base.split(), word])
+            told = mistakes.explain(mistake, [*base.split(), word])
             if not 1 <= len(told.splitlines()) <= 2 or "Traceback" in told:
                 crude.append((word, told))
         else:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from digitlab import cli, config, schema
+from digitlab import cli, config, mistakes, schema
 from digitlab.sources import load
 
 from .conftest import ROOT, Lab, compose
@@ -35,7 +35,7 @@ def refusal(*words: str) -> str:
 
     with pytest.raises((HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)) as caught:
         attempt()
-    return cli.explain(caught.value, list(words))
+    return mistakes.explain(caught.value, list(words))
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from digitlab import figures, report, sweep
+from digitlab import comparison, figures, report, sweep
 
 from .conftest import Lab
 
@@ -248,4 +248,4 @@ def test_several_sweeps_make_one_report_with_each_run_once(lab: Lab, tmp_path: P
 )
 def test_values_stand_in_the_order_of_their_size(values: list[str], sorted_: list[str]) -> None:
     """Numbers as numbers, words after them."""
-    assert sorted(values, key=report.order) == sorted_
+    assert sorted(values, key=comparison.order) == sorted_

@@ -1,15 +1,14 @@
-"""The command line, before and around Hydra: resumed runs, the whole grid checked first, words for mistakes.
+"""The command line, before and around Hydra: resumed runs, the whole grid checked first.
 
 Imported before any job: it must not import torch.
 """
 
-import difflib
 import hashlib
 import re
 import textwrap
 import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -18,11 +17,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-from yaml import MarkedYAMLError, YAMLError
+from omegaconf.errors import OmegaConfBaseException
 
 from digitlab import config, schema
 from digitlab.runs import refuse_links
@@ -206,82 +203,3 @@ def choices_text() -> str:
     groups = sorted(path.name for path in schema.CONF.iterdir() if path.is_dir() and path.name != "pairing")
     told = [f"{f'{group}:':<12}{', '.join(schema.choices(group))}" for group in groups]
     return "\n".join(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 14) for line in told)
-
-
-def explain(error: BaseException, words: list[str]) -> str:
-    """One or two lines for a mistake that was found in the command line `words`, in a file of conf/ or on the disk.
-
-    What Hydra and OmegaConf say is longer, and names neither the value nor what to do.
-    """
-    cause = error.__cause__ or error
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}; mend the file"
-    if isinstance(error, YAMLError):  # a character that no text has
-        return f"{' '.join(str(error).split())}; mend the file"
-    if isinstance(error, UnicodeDecodeError):  # does not say of which file
-        near = error.object[max(0, error.start - 30) : error.end]
-        return f"a YAML holds {near!r}, which is not UTF-8; save it as UTF-8"
-    if isinstance(error, MissingConfigException):
-        missing = str(error.missing_cfg_file)
-        group, _, name = missing.partition("/")
-        word = next((word for word in words if word.replace("=", "/", 1) == missing), f"{group}={name}")
-        if group == "schema":
-            return f"{missing}: a YAML's `defaults` name it, and there is no such schema; leave `defaults` out"
-        options = error.options or schema.choices(group)
-        rule = f"must be one of {', '.join(options)}" if options else "there is no such choice; see --help"
-        return f"{word}: {rule}"
-    if isinstance(error, OverrideParseException):
-        told = "is no key=value; leave out spaces about =, close brackets and quotes, and put other signs in quotes"
-        return f"{error.override}: {told}, as key='\"a b\"'"
-    if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
-        return _misfit(lines)
-    if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
-        word = _word(words, lines[0].split("'")[1])
-        return f"{word}: this model has no such choice; init needs model=kmeans, channels and prior model=autoencoder"
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
-        return _stranger(str(cause.full_key), cause.parent_node, words)
-    if isinstance(cause, OmegaConfBaseException):
-        reason = str(cause).strip().splitlines()[0]
-        return f"{_word(words, str(cause.full_key))}: {reason}" if cause.full_key else reason
-    if "Ambiguous value for argument" in str(error):
-        word = lines[0].split("'")[1]
-        return f"{word}: several values are a sweep, which -m asks for; a list is key=[1,2]"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; choose another place, as with hydra.run.dir or hydra.sweep.dir"
-    if isinstance(error, OSError) and error.errno is None:  # OmegaConf's, for a file that holds a number
-        return f"{error}: a YAML holds no keys; mend the file"
-    if isinstance(error, OSError):
-        return f"{error}: nothing could be written; make room on the disk, or choose another hydra.run.dir"
-    if isinstance(error, HydraException):
-        return "; ".join(lines[:2])
-    return str(error)
-
-
-def _misfit(lines: list[str]) -> str:
-    """What Hydra found inside a file of conf/, told by the file."""
-    file, _, found = lines[0].removeprefix("In '").partition("': ")
-    if len(lines) > 1:
-        key = next((line.partition(":")[2] for line in lines if line.strip().startswith("full_key:")), "")
-        found = f"at{key}: {lines[1].strip()}" if key else lines[1].strip()
-    of_many = file.startswith(("experiment/", "sweep/"))  # a file that makes choices
-    remedy = "leave out the choice beside it, or mend the file"
-    other = "compare its keys, and its first lines, with the files beside it"
-    return f"{file}.yaml: {found.rstrip('.')}; {remedy if of_many else other}"
-
-
-def _stranger(key: str, parent: Any, words: list[str]) -> str:
-    """A key that the part of the configuration `parent` lacks, with the nearest that there is."""
-    keys, (stem, _, last) = [str(each) for each in parent], key.rpartition(".")
-    inner = [f"{name}.{each}" for name in keys if isinstance(parent.get(name), DictConfig) for each in parent[name]]
-    close = difflib.get_close_matches(last, keys, n=1) or [word for word in inner if last in word.partition(".")[2]]
-    remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
-    if stem == "optimizer" and OmegaConf.get_type(parent) is dict:
-        remedy = f"+{key}=... gives it one that torch.optim has"
-    where, name = stem or "the configuration", parent.get("name")  # of the choice: the word may fit another job's
-    return f"{_word(words, key)}: {f'{where}={name}' if name else where} has no such key; {remedy}"
-
-
-def _word(words: list[str], key: str) -> str:
-    """The word of the command line that sets `key`."""
-    return next((word for word in words if f"{word.lstrip('+~').partition('=')[0]}.".startswith(f"{key}.")), key)

@@ -1,0 +1,118 @@
+"""What settings did, by their runs: compared by the mean over seeds of what a search minimises.
+
+That is the loss on held-out images (where none are held out, on the training images); the spread is the standard
+deviation over seeds. Test figures only stand beside. A table of runs has a row a run, its settings in columns
+`config.<key>`, as report.collect makes it.
+"""
+
+from typing import NamedTuple
+
+import pandas as pd
+
+NO_SETTING = ("seed", "data.root", "data.verify")
+
+
+def bare(column: str) -> str:
+    """The configuration's key that a column holds."""
+    return column.removeprefix("config.")
+
+
+def varied(table: pd.DataFrame) -> list[str]:
+    """The columns of the settings that are not the same in all runs."""
+    return [
+        name
+        for name in table
+        if name.startswith("config.") and bare(name) not in NO_SETTING and table[name].nunique() > 1
+    ]
+
+
+def trivial(done: pd.DataFrame) -> dict[str, float]:
+    """The test loss of each baseline that is about the same for all these runs: not PCA with several latent sizes."""
+    names = [name for name in done if name.startswith("baseline/") and done[name].notna().any()]
+    return {
+        name.removeprefix("baseline/").replace("_", " "): float(done[name].mean())
+        for name in names
+        if done[name].max() < 1.05 * done[name].min()
+    }
+
+
+def spread(done: pd.DataFrame) -> float:
+    """The standard deviation over seeds, pooled over the settings that were run with several; NaN where none was."""
+    return float(done.groupby("setting").score.var().mean() ** 0.5)
+
+
+def belonging(key: str, settings: list[str]) -> list[str]:
+    """The settings that a choice brings along: to `optimizer.name` all others of `optimizer`."""
+    stem, dot, last = key.rpartition(".")
+    return [name for name in settings if last == "name" and name != key and name.startswith(stem + dot)]
+
+
+def best_of(done: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The runs with those values of these settings that have the least mean score, of those with the most seeds."""
+    groups = [group for _, group in done.groupby(keys, dropna=False)]
+    return min(groups, key=lambda group: (-group.seed.nunique(), group.score.mean()))
+
+
+def shared(done: pd.DataFrame, key: str) -> pd.DataFrame:
+    """The runs of those seeds that all values of a setting have; all runs where there is no such seed."""
+    seeds = set.intersection(*(set(group.seed) for _, group in done.groupby(key)))
+    return done[done.seed.isin(seeds)] if seeds else done
+
+
+class Comparison(NamedTuple):
+    """What one setting did."""
+
+    lines: dict[str, pd.DataFrame]  # by setting of the others: mean, spread and number of seeds at each value
+    runs: pd.DataFrame  # those compared
+    fixed: str  # the settings that are alike in all lines, though not in all runs
+    tuned: list[str]  # those of which each value stands with its best
+
+
+def compare(done: pd.DataFrame, key: str, settings: list[str]) -> Comparison:
+    """Hold the others fixed, and compare the values of one setting over the seeds that all of them have.
+
+    A choice stands with the best of its own values. Without seeds in common all count.
+    """
+    own = belonging(key, settings)
+    others = [name for name in settings if name not in (key, *own)]
+    found, used, tuned = [], [], set()
+    for _, group in done.groupby(others, dropna=False) if others else [("", done)]:
+        if group[key].nunique() > 1:
+            fair = shared(group, key)
+            if own:
+                tuned |= {name for name in own if fair.groupby(key)[name].nunique().max() > 1}
+                fair = shared(pd.concat([best_of(part, own) for _, part in fair.groupby(key)]), key)
+            words = [f"{bare(name)}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0])]
+            values = fair.groupby(key).score.agg(["mean", "std", "count"])
+            found.append((words, values.loc[sorted(values.index, key=order)]))
+            used.append(fair)
+    found.sort(key=lambda line: [order(word.partition("=")[2]) for word in line[0]])
+    first = found[0][0] if found else []
+    alike = [word for word in first if all(word in words for words, _ in found)]
+    lines = {" ".join(word for word in words if word not in alike): values for words, values in found}
+    return Comparison(lines, pd.concat(used) if used else done.head(0), " ".join(alike), sorted(tuned))
+
+
+def order(value: str) -> tuple[int, float, str]:
+    """Numbers by size before words by name; lists of numbers by length, then as words."""
+    try:
+        return 0, float(value), ""
+    except ValueError:
+        return 1, value.count(","), value
+
+
+def beside_chance(gap: float, here: float, elsewhere: float) -> str:
+    """A difference beside the spread over seeds: that of the settings compared, where it is known, else of others."""
+    chance, whose = (
+        (here, "the spread over seeds") if here > 0 else (elsewhere, "the spread over seeds of other settings")
+    )
+    if not chance > 0:
+        return "of one seed each: what chance does is not known (add seed=0,1,2)"
+    if gap < chance:
+        return f"{small(gap)}, smaller than {whose} ({small(chance)}): it may be chance"
+    return f"{gap / chance:.1f} times {whose} ({small(chance)})"
+
+
+def small(value: float) -> str:
+    """A spread in four places, or where that would say little in two digits; nothing where there is none."""
+    return "" if pd.isna(value) else f"{value:.4f}" if value >= 0.001 else f"{value:.2g}"
