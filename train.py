@@ -120,6 +120,8 @@ def multirun(command: cli.Command) -> int:
     from digitlab import report  # matplotlib and pandas
 
     print(report.write([directory], directory / "report"))
+    if planned and (more := len({path.parent for path in directory.glob("*/results.json")} - {*jobs})):
+        print(f"Runs of earlier commands among these: {more}")
     if kept:
         from digitlab.train import made_otherwise  # torch
 

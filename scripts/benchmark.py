@@ -30,7 +30,7 @@ import torch
 from contenders import Contender, Outcome, ours
 from matplotlib.figure import Figure
 
-from digitlab import runs
+from digitlab import mistakes, runs
 from digitlab.sources import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,7 +241,7 @@ def main() -> None:
         source = load(options.root)
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as mistake:
-        parser.error(str(mistake))
+        parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
     began, root, rounds = time.perf_counter(), options.root, options.rounds
     chosen = [options.only] if options.only else parts
     raw: dict[str, Any] = {"versions": runs.library_versions(), "cores": os.cpu_count(), "machine": platform.machine()}

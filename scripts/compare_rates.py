@@ -18,7 +18,7 @@ import torch
 from contenders import floats, plain, trained
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from digitlab import runs
+from digitlab import mistakes, runs
 from digitlab.data import Source, Split, split
 from digitlab.kmeans import agreement
 from digitlab.process import cpu_threads
@@ -84,7 +84,7 @@ def main() -> None:
         source = load(options.root)
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as mistake:
-        parser.error(str(mistake))
+        parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
     data, seeds = split(source, None, 0, None, seed=0), range(options.seeds)
     peers: dict[str, tuple[Callable[[int], Any], range]] = {
         "scikit-learn MiniBatchKMeans, 64": (

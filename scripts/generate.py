@@ -1,14 +1,13 @@
 """Draw digits from a trained autoencoder: its checkpoint alone is enough, neither data nor configuration is read."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torchvision.utils import save_image
 
-from digitlab import checkpoints, runs
+from digitlab import checkpoints, mistakes, runs
 from digitlab.autoencoder import Autoencoder
 from digitlab.prior import NAMES
 
@@ -33,17 +32,14 @@ def main() -> None:
         if out.suffix not in (".png", ".npz"):
             raise ValueError(f"--out {out}: must end in .png or .npz")
         images = model.generate(options.n, options.seed, prior)
-    except ValueError as mistake:
-        sys.exit(f"Error: {mistake}")
-    try:
         with runs.whole(out) as part:
             if out.suffix == ".npz":
                 np.savez(part, images=(images * 255).round().to(torch.uint8).numpy(), prior=prior, seed=options.seed)
             else:
                 enlarged = images.repeat_interleave(3, 1).repeat_interleave(3, 2)  # 84 x 84: 28 are small to look at
                 save_image(enlarged[:, None], part, nrow=max(10, round(options.n**0.5)), padding=1, pad_value=0.3)
-    except OSError as mistake:
-        sys.exit(f"Error: --out {out}: cannot be written ({mistake})")
+    except (ValueError, OSError) as mistake:
+        parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
     print(f"{options.n} digits, z from {prior}, seed {options.seed}: {out}")
 
 

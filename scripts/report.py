@@ -2,10 +2,9 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from digitlab import report
+from digitlab import mistakes, report
 
 
 def main() -> None:
@@ -18,7 +17,7 @@ def main() -> None:
         out = options.out or Path(os.path.commonpath([folder.resolve() for folder in options.sweeps])) / "report"
         print(report.write(options.sweeps, out))
     except (ValueError, OSError) as mistake:
-        sys.exit(f"Error: {mistake}")
+        parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
 
 
 if __name__ == "__main__":

@@ -238,6 +238,8 @@ def test_each_failure_of_an_autoencoder_is_named_with_its_remedy() -> None:
     (fog,) = told(0.0676, 0.0)
     assert "at best it paints the mean of all" in fog
     assert "experiment=autoencoder_best" in fog
+    (short,) = told(0.0676, 0.0, optimizer={"name": "adamw", "lr": 0.1})  # as autoencoder_best itself
+    assert short.endswith("Train longer.")
     (worse,) = told(0.03, 0.9)
     assert worse.startswith("Worse than PCA with the same 3 numbers an image: test loss 0.0300, PCA 0.0270. Train")
     (unread,) = told(0.005, 0.3)
@@ -329,12 +331,13 @@ def test_generate_draws_from_the_checkpoint_alone(trained: Path, tmp_path: Path)
         (["--n", "0"], "--n must be >= 1"),
         (["--out", "x.gif"], "must end in .png or .npz"),
         (["--prior", "flow"], "invalid choice"),
+        (["--out", "/dev/null/x.png"], "Error: /dev/null: File exists; choose another place, as with"),
     ],
 )
 def test_generate_refuses_in_words(words: list[str], told: str, trained: Path, ends: Ends) -> None:
     """Mistakes end in a line and an exit code, not in another error."""
     code, printed = ends("generate", trained, *words)
-    assert code != 0
+    assert code == 2
     assert told in printed
 
 
@@ -361,6 +364,9 @@ def test_evaluate_agrees_with_results(trained: Path, tmp_path: Path, ends: Ends)
         assert [line.split()[0] for line in told.splitlines() if line.endswith("differs")] == [name]
 
 
-def test_evaluate_says_what_is_no_run(tmp_path: Path, ends: Ends) -> None:
-    """An empty folder is no completed run."""
-    assert "holds no completed run" in ends("evaluate", tmp_path)[1]
+def test_evaluate_says_what_is_no_run_or_no_data(trained: Path, tmp_path: Path, ends: Ends) -> None:
+    """An empty folder is no completed run, nor the run's data; exit code 2, as 1 is for figures that differ."""
+    code, told = ends("evaluate", tmp_path)
+    assert (code, "holds no completed run" in told) == (2, True)
+    code, told = ends("evaluate", trained, "--root", tmp_path)
+    assert (code, "has no MNIST file, and data.source=files downloads none" in told) == (2, True)

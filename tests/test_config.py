@@ -80,7 +80,17 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ),
         ("optimizer.lr=[1", "optimizer.lr=[1: is no key=value; leave out spaces about =, close brackets and quotes"),
         ("data.root=~/mnist", "data.root=~/mnist: is no key=value"),
-        ("model.init=digit", "model.init=digit: Invalid type assigned"),
+        ("model.init=digit", "model.init=digit: is chosen by init=..., which must be one of digit, kmeans++, random"),
+        ("model.init=digit model=autoencoder", "model.init=digit: model=autoencoder has no such key; init needs model"),
+        ("model.channels=8 model=autoencoder", "model.channels=8: must be a list, as model.channels=[8,16,32]"),
+        ("channels=8 model=autoencoder", "channels=8: must be one of base, deep, wide"),
+        ("-m trainer=cpu,5", "trainer=5: must be one of cpu, ddp, default, gpu"),
+        ("-m hydra.launcher.n_jobs=2", "hydra.launcher.n_jobs=2: hydra.launcher has no such key; name the launcher"),
+        (
+            "-m optimizer=sgd,inverse_count optimizer.lr=1,2",
+            "optimizer.lr=1,2: optimizer=inverse_count has no such key; sweep optimizers with keys of their own one by",
+        ),
+        ("data.root=''", "data.root=: must name a folder; unset DIGITLAB_DATA for data/"),
         ("data=/some/where", "data=/some/where: must be one of mnist, smoke"),
         (
             "-m sweep=kmeans/inits",
@@ -210,6 +220,10 @@ def rmsprop(folder: Path) -> str:
         ("optimizer.lr=abc", "optimizer.lr=abc: must be > 0 and finite"),
         ("optimizer.alpha=-1", "optimizer=rmsprop: Invalid alpha value: -1"),
         ("+optimizer.nesterov=true", "optimizer=rmsprop: RMSprop has no nesterov; it has lr, alpha, eps"),
+        (
+            "optimizer.nesterov=true",
+            "optimizer.nesterov=true: optimizer=rmsprop has no such key; +optimizer.nesterov=...",
+        ),
         ("optimizer.name=adam", "optimizer=adam: Adam has no alpha; it has lr, betas"),
         ("~optimizer.alpha optimizer.name=nadam +optimizer.betas=[0.5]", "(with lr=0.001 betas=[0.5])"),
         ("optimizer.name=NAdam", "did you mean nadam? (with lr=0.001 alpha=0.9)"),
@@ -322,6 +336,14 @@ def test_a_copied_yaml_that_does_not_fit_is_told_by_what_to_mend(
     message = refusal(f"model={model}", f"{group}=rmsprop_mine", f"hydra.searchpath=[file://{tmp_path}]")
     assert re.search(told, message)
     assert len(message.splitlines()) == 1
+
+
+def test_a_yaml_of_another_ending_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra finds no mine.yml; the line says that it must be mine.yaml."""
+    shutil.copytree(schema.CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "optimizer" / "mine.yml").write_text("name: rmsprop\n")
+    monkeypatch.setattr(schema, "CONF", tmp_path / "conf")
+    assert refusal("optimizer=mine") == "optimizer=mine: conf/optimizer/mine.yml must end in .yaml; rename it"
 
 
 def test_a_resumed_folder_without_a_run_is_named_once() -> None:

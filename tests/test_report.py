@@ -239,7 +239,7 @@ def test_several_sweeps_make_one_report_with_each_run_once(lab: Lab, tmp_path: P
     assert (tmp_path / "x" / "report" / "report.md").is_file()
     (tmp_path / "empty").mkdir()
     refused = subprocess.run([*command, str(tmp_path / "empty")], capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "holds no run; name a directory of outputs/" in refused.stderr
 
 

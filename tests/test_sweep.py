@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from digitlab import Busy, cli, config, runs, schema, train
+from digitlab import Busy, cli, config, runs, schema, sweep, train
 
 from .conftest import ROOT, Fork, Lab, compose, results, run_here
 from .test_train import assert_same, weights
@@ -305,15 +305,20 @@ def test_force_does_a_finished_run_again(words: list[str], tmp_path: Path) -> No
 def test_a_result_of_other_code_or_data_is_used_and_marked(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A finished run whose results.json names another commit and another digest: its score, and two warnings."""
+    """A finished run whose results.json names another commit and another digest: its score, and two warnings.
+
+    A dry run marks it, too, and did not before.
+    """
     run_here([*KMEANS, *words], tmp_path)
-    old = results(tmp_path)
+    old, dry = results(tmp_path), cli.parse([*KMEANS, *words, "dry_run=true", f"hydra.run.dir={tmp_path}"])
+    assert "made by other code" not in sweep.dry_run(dry)
     old |= {"code": {"sha": "0123abc", "dirty": False}, "data": {"source": "files", "digest": "other"}}
     (tmp_path / "results.json").write_text(json.dumps(old))
     (cfg,) = compose(*KMEANS, *words)
     assert train.run(cfg, tmp_path) == old["metrics"]["val/loss"]
     assert "made by other code, commit 0123abc" in caplog.text
     assert "made of other data" in caplog.text
+    assert "  (made by other code, commit 0123abc)\n" in sweep.dry_run(dry)
 
 
 @pytest.mark.slow
@@ -322,7 +327,7 @@ def test_a_sweep_says_under_its_table_that_its_results_are_of_other_data(
 ) -> None:
     """The same sweep with a copy of the data: skipped without a word; with other labels: skipped, and told last.
 
-    Also where it was other processes that skipped.
+    Also where it was other processes that skipped. A part of it says that the report has more than it asked for.
     """
     for folder in ("same", "other"):
         shutil.copytree(tiny, tmp_path / folder)
@@ -332,6 +337,8 @@ def test_a_sweep_says_under_its_table_that_its_results_are_of_other_data(
     told = [lab(*command, f"data.root={root}").stdout for root in (tiny, tmp_path / "same")]
     told.append(lab(*command, f"data.root={tmp_path / 'other'}", "hydra/launcher=joblib").stdout)
     assert "were made before" not in told[0] + told[1]
+    assert "earlier commands" not in told[0] + told[1]
+    assert lab(*command, "seed=1").stdout.endswith("Runs of earlier commands among these: 1\n")
     assert "2 of these results were made before, by other code or of other data" in told[2].splitlines()[-2]
 
 

@@ -257,10 +257,10 @@ def test_a_failing_run_exits_1_with_its_traceback_in_its_log_alone(lab: Lab, wor
     done = lab(*KMEANS, *words, f"data.root={tmp_path}/nothing", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
-    assert "has no MNIST file" in done.stdout
+    assert "is no folder, and data.source=files downloads none" in done.stdout
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
     assert results(tmp_path / "run")["status"] == "failed"
-    assert "has no MNIST file" in results(tmp_path / "run")["error"]
+    assert "is no folder, and data.source=files downloads none" in results(tmp_path / "run")["error"]
 
 
 def test_the_demo_runs_on_a_machine_without_mnist_or_network(no_mirror: None, tmp_path: Path) -> None:

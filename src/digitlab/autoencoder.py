@@ -233,16 +233,18 @@ class Autoencoder(Model):
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
         """A sentence where generation fails although reconstruction does not, or where PCA does better."""
-        loss, found = metrics["test/loss"], []
+        loss, found, advice = metrics["test/loss"], [], "Train longer"
+        if self.optimizer["name"] != "adamw":
+            advice += ", or try optimizer=adamw scheduler=one_cycle (experiment=autoencoder_best)"
         if loss >= 0.99 * baselines["mean_image"]:
             return [
                 "The decoder ignores the image: at best it paints the mean of all (the seed report's white fog)."
-                " Train longer, try optimizer=adamw scheduler=one_cycle, or experiment=autoencoder_best."
+                f" {advice}."
             ]
         if loss > baselines["pca"]:
             found.append(
                 f"Worse than PCA with the same {self.latent_dim} numbers an image: test loss {loss:.4f}, PCA"
-                f" {baselines['pca']:.4f}. Train longer, or try optimizer=adamw scheduler=one_cycle."
+                f" {baselines['pca']:.4f}. {advice}."
             )
         told, real = metrics["generated/recognized"], metrics["generated/recognized_real"]
         if told < 0.5 * real:

@@ -157,6 +157,10 @@ def compose(hydra: Hydra, words: list[str], mode: RunMode) -> DictConfig:
     except (TypeError, ValueError) as error:
         if isinstance(error, OmegaConfBaseException | UnicodeDecodeError):
             raise
+        for word in words:
+            group, _, name = word.partition("=")
+            if (options := schema.choices(group)) and name not in options:
+                raise ValueError(f"{word}: must be one of {', '.join(options)}") from error
         told = f"{error}; a choice is a name that --help lists, a value is as docs/usage.md says"
         raise ValueError(f"{' '.join(words)}: {told}") from error
 

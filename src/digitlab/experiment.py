@@ -58,7 +58,7 @@ def conduct(config: dict[str, Any], directory: Path, results: dict[str, Any]) ->
 
 
 def read_data(config: dict[str, Any]) -> tuple[Source, Split]:
-    """The data set, with its warnings, and this run's split of it."""
+    """The data set, with what to warn of, and this run's split of it."""
     options = config["data"]
     source = load(options["root"], options["source"], options["verify"])
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
@@ -66,8 +66,6 @@ def read_data(config: dict[str, Any]) -> tuple[Source, Split]:
         sizes["val_size"] = len(source.train.labels) // 10
         told = f"data.val_size={options['val_size']} is more than there is; held out are {sizes['val_size']} images."
         source = replace(source, warnings=(*source.warnings, told))
-    for warning in source.warnings:
-        log.warning("WARNING: %s", warning)
     return source, split(source, **sizes, seed=config["seed"])
 
 

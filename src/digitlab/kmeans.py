@@ -285,11 +285,7 @@ class MiniBatchKMeans(Model):
         active = int(metrics["active_centers"])
         remedy = "Start from data (init=digit, init=kmeans++) or revive idle centres (model.reassignment_ratio=0.01)."
         if active == 1 < self.n_clusters:
-            relation = "no better than" if metrics["test/loss"] > 0.99 * baselines["mean_image"] else "beside"
-            return [
-                f"Collapsed: one centre holds all the points, the other {self.n_clusters - 1} win none; test loss"
-                f" {metrics['test/loss']:.4f} is {relation} the mean image's {baselines['mean_image']:.4f}. {remedy}"
-            ]
+            return [f"Collapsed: one centre holds all the points, the other {self.n_clusters - 1} win none. {remedy}"]
         if active < self.n_clusters:
             return [f"{self.n_clusters - active} of {self.n_clusters} centres win no training image. {remedy}"]
         return []

