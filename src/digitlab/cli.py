@@ -52,18 +52,10 @@ def parse(words: list[str]) -> Command:
     As Hydra's own sweeper will, so that the last job's mistake is told before the first job runs.
     """
     flags = {word for word in words if word.startswith("-")}
+    refuse(words, flags)
     if flags - MULTIRUN:  # --help and the like run no job
-        known = get_args_parser()._option_string_actions
-        for flag in flags:
-            if flag.partition("=")[0] not in known and not re.match("-[a-zA-Z]", flag):
-                raise ValueError(f"{flag}: there is no such flag; a value is key=value, as trainer.max_epochs=5")
         return Command([], None, False, words)
     overrides = [word for word in words if word not in flags]
-    for word in overrides:
-        if word.lstrip("+").startswith("hydra.mode="):
-            raise ValueError(f"{word}: cannot be chosen; leave it out, -m asks for a sweep")
-        if word.lstrip("+").startswith("hydra.sweep.subdir="):
-            raise ValueError(f"{word}: cannot be chosen; a job is found again by the name that its configuration gives")
     multirun = bool(flags) or any(word.startswith("sweep=") for word in words)
     with initialize_config_dir(str(schema.CONF), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
@@ -107,6 +99,19 @@ def parse(words: list[str]) -> Command:
         with open_dict(job.cfg):
             del job.cfg["hydra"]
     return Command(jobs, directory, multirun, words, workers)
+
+
+def refuse(words: list[str], flags: set[str]) -> None:
+    """Raise ValueError for a flag that Hydra does not know, and for what it would let a word change behind our back."""
+    known = get_args_parser()._option_string_actions if flags - MULTIRUN else MULTIRUN
+    for flag in flags:
+        if flag.partition("=")[0] not in known and not re.match("-[a-zA-Z]", flag):
+            raise ValueError(f"{flag}: there is no such flag; a value is key=value, as trainer.max_epochs=5")
+    for word in words:
+        if word.lstrip("+").startswith("hydra.mode="):
+            raise ValueError(f"{word}: cannot be chosen; leave it out, -m asks for a sweep")
+        if word.lstrip("+").startswith("hydra.sweep.subdir="):
+            raise ValueError(f"{word}: cannot be chosen; a job is found again by the name that its configuration gives")
 
 
 def check_names(job: Job) -> None:
