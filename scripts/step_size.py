@@ -208,12 +208,9 @@ def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Pa
     noise = centers_along(data, x, "random", batch_size, seeds[0], RATES["lr 100"], (0, 938))
     shown = {f"init=digit, lr 100, {n:,} steps": courses["lr 100"][0][n] for n in SHOWN}
     shown |= {f"init=random, lr 100, {n:,} steps": noise[n] for n in (0, 938)}
-    print(
-        f"Best constant eta for one step, minibatches of {batch_size}, by equation (5) of --help; the distance left is"
-    )
-    print(
-        f"that to Lloyd's average, as a share of what it was before the step. The seed report's eta is {SEED_REPORT}.\n"
-    )
+    print(f"Best constant eta for one step, minibatches of {batch_size}, by equation (5) of --help. The distance left")
+    print("is that to Lloyd's average, as a share of what it was before the step.")
+    print(f"The seed report's eta is {SEED_REPORT}.\n")
     print(f"{'centres':32}{'eta (5)':>9}{'measured':>10}{'lr = 784 eta':>14}{'distance left':>15}{'with 4.5':>10}")
     cases = {}
     for title, centers in shown.items():

@@ -243,6 +243,27 @@ def test_several_sweeps_make_one_report_with_each_run_once(lab: Lab, tmp_path: P
     assert "holds no run; name a directory of outputs/" in refused.stderr
 
 
+def test_values_at_which_runs_did_not_complete_are_named(tmp_path: Path) -> None:
+    """Two rates complete; of 3 one run of two failed, of 10 both: the page says so beside what the rate did."""
+    for run, lr, seed, loss in (("a", 1, 0, 0.05), ("b", 3, 0, 0.06), ("c", 3, 1, None), ("d", 10, 0, None)):
+        made(tmp_path, run, lr, seed, loss)
+    made(tmp_path, "e", 10, 1, None, status="diverged")
+    told = report.write([tmp_path], tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "- Not counted, as they did not complete: 3 (1 failed), 10 (1 diverged), 10 (1 failed)." in page
+    table = told[told.index("Not completed:") :].splitlines()
+    assert [line.split()[:3] for line in table[2:5]] == [
+        ["optimizer.lr=10", "failed", "0"], ["optimizer.lr=10", "diverged", "1"], ["optimizer.lr=3", "failed", "1"]
+    ]  # fmt: skip
+
+
+def test_a_baseline_above_all_losses_is_inside_the_frame() -> None:
+    """The mean image at 0.0675, where the first epoch has 0.0668: matplotlib would leave the line under the frame."""
+    history = [{"epoch": 1.0, "train/loss": 0.0668}, {"epoch": 2.0, "train/loss": 0.0526}]
+    (axes,) = figures.loss(history, 0.0523, {"mean_image": 0.0675}, "").axes
+    assert axes.get_ylim()[1] > 0.068
+
+
 @pytest.mark.parametrize(
     ("values", "sorted_"), [(["10", "9", "0.5"], ["0.5", "9", "10"]), (["b", "a", "1"], ["1", "a", "b"])]
 )

@@ -319,6 +319,9 @@ def test_a_result_of_other_code_or_data_is_used_and_marked(
     assert "made by other code, commit 0123abc" in caplog.text
     assert "made of other data" in caplog.text
     assert "  (made by other code, commit 0123abc)\n" in sweep.dry_run(dry)
+    other = cli.parse([*KMEANS, *words, "data.root=/elsewhere", f"hydra.run.dir={tmp_path}"])
+    root = words[0].removeprefix("data.root=")
+    assert f"(made by other code, commit 0123abc, of data.root={root})" in sweep.dry_run(other)
 
 
 @pytest.mark.slow

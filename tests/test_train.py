@@ -272,6 +272,13 @@ def test_the_demo_runs_on_a_machine_without_mnist_or_network(no_mirror: None, tm
     assert outcome["metrics"]["test/loss"] < outcome["baselines"]["mean_image"]
 
 
+def test_a_finite_loss_beyond_any_picture_is_told_as_exploded(words: list[str], tmp_path: Path) -> None:
+    """Pixels lie in [0, 1], so a mean square above 1 is the rate's fault, not the start's."""
+    outcome = run_here([*KMEANS, *words, "optimizer.lr=1e6", "trainer.max_epochs=1"], tmp_path)
+    assert outcome["metrics"]["test/loss"] > 1
+    assert outcome["warnings"][1:] == ["Exploded: no picture is off by more than 1. Lower optimizer.lr."]
+
+
 def test_uniform_noise_collapses_and_says_so(words: list[str], tmp_path: Path) -> None:
     """init=random: one centre wins everything; the warning names it and that reviving centres helps, as it does."""
     collapsed = run_here(["model=kmeans", "init=random", *words], tmp_path / "collapsed")

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from digitlab import config, schema
+from digitlab.mistakes import misnamed
 from digitlab.runs import refuse_links
 
 MULTIRUN = {"-m", "--multirun"}
@@ -94,6 +95,11 @@ def parse(words: list[str]) -> Command:
     if directory is None:
         directory = Path(jobs[0].cfg.hydra.run.dir)
         refuse_links(directory)
+    for key in ("root", "verify"):
+        if len({job.cfg.data[key] for job in jobs}) > 1:  # jobs that differ in nothing else have one name
+            raise ValueError(
+                f"data.{key}: a sweep reads one data set; run one for each, with a hydra.sweep.dir of its own"
+            )
     for job in jobs:
         check_names(job)
         with open_dict(job.cfg):
@@ -127,7 +133,8 @@ def check_names(job: Job) -> None:
         if any(word.lstrip("+~").startswith(f"{path}.name") for word in job.overrides):
             continue
         if isinstance(name, str) and told != name and not told.startswith(f"{name}_"):
-            raise ValueError(f"{group}={choice}: its YAML says name: {name}; write name: {told}, or call it {name}_...")
+            own = f"call the file {name}.yaml or {name}_....yaml, or mend the name"
+            raise ValueError(f"{group}={choice}: its YAML says name: {name}; {own}")
 
 
 def require_threads(workers: int) -> None:
@@ -162,12 +169,8 @@ def compose(hydra: Hydra, words: list[str], mode: RunMode) -> DictConfig:
     except (TypeError, ValueError) as error:
         if isinstance(error, OmegaConfBaseException | UnicodeDecodeError):
             raise
-        for word in words:
-            group, _, name = word.partition("=")
-            if (options := schema.choices(group)) and name not in options:
-                raise ValueError(f"{word}: must be one of {', '.join(options)}") from error
         told = f"{error}; a choice is a name that --help lists, a value is as docs/usage.md says"
-        raise ValueError(f"{' '.join(words)}: {told}") from error
+        raise ValueError(misnamed(words) or f"{' '.join(words)}: {told}") from error
 
 
 def sweep_name(overrides: list[Override]) -> str:

@@ -163,7 +163,11 @@ def finish(
     if not math.isfinite(metrics["test/loss"]):
         raise Diverged(f"test/loss is {metrics['test/loss']} after training: lower optimizer.lr")
     no_better = beaten_by_baselines(metrics["test/loss"], trivial)
-    results["warnings"] += no_better + model.warnings(metrics, trivial)
+    results["warnings"] += no_better
+    if metrics["test/loss"] > 1:
+        results["warnings"].append("Exploded: no picture is off by more than 1. Lower optimizer.lr.")
+    else:
+        results["warnings"] += model.warnings(metrics, trivial)
 
     title = f"{results['model']}, seed {results['seed']}: test loss {metrics['test/loss']:.4f}"
     title += "\nnot better than predicting the mean image" if no_better else ""

@@ -191,6 +191,8 @@ def loss(history: Sequence[Mapping[str, float]], test: float, baselines: Mapping
     axes.plot(epochs[-1:], [test], "k*", markersize=11, label=f"test/loss {test:.4f}")
     for (name, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
         axes.axhline(value, color="gray", linestyle=style, label=f"{name.replace('_', ' ')} {value:.4f}")
+        axes.update_datalim([(epochs[-1], value)])  # else a line at the edge would lie under the frame
+    axes.autoscale_view()
     axes.set(xlabel="epoch", ylabel="mean squared error per pixel")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)

@@ -13,7 +13,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from digitlab import schema
 
-NEEDS = "init needs model=kmeans, channels and prior model=autoencoder"
+NEEDS = {"init": "model=kmeans", "channels": "model=autoencoder", "prior": "model=autoencoder"}
 
 
 def explain(error: BaseException, words: list[str]) -> str:
@@ -40,12 +40,12 @@ def explain(error: BaseException, words: list[str]) -> str:
         return f"{word}: {rule}"
     if isinstance(error, OverrideParseException):
         told = "is no key=value; leave out spaces about =, close brackets and quotes, and put other signs in quotes"
-        return f"{error.override}: {told}, as key='\"a b\"'"
+        return f"{error.override}: {told}, as data.root='\"~/a b\"'"
     if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
         return _misfit(lines)
     if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
-        word = _word(words, lines[0].split("'")[1])
-        return f"{word}: this model has no such choice; {NEEDS}"
+        group = lines[0].split("'")[1]
+        return f"{_word(words, group)}: there is no such choice here; {group} needs {NEEDS.get(group, 'another model')}"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         return _stranger(str(cause.full_key), cause.parent_node, words)
     if isinstance(cause, OmegaConfBaseException):
@@ -54,6 +54,8 @@ def explain(error: BaseException, words: list[str]) -> str:
             reason = f"must be a list, as {key}=[8,16,32]"
         elif options := schema.choices(group := key.rpartition(".")[2]):
             reason = f"is chosen by {group}=..., which must be one of {', '.join(options)}"
+        elif rule := next((rule for ruled, _, rule in schema.RULES if ruled == key), ""):
+            reason = f"{reason}; {rule}"
         return f"{_word(words, key)}: {reason}" if key else reason
     if "Ambiguous value for argument" in str(error):
         word = lines[0].split("'")[1]
@@ -67,8 +69,18 @@ def explain(error: BaseException, words: list[str]) -> str:
     if isinstance(error, OSError):
         return f"{error}: nothing could be written; make room on the disk, or choose another hydra.run.dir"
     if isinstance(error, HydraException):
-        return "; ".join(lines[:2])
+        return misnamed(words) or "; ".join(lines[:2])
     return str(error)
+
+
+def misnamed(words: list[str]) -> str:
+    """The line for a word whose group has no choice of that name, as `channels=8`; empty where all have."""
+    for word in words:
+        group, _, names = word.partition("=")
+        options = schema.choices(group) if "(" not in names else []  # of a sweep's choice(...) or glob(...)
+        if options and any(name not in options for name in names.split(",")):
+            return f"{word}: must be one of {', '.join(options)}"
+    return ""
 
 
 def _misfit(lines: list[str]) -> str:
@@ -88,15 +100,17 @@ def _stranger(key: str, parent: Any, words: list[str]) -> str:
     keys, (stem, _, last) = [str(each) for each in parent], key.rpartition(".")
     inner = [f"{name}.{each}" for name in keys if isinstance(parent.get(name), DictConfig) for each in parent[name]]
     close = difflib.get_close_matches(last, keys, n=1) or [word for word in inner if last in word.partition(".")[2]]
-    remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(keys)}"
-    if stem == "optimizer" and OmegaConf.get_type(parent) is dict:
+    remedy = f"it has {', '.join(keys)}"
+    if close:
+        remedy = f"did you mean {f'{stem}.' if stem else ''}{close[0]}?"
+    elif stem == "optimizer" and OmegaConf.get_type(parent) is dict:
         remedy = f"+{key}=... gives it one that torch.optim has"
     elif "," in (swept := _word(words, stem)) and swept.startswith(f"{stem}="):
         remedy = f"sweep {stem}s with keys of their own one by one: one hydra.sweep.dir=... gives them one report"
     elif stem == "hydra.launcher":
         remedy = "name the launcher that has it, as hydra/launcher=joblib"
-    elif key in ("model.init", "model.channels", "model.prior"):
-        remedy = NEEDS
+    elif stem == "model" and last in NEEDS:
+        remedy = f"{last} needs {NEEDS[last]}"
     where, name = stem or "the configuration", parent.get("name")  # of the choice: the word may fit another job's
     return f"{_word(words, key)}: {f'{where}={name}' if name else where} has no such key; {remedy}"
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     completed = table[table.status == "completed"]
     held_out = completed[completed.score_name == "val/loss"]
     done = held_out if len(held_out) else completed  # a loss on training images is no rival to one on held-out ones
-    ranking, failures = rank(done, settings), table[table.status != "completed"][["setting", "status", "error", "run"]]
+    ranking, ended = rank(done, settings), table[table.status != "completed"].sort_values(["setting", "seed"])
+    failures = ended[["setting", "status", "seed", "error", "run"]].assign(seed=[number(n, 0) for n in ended.seed])
     answers = answer(table, done)
     if len(done) < len(completed):
         without = len(completed) - len(done)
@@ -37,7 +39,13 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     page = [f"# {', '.join(str(folder) for folder in sweeps)}", "", *(f"- {line}" for line in answers), ""]
     if len(ranking):
         page += ["## Settings, best first", "", ranking.to_markdown(index=False, disable_numparse=True), ""]
-        page += ["spread: the standard deviation over the seeds of a setting.", ""] if "spread" in ranking else []
+        page += [
+            "Losses are means over the seeds of a setting, spread is their standard deviation; `of mean image`: the"
+        ]
+        page += [
+            "test loss as a share of that baseline's; seconds: of a run; other: what a result was not made by or of."
+        ]
+        page += [""]
     if len(failures):
         page += ["## Not completed", "", failures.to_markdown(index=False, disable_numparse=True), ""]
     for key in settings:
@@ -56,6 +64,8 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
                 page += [f"All with {fixed}.", ""]
             if len(lines) > LINES:
                 page += [f"Drawn are the first {LINES} of {len(lines)} lines.", ""]
+            if missing := unfinished(ended, key):
+                sentences.append(missing)
             page += [*(f"- {sentence}" for sentence in sentences), ""]
             page += [values.to_markdown(index=False, disable_numparse=True), "", f"![{bare(key)}]({name})", ""]
     if len(done):
@@ -75,7 +85,10 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     told = ["", ranking.head(SHOWN).to_string(index=False)] if len(ranking) else []
     told += [f"... and {len(ranking) - SHOWN} more"] if len(ranking) > SHOWN else []
     if len(failures):
-        brief = failures.assign(error=failures.error.str[:WIDE], run=[Path(run).name for run in failures.run])
+        brief = failures.assign(
+            error=[textwrap.shorten(error, WIDE, placeholder=" ...") for error in failures.error],
+            run=[Path(run).name for run in failures.run],
+        )
         told += ["", "Not completed:", brief.head(SHOWN).to_string(index=False)]
     return "\n".join([*told, "", *answers, f"Report: {out / 'report.md'}"])
 
@@ -196,12 +209,6 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     lines = [f"{len(table)} job{'s' * (len(table) != 1)}: {states}."]
     if not len(done):
         return lines
-    best = done.loc[done.score.idxmin()]
-    what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
-    lines.append(
-        f"Best on {what}: {best.score:.4f} with {best.setting}, seed {best.seed:.0f}; its test loss is"
-        f" {best['test/loss']:.4f} (" + ", ".join(f"{k} {v:.4f}" for k, v in trivial(best.to_frame().T).items()) + ")."
-    )
     means = done.groupby("setting").score.mean().sort_values()
     if len(means) > 1:
         first, second = means.index[:2]
@@ -210,6 +217,12 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
             f"Mean over seeds: {means[first]:.4f} with {first}, then {means[second]:.4f} with {second};"
             f" the difference is {beside_chance(means[second] - means[first], here, spread(done))}."
         )
+    best = done.loc[done.score.idxmin()]
+    what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
+    lines.append(
+        f"Best on {what}: {best.score:.4f} with {best.setting}, seed {best.seed:.0f}; its test loss is"
+        f" {best['test/loss']:.4f} (" + ", ".join(f"{k} {v:.4f}" for k, v in trivial(best.to_frame().T).items()) + ")."
+    )
     for name in ("mean_image", "pca"):
         if f"baseline/{name}" in done:
             beaten = done[f"baseline/{name}"].notna() & (done["test/loss"] >= 0.99 * done[f"baseline/{name}"])
@@ -229,6 +242,17 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
         f" {lasting(done.seconds.mean())} a run, {lasting(done.seconds.max())} the longest."
     )
     return lines
+
+
+def unfinished(ended: pd.DataFrame, key: str) -> str:
+    """A sentence on the values of a setting at which runs did not complete, as no mean counts them; else nothing."""
+    known = ended[ended[key].notna()]
+    counts = known.groupby([key, "status"]).size()
+    told = [
+        f"{value} ({counts[value, status]} {status})"
+        for value, status in sorted(counts.index, key=lambda at: order(at[0]))
+    ]
+    return f"Not counted, as they did not complete: {', '.join(told)}." if told else ""
 
 
 def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: float) -> tuple[list[str], pd.DataFrame]:

@@ -78,8 +78,12 @@ def dry_run(command: Command) -> str:
     force = command.jobs[0].cfg.force
     acts = ["do again" if force and now in ("completed", "interrupted") else NEXT[now] for now in states]
     lines = []
+    root = command.jobs[0].cfg.data.root
     for job, folder, act, now in zip(jobs, folders, acts, states, strict=True):
-        other = runs.other_code(runs.read_results(folder) or {}) if now == "completed" else ""
+        there = (runs.read_results(folder) or {}) if now == "completed" else {}
+        other = runs.other_code(there) if there else ""
+        if there and (read := there["config"].get("data", {}).get("root")) != root:
+            other += f"{other and ', '}of data.root={read}"
         lines.append(f"{job.run_id}  {act:10} {now:12} {job.overrides}{other and f'  (made {other})'}")
     count = ", ".join(f"{n} to {what}" for what, n in Counter(acts).items())
     if len(jobs) < len(command.jobs):

@@ -60,7 +60,7 @@ def refuse(directory: Path, what: str) -> NoReturn:
 
 def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path) -> None:
     """Say that a run is not done again, and where it was made by other code or of other data than a new one would."""
-    log.info("Finished already, not done again (force=true would): %s", directory)
+    log.info("Finished already, not done again (its command with force=true would): %s", directory)
     for told in made_otherwise(earlier, config):
         log.warning("WARNING: it was made %s", told)
 
