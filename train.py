@@ -102,6 +102,10 @@ def multirun(command: cli.Command) -> int:
         cli.require_threads(command.workers)
     if planned and len(planned) < len(command.jobs):
         print(sweep.merged(command.jobs, planned))
+    if kept and not command.jobs[0].cfg.force:
+        other = sum(bool(sweep.other_origin(folder, command.jobs[0].cfg.data.root)) for folder in kept)
+        told = f", {other} of them by other code or from another data.root" if other else ""
+        print(f"{len(kept)} of {len(jobs)} jobs are finished already{told}")
     sweep.begin(directory, planned)
     if planned:  # all jobs are composed and checked; to compose them again takes 0.1 s each
         Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]

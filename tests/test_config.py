@@ -238,7 +238,10 @@ def rmsprop(folder: Path) -> str:
         ("~optimizer.alpha optimizer.name=nadam +optimizer.betas=[0.5]", "(with lr=0.001 betas=[0.5])"),
         ("optimizer.name=NAdam", "did you mean nadam? (with lr=0.001 alpha=0.9)"),
         ("optimizer.name=sgd", "optimizer.name=sgd: has values of its own; choose optimizer=sgd instead"),
-        ("optimizer.name=soap", "optimizer=soap: torch.optim has adadelta"),
+        (
+            "optimizer.name=soap",
+            "optimizer=soap: torch.optim has adadelta, adafactor, adagrad, adam, adamax, adamw, asgd, nadam",
+        ),
         ("optimizer.name=optimizer", "optimizer=optimizer: torch.optim has adadelta"),
         ("optimizer.name=muon ~optimizer.alpha", "optimizer=muon: Muon only supports 2D parameters"),
         ("optimizer.lr=true", "optimizer.lr=True: must be > 0 and finite"),

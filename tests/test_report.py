@@ -192,6 +192,7 @@ def test_of_two_runs_of_one_configuration_the_last_counts(tmp_path: Path) -> Non
     told = report.write([tmp_path], tmp_path / "report")
     assert "1 job: 1 completed." in told
     assert "Best on val/loss: 0.0500" in told
+    assert "2 more had the configuration of one of these: that completed last counts." in told
 
 
 def test_failed_and_missing_jobs_are_listed_with_their_reasons(tmp_path: Path) -> None:

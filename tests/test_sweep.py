@@ -341,7 +341,10 @@ def test_a_sweep_says_under_its_table_that_its_results_are_of_other_data(
     told.append(lab(*command, f"data.root={tmp_path / 'other'}", "hydra/launcher=joblib").stdout)
     assert "were made before" not in told[0] + told[1]
     assert "earlier commands" not in told[0] + told[1]
-    assert lab(*command, "seed=1").stdout.endswith("Runs of earlier commands among these: 1\n")
+    assert "2 of 2 jobs are finished already, 2 of them by other code or from another data.root\n" in told[2]
+    again = lab(*command, "seed=1").stdout
+    assert again.startswith("1 of 1 jobs are finished already\n")
+    assert again.endswith("Runs of earlier commands among these: 1\n")
     assert "2 of these results were made before, by other code or of other data" in told[2].splitlines()[-2]
 
 

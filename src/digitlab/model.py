@@ -22,6 +22,9 @@ for library in ("lightning.pytorch", "lightning.fabric"):
 warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.pytorch")
 
 
+UNUSABLE = {"lbfgs", "muon", "sparseadam"}  # they want a closure, matrices alone, sparse gradients
+
+
 class Model(LightningModule):
     """A LightningModule that can be judged and shown; its constructor takes plain values alone.
 
@@ -133,7 +136,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any
     kinds = {kind.__name__.lower(): kind for kind in types if kind is not Optimizer}
     if name not in kinds:
         close = "".join(f"; did you mean {kind}?" for kind in difflib.get_close_matches(name.lower(), kinds, n=1))
-        raise ValueError(f"torch.optim has {', '.join(sorted(kinds))}{close}")
+        usable = sorted({*kinds} - UNUSABLE)
+        raise ValueError(f"torch.optim has {', '.join(usable)}{close}")
     _, *arguments = inspect.signature(kinds[name]).parameters
     if unknown := [key for key in options if key not in arguments]:
         raise ValueError(f"{kinds[name].__name__} has no {', '.join(map(str, unknown))}; it has {', '.join(arguments)}")

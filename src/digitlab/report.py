@@ -99,7 +99,7 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
 def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
     """A row a run, its settings in columns `config.<key>`; planned jobs that never began as well.
 
-    Each run id once: of several runs the one completed last, or where none is, the last.
+    Each run id once: of several runs the one completed last, or where none is, the last; `repeats` counts the others.
     """
     rows: dict[str, dict[str, Any]] = {}
     for folder in sweeps:
@@ -107,7 +107,9 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
             results = runs.read_results(path.parent)
             if results is not None:
                 new = row(path.parent, results)
-                rows[new["run_id"]] = max(rows.get(new["run_id"], new), new, key=standing)
+                earlier = rows.get(new["run_id"], new)
+                more = 0 if earlier is new else earlier["repeats"] + 1
+                rows[new["run_id"]] = max(earlier, new, key=standing) | {"repeats": more}
         for path in sorted(folder.rglob("sweep.json")):
             for job in read_plan(path.parent)[1]:
                 unborn = {
@@ -207,6 +209,8 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     """What a reader wants to know first, a sentence each."""
     states = ", ".join(f"{n} {name}" for name, n in table.status.value_counts().items())
     lines = [f"{len(table)} job{'s' * (len(table) != 1)}: {states}."]
+    if "repeats" in table and (repeats := int(table.repeats.sum())):
+        lines.append(f"{repeats} more had the configuration of one of these: that completed last counts.")
     if not len(done):
         return lines
     means = done.groupby("setting").score.mean().sort_values()

@@ -80,10 +80,7 @@ def dry_run(command: Command) -> str:
     lines = []
     root = command.jobs[0].cfg.data.root
     for job, folder, act, now in zip(jobs, folders, acts, states, strict=True):
-        there = (runs.read_results(folder) or {}) if now == "completed" else {}
-        other = runs.other_code(there) if there else ""
-        if there and (read := there["config"].get("data", {}).get("root")) != root:
-            other += f"{other and ', '}of data.root={read}"
+        other = other_origin(folder, root) if now == "completed" else ""
         lines.append(f"{job.run_id}  {act:10} {now:12} {job.overrides}{other and f'  (made {other})'}")
     count = ", ".join(f"{n} to {what}" for what, n in Counter(acts).items())
     if len(jobs) < len(command.jobs):
@@ -95,6 +92,17 @@ def stands(folder: Path, run_id: str) -> str:
     """The state of a job's directory; `foreign` also where another configuration's run is in it."""
     there = runs.read_results(folder)
     return "foreign" if there and there["run_id"] != run_id else runs.state(folder)
+
+
+def other_origin(folder: Path, root: str) -> str:
+    """By what other code and from what other folder of data a finished run was made, in words; empty where by the same.
+
+    Without a look at the data: that takes a second.
+    """
+    results = runs.read_results(folder) or {}
+    data = results.get("config", {}).get("data")
+    read = data.get("root") if isinstance(data, dict) else None
+    return ", ".join(filter(None, (runs.other_code(results), f"of data.root={read}" if read != root else "")))
 
 
 def wait_for_others(directory: Path, jobs: Sequence[Planned]) -> bool:
