@@ -545,6 +545,19 @@ def board(tmp_path: Path) -> Iterator[Ask]:
         process.kill()
 
 
+def test_events_files_of_one_second_are_named_in_the_order_that_they_are_written_in(tmp_path: Path) -> None:
+    """Twelve in a new process: else the tenth would stand before the third, and TensorBoard leave it out."""
+    script = (
+        "import time\nfrom digitlab.callbacks import SummaryWriter\n"
+        "time.time = lambda: 1.0\n"
+        f"for n in range(12):\n    SummaryWriter({str(tmp_path)!r}, filename_suffix=f'.{{n:02}}').close()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name[-2:] for name in names] == [f"{n:02}" for n in range(12)]
+    assert len({name.split(".")[3] for name in names}) == 1, "all of one second"
+
+
 def test_tensorboard_shows_every_run_with_its_settings_and_metrics(
     board: Ask, words: list[str], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from matplotlib.figure import Figure
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
@@ -19,6 +20,9 @@ from tqdm import tqdm
 from digitlab import figures, runs
 
 log = logging.getLogger(__name__)
+# TensorBoard reads a run's files in the order of their names, which end in the second and in this count: within a
+# second number 10 would stand before number 9, and once 9 is read, 10 never be.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10**9)
 
 
 class Diverged(ArithmeticError):
