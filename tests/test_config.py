@@ -88,9 +88,9 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ("seed=null", "seed=null: field 'seed' is not Optional; must be from 0 to 4294967295"),
         (
             "-m data.root=a,b",
-            "data.root: a sweep reads one data set; run one for each, with a hydra.sweep.dir of its own",
+            "data.root=a,b: a sweep reads one data set; run one for each, with a hydra.sweep.dir of its own",
         ),
-        ("-m data.verify=true,false", "data.verify: a sweep reads one data set"),
+        ("-m data.verify=true,false", "data.verify=True,False: a sweep reads one data set"),
         ("model.channels=8 model=autoencoder", "model.channels=8: must be a list, as model.channels=[8,16,32]"),
         ("channels=8 model=autoencoder", "channels=8: must be one of base, deep, wide"),
         ("-m trainer=cpu,5", "trainer=5: must be one of cpu, ddp, default, gpu"),

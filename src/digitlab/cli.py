@@ -96,10 +96,10 @@ def parse(words: list[str]) -> Command:
         directory = Path(jobs[0].cfg.hydra.run.dir)
         refuse_links(directory)
     for key in ("root", "verify"):
-        if len({job.cfg.data[key] for job in jobs}) > 1:  # jobs that differ in nothing else have one name
-            raise ValueError(
-                f"data.{key}: a sweep reads one data set; run one for each, with a hydra.sweep.dir of its own"
-            )
+        values = dict.fromkeys(str(job.cfg.data[key]) for job in jobs)
+        if len(values) > 1:  # jobs that differ in nothing else have one name
+            told = "a sweep reads one data set; run one for each, with a hydra.sweep.dir of its own"
+            raise ValueError(f"data.{key}={','.join(values)}: {told}")
     for job in jobs:
         check_names(job)
         with open_dict(job.cfg):
@@ -109,7 +109,7 @@ def parse(words: list[str]) -> Command:
 
 def refuse(words: list[str], flags: set[str]) -> None:
     """Raise ValueError for a flag that Hydra does not know, and for what it would let a word change behind our back."""
-    known = get_args_parser()._option_string_actions if flags - MULTIRUN else MULTIRUN
+    known = get_args_parser()._option_string_actions
     for flag in flags:
         if flag.partition("=")[0] not in known and not re.match("-[a-zA-Z]", flag):
             raise ValueError(f"{flag}: there is no such flag; a value is key=value, as trainer.max_epochs=5")
