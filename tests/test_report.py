@@ -195,6 +195,16 @@ def test_of_two_runs_of_one_configuration_the_last_counts(tmp_path: Path) -> Non
     assert "2 more had the configuration of one of these: that completed last counts." in told
 
 
+def test_a_job_that_one_sweep_never_began_and_another_did_is_done(tmp_path: Path) -> None:
+    """Planned in `a`, completed in `b`: one job, completed; and a sweep that is named twice repeats nothing."""
+    (tmp_path / "a").mkdir()
+    sweep.begin(tmp_path / "a", [sweep.Planned("run", "optimizer.lr=1", 2)])
+    made(tmp_path / "b", "run", 1, 0, 0.05)
+    told = report.write([tmp_path / "a", tmp_path / "b", tmp_path], tmp_path / "report")
+    assert "1 job: 1 completed." in told
+    assert "more had the configuration" not in told
+
+
 def test_failed_and_missing_jobs_are_listed_with_their_reasons(tmp_path: Path) -> None:
     """A failed run with its error, and a planned job that never began, beside the one that was completed."""
     made(tmp_path, "a", 1, 0, 0.05)

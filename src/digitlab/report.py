@@ -17,6 +17,8 @@ SHOWN = 20  # rows of a table in the terminal
 PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
 WIDE = 80  # letters of an error there; report.md has all
 LINES = 12  # in one picture; more cannot be told apart
+LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation; `of mean image`: the
+test loss as a share of that baseline's; seconds: of a run; other: what a result was not made by or of."""
 
 
 def write(sweeps: Sequence[Path], out: Path) -> str:
@@ -39,44 +41,12 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     page = [f"# {', '.join(str(folder) for folder in sweeps)}", "", *(f"- {line}" for line in answers), ""]
     if len(ranking):
         page += ["## Settings, best first", "", ranking.to_markdown(index=False, disable_numparse=True), ""]
-        page += [
-            "Losses are means over the seeds of a setting, spread is their standard deviation; `of mean image`: the"
-        ]
-        page += [
-            "test loss as a share of that baseline's; seconds: of a run; other: what a result was not made by or of."
-        ]
-        page += [""]
+        page += [LEGEND, ""]
     if len(failures):
         page += ["## Not completed", "", failures.to_markdown(index=False, disable_numparse=True), ""]
     for key in settings:
-        lines, used, fixed, tuned = compare(done, key, settings)
-        if lines:
-            name = f"effect_{bare(key)}.png"
-            sentences, values = effect(lines, key, spread(done))
-            ticks = sorted({value for means in lines.values() for value in means.index}, key=order)
-            drawn = dict(list(lines.items())[:LINES])
-            with runs.whole(out / name) as part:
-                figures.effect(drawn, ticks, key, done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
-            page += [f"## What {bare(key)} did", ""]
-            if tuned:
-                page += [f"Each with the best {', '.join(map(bare, tuned))} that was tried with it.", ""]
-            if fixed:
-                page += [f"All with {fixed}.", ""]
-            if len(lines) > LINES:
-                page += [f"Drawn are the first {LINES} of {len(lines)} lines.", ""]
-            if missing := unfinished(ended, key):
-                sentences.append(missing)
-            page += [*(f"- {sentence}" for sentence in sentences), ""]
-            page += [values.to_markdown(index=False, disable_numparse=True), "", f"![{bare(key)}]({name})", ""]
-    if len(done):
-        best = done.loc[done.score.idxmin()]
-        page += ["## The best run", "", f"{best.setting}, seed {best.seed:.0f}: `{best.run}`", ""]
-        for name in PICTURES:
-            source = Path(best.run) / "figures" / f"{name}.png"
-            if source.is_file():
-                with runs.whole(out / f"best_{name}.png") as part:
-                    shutil.copyfile(source, part)
-                page += [f"![{name}](best_{name}.png)", ""]
+        page += what_it_did(key, settings, done, ended, out)
+    page += best_run(done, out)
     with runs.whole(out / "report.md") as part:
         part.write_text("\n".join([*page, "Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]))
     with runs.whole(out / "runs.csv") as part:
@@ -102,13 +72,15 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
     Each run id once: of several runs the one completed last, or where none is, the last; `repeats` counts the others.
     """
     rows: dict[str, dict[str, Any]] = {}
+    seen = set()  # one sweep may be named twice, or lie within another
     for folder in sweeps:
         for path in sorted(folder.rglob("results.json")):
             results = runs.read_results(path.parent)
-            if results is not None:
+            if results is not None and path.resolve() not in seen:
+                seen.add(path.resolve())
                 new = row(path.parent, results)
-                earlier = rows.get(new["run_id"], new)
-                more = 0 if earlier is new else earlier["repeats"] + 1
+                earlier = rows.get(new["run_id"], new)  # perhaps a job that another sweep never began
+                more = earlier.get("repeats", -1) + 1
                 rows[new["run_id"]] = max(earlier, new, key=standing) | {"repeats": more}
         for path in sorted(folder.rglob("sweep.json")):
             for job in read_plan(path.parent)[1]:
@@ -121,7 +93,19 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
                 rows.setdefault(job.run_id, unborn | {"setting": job.overrides})
     if not rows:
         raise ValueError(f"{', '.join(str(folder) for folder in sweeps)}: holds no run; name a directory of outputs/")
-    first = ("run", "run_id", "status", "setting", "seed", "error", "other", "warnings", "score_name", "score")
+    first = (
+        "run",
+        "run_id",
+        "status",
+        "setting",
+        "seed",
+        "error",
+        "other",
+        "warnings",
+        "score_name",
+        "score",
+        "repeats",
+    )
     table = pd.DataFrame(list(rows.values()))
     table = table.reindex(columns=[*first, *(name for name in table if name not in first)])
     settings = varied(table)
@@ -209,7 +193,7 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     """What a reader wants to know first, a sentence each."""
     states = ", ".join(f"{n} {name}" for name, n in table.status.value_counts().items())
     lines = [f"{len(table)} job{'s' * (len(table) != 1)}: {states}."]
-    if "repeats" in table and (repeats := int(table.repeats.sum())):
+    if repeats := int(table.repeats.sum()):
         lines.append(f"{repeats} more had the configuration of one of these: that completed last counts.")
     if not len(done):
         return lines
@@ -257,6 +241,45 @@ def unfinished(ended: pd.DataFrame, key: str) -> str:
         for value, status in sorted(counts.index, key=lambda at: order(at[0]))
     ]
     return f"Not counted, as they did not complete: {', '.join(told)}." if told else ""
+
+
+def what_it_did(key: str, settings: list[str], done: pd.DataFrame, ended: pd.DataFrame, out: Path) -> list[str]:
+    """The page's lines on one setting, and its picture in `out`; nothing where no two runs differ in it alone."""
+    lines, used, fixed, tuned = compare(done, key, settings)
+    if not lines:
+        return []
+    name = f"effect_{bare(key)}.png"
+    sentences, values = effect(lines, key, spread(done))
+    ticks = sorted({value for means in lines.values() for value in means.index}, key=order)
+    drawn = dict(list(lines.items())[:LINES])
+    with runs.whole(out / name) as part:
+        figures.effect(drawn, ticks, key, done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
+    page = [f"## What {bare(key)} did", ""]
+    if tuned:
+        page += [f"Each with the best {', '.join(map(bare, tuned))} that was tried with it.", ""]
+    if fixed:
+        page += [f"All with {fixed}.", ""]
+    if len(lines) > LINES:
+        page += [f"Drawn are the first {LINES} of {len(lines)} lines.", ""]
+    if missing := unfinished(ended, key):
+        sentences.append(missing)
+    page += [*(f"- {sentence}" for sentence in sentences), ""]
+    return [*page, values.to_markdown(index=False, disable_numparse=True), "", f"![{bare(key)}]({name})", ""]
+
+
+def best_run(done: pd.DataFrame, out: Path) -> list[str]:
+    """The page's lines on the best run, and its pictures in `out`."""
+    if not len(done):
+        return []
+    best = done.loc[done.score.idxmin()]
+    page = ["## The best run", "", f"{best.setting}, seed {best.seed:.0f}: `{best.run}`", ""]
+    for name in PICTURES:
+        source = Path(best.run) / "figures" / f"{name}.png"
+        if source.is_file():
+            with runs.whole(out / f"best_{name}.png") as part:
+                shutil.copyfile(source, part)
+            page += [f"![{name}](best_{name}.png)", ""]
+    return page
 
 
 def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: float) -> tuple[list[str], pd.DataFrame]:
