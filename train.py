@@ -84,10 +84,22 @@ def main() -> int:
     except BrokenPipeError:  # whoever read what we print has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as mistake:
+    except Exception as mistake:
+        if interrupted(mistake):
+            print("Interrupted; no run was cut short", file=sys.stderr)
+            return 130
+        if not isinstance(mistake, HydraException | OmegaConfBaseException | YAMLError | ValueError | OSError):
+            raise
         print(f"Error: {mistakes.explain(mistake, sys.argv[1:])}", file=sys.stderr)
         return 2
     return 1 if failed else 0
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: where it falls into OmegaConf, what restores its flags may raise another."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def multirun(command: cli.Command) -> int:

@@ -404,6 +404,23 @@ SMALL = {
 }
 
 
+def test_ctrl_c_that_another_error_replaced_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It fell between two steps of OmegaConf, whose clean-up then failed: 130 and a line, as for any Ctrl-C."""
+
+    def parse(_: list[str]) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("half made")
+
+    monkeypatch.setattr("digitlab.cli.parse", parse)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert importlib.import_module("train").main() == 130
+    assert capsys.readouterr().err == "Interrupted; no run was cut short\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", SMALL)
 def test_a_run_ended_at_any_moment_ends_as_one_left_alone(
