@@ -76,6 +76,14 @@ def main() -> int:
             Hydra.format_config_groups = lambda *_: cli.choices_text()  # type: ignore[method-assign]
         if command.multirun:
             return multirun(command)
+        for job in command.jobs:  # Hydra writes into the directory before the job can look at it
+            assert command.directory is not None
+            runs.refuse_links(command.directory)
+            asked = job.cfg if job.cfg.resume is None else config.restore(job.cfg.resume)
+            runs.refuse_other(command.directory, runs.run_id(config.to_plain(asked)))
+            if runs.state(command.directory) == "running":
+                print(f"Left alone: another process works on {command.directory}", file=sys.stderr)
+                return 1
         experiment()
     except KeyboardInterrupt as stop:
         if not stop.args:  # nobody has said so
@@ -107,8 +115,10 @@ def multirun(command: cli.Command) -> int:
     directory, planned = command.directory, sweep.plan(command.jobs)
     assert directory is not None
     jobs = {directory / runs.run_id(job): job for job in (config.to_plain(job.cfg) for job in command.jobs)}
+    runs.refuse_links(directory, runs.SWEEP)
     for folder in jobs:
         runs.refuse_links(folder)
+        runs.refuse_other(folder, folder.name)
     kept = [folder for folder in jobs if runs.state(folder) == "completed"]
     if command.workers > 1:
         cli.require_threads(command.workers)

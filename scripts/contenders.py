@@ -22,9 +22,9 @@ from torchvision.transforms import ToTensor
 
 from digitlab import baselines, cli, config, experiment
 from digitlab.autoencoder import Autoencoder
-from digitlab.data import Images, Split, scale, split
-from digitlab.kmeans import PIXELS, assign, draw_centers, gradient
+from digitlab.data import PIXELS, Images, Split, scale, split
 from digitlab.kmeans import MiniBatchKMeans as Ours
+from digitlab.kmeans import assign, draw_centers, gradient
 from digitlab.model import Model, make_optimizer, make_scheduler
 from digitlab.process import cpu_threads, keep_freed_memory
 from digitlab.seeds import Stream, generator

@@ -21,6 +21,7 @@ def main() -> None:
         parser.exit(2, f"Error: {options.run}: holds no completed run; name a directory under outputs/runs\n")
     data = recorded.get("data") or {}
     try:
+        runs.refuse_links(options.run)
         cfg = config.restore(str(options.run))
         config.check(cfg)
         wanted = config.to_plain(cfg)

@@ -24,6 +24,7 @@ def main() -> None:
     if options.n < 1 or options.seed < 0:
         parser.error("--n must be >= 1 and --seed >= 0")
     try:
+        runs.refuse_links(options.run)
         model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
         if not isinstance(model, Autoencoder):
             raise ValueError(f"{options.run}: holds no autoencoder, and nothing else here can generate")

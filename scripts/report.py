@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from digitlab import mistakes, report
+from digitlab import mistakes, report, runs
 
 
 def main() -> None:
@@ -15,6 +15,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         out = options.out or Path(os.path.commonpath([folder.resolve() for folder in options.sweeps])) / "report"
+        if options.out is None:
+            runs.refuse_links(out.parent, runs.SWEEP)
         print(report.write(options.sweeps, out))
     except (ValueError, OSError) as mistake:
         parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")

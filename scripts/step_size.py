@@ -36,8 +36,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from digitlab import mistakes, runs
-from digitlab.data import Images, scale
-from digitlab.kmeans import PIXELS, assign, draw_centers, gradient, nearest
+from digitlab.data import PIXELS, Images, scale
+from digitlab.kmeans import assign, draw_centers, gradient, nearest
 from digitlab.process import cpu_threads
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -317,8 +318,116 @@ def test_a_link_that_leads_out_of_a_run_is_refused(name: str, words: list[str], 
         done = lab(*call)
         assert done.returncode == (0 if name == "loop" else 2)
         assert "Traceback" not in done.stdout + done.stderr
-        assert name == "loop" or f"{link}: is a link that leads out of the run" in done.stderr
+        assert name == "loop" or f"{link}: is a link that leads out of {run}" in done.stderr
     assert not outside.exists()
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "report", "report/runs.csv"])
+def test_a_link_that_leads_out_of_a_sweep_is_refused(name: str, words: list[str], lab: Lab, tmp_path: Path) -> None:
+    """Neither a sweep nor its report writes through a link that a stranger left in the sweep's directory."""
+    sweep_dir, outside = tmp_path / "sweep", tmp_path / "mine"
+    run_here(["model=kmeans", *words, "trainer.max_epochs=1"], sweep_dir / "run")
+    (sweep_dir / name).parent.mkdir(exist_ok=True)
+    (sweep_dir / name).symlink_to(outside)
+    done = lab("-m", "model=kmeans", *words, f"hydra.sweep.dir={sweep_dir}")
+    assert done.returncode == 2
+    assert f"{sweep_dir / name}: is a link that leads out of {sweep_dir}" in done.stderr
+    assert not outside.exists()
+
+
+@pytest.mark.parametrize("name", ["evaluate", "generate", "report"])
+def test_scripts_follow_no_link_out_of_a_run(
+    name: str,
+    finished: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A stranger's run whose figure, or whose report, is a link: refused in a line."""
+    run = tmp_path / "run"
+    shutil.copytree(finished["autoencoder"], run)
+    (run / "report").symlink_to(tmp_path / "outside")
+    monkeypatch.setattr(sys, "argv", [name, str(run)])
+    with pytest.raises(SystemExit) as done:
+        importlib.import_module(f"scripts.{name}").main()
+    assert done.value.code == 2
+    assert f"{run / 'report'}: is a link that leads out of {run}" in capsys.readouterr().err
+
+
+def test_a_report_shows_no_picture_that_a_link_names(finished: dict[str, Path], tmp_path: Path) -> None:
+    """figures/latents.png of a stranger's run is a link to a file of this user's: it is not copied."""
+    shutil.copytree(finished["autoencoder"], tmp_path / "run")
+    latents = tmp_path / "run" / "figures" / "latents.png"
+    latents.unlink()
+    latents.symlink_to(__file__)
+    report.write([tmp_path], tmp_path / "report")
+    assert (tmp_path / "report" / "best_generated.png").is_file()
+    assert not (tmp_path / "report" / "best_latents.png").exists()
+
+
+def test_names_of_a_stranger_s_settings_lead_nowhere(finished: dict[str, Path], tmp_path: Path) -> None:
+    """Two runs that differ in a setting named ../../x: its picture lies in the report all the same."""
+    good = results(finished["kmeans"])
+    for number in (1, 2):
+        changed = good | {"run_id": str(number), "config": good["config"] | {"a/../../../x": number}}
+        (tmp_path / "sweep" / str(number)).mkdir(parents=True)
+        (tmp_path / "sweep" / str(number) / "results.json").write_text(json.dumps(changed))
+    report.write([tmp_path / "sweep"], tmp_path / "sweep" / "deep" / "report")
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["effect_a-..-..-..-x.png"]
+    assert (tmp_path / "sweep" / "deep" / "report" / "effect_a-..-..-..-x.png").is_file()
+
+
+def test_a_stranger_s_run_does_not_read_the_environment(
+    finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value ${oc.env:SECRET} in a results.json is refused, not resolved."""
+    monkeypatch.setenv("SECRET", "hunter2")
+    strange = results(finished["kmeans"])
+    strange["config"]["data"]["root"] = "${oc.env:SECRET}"
+    (tmp_path / "results.json").write_text(json.dumps(strange))
+    with pytest.raises(ValueError, match=r"holds no run .*its values hold \$\{\.\.\.\}"):
+        config.restore(str(tmp_path))
+
+
+def test_names_and_numbers_that_no_run_has_are_no_traceback(finished: dict[str, Path], tmp_path: Path) -> None:
+    """Metrics named as a report's own columns, numbers beyond any float, no seed: skipped, or without those."""
+    good, sweep_dir = results(finished["kmeans"]), tmp_path / "sweep"
+    names = (
+        "run",
+        "run_id",
+        "status",
+        "seed",
+        "warnings",
+        "setting",
+        "score",
+        "other",
+        "repeats",
+        "config.seed",
+        "code",
+    )
+    strange = [good | {"metrics": good["metrics"] | {name: 1.0}} for name in names]
+    strange += [good | {"metrics": good["metrics"] | {"val/loss": 10**400}}, good | {"seed": 10**400}]
+    strange += [{key: value for key, value in good.items() if key != "seed"}]
+    (sweep_dir / "run").mkdir(parents=True)
+    for number, content in enumerate(strange):
+        (sweep_dir / "run" / "results.json").write_text(json.dumps(content))
+        if number < len(names):
+            assert "1 job: 1 completed." in report.write([sweep_dir], tmp_path / "report")
+        else:
+            with pytest.raises(ValueError, match="holds no run"):
+                report.write([sweep_dir], tmp_path / "report")
+
+
+def test_a_checkpoint_asks_for_no_more_memory_than_it_has(finished: dict[str, Path], tmp_path: Path) -> None:
+    """Small files that name a net of terabytes, or the judge where a model of a run is wanted: refused at once."""
+    good, path = checkpoints.read_checkpoint(finished["autoencoder"] / "checkpoints" / "best.ckpt"), tmp_path / "a.ckpt"
+    good["hyper_parameters"] |= {"channels": [1_000_000, 1_000_000]}
+    torch.save(good, path)
+    with pytest.raises(ValueError, match=r"a\.ckpt: is of another model or other code"):
+        checkpoints.load_model(path)
+    torch.save(good | {"model": "judge"}, path)
+    with pytest.raises(ValueError, match=r"a\.ckpt: holds a judge, not kmeans or autoencoder"):
+        checkpoints.load_model(path)
 
 
 # -- the machine ---

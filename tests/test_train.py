@@ -469,16 +469,17 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_directory_of_other_results_is_left_alone(lab: Lab, words: list[str], tmp_path: Path) -> None:
     """A folder with another program's checkpoint, events and results.json: refused, before and after a dry run."""
     run = tmp_path / "run"
-    for name in ("checkpoints/theirs.ckpt", "events.out.tfevents.1", "results.json"):
+    theirs = ("checkpoints/theirs.ckpt", "events.out.tfevents.1", "results.json", ".hydra/config.yaml", "train.log")
+    for name in theirs:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text('{"accuracy": 1}')
     command = [*KMEANS, *words, f"hydra.run.dir={run}"]
     assert lab(*command, "dry_run=true").stdout.endswith(f"1 job in {run}: 1 to refuse\n")
     done = lab(*command)
-    assert done.returncode == 1
-    assert "holds results that digitlab did not write; choose another hydra.run.dir" in done.stdout
-    for name in ("checkpoints/theirs.ckpt", "events.out.tfevents.1", "results.json"):
-        assert (run / name).read_text() == '{"accuracy": 1}'
+    assert done.returncode == 2
+    assert "holds results that digitlab did not write; choose another hydra.run.dir" in done.stderr
+    assert {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()} == {*theirs}
+    assert {(run / name).read_text() for name in theirs} == {'{"accuracy": 1}'}
 
 
 def test_what_others_put_beside_a_run_is_no_part_of_it(words: list[str], tmp_path: Path) -> None:
@@ -509,13 +510,45 @@ def test_a_dry_run_says_what_would_become_of_one_run(lab: Lab, words: list[str],
         assert line.endswith(f"1 job in {run}: 1 to {act}\n")
 
 
-def test_a_directory_keeps_to_its_configuration(words: list[str], tmp_path: Path) -> None:
-    """Another experiment is not mixed into a run's directory: neither its checkpoint nor its results are touched."""
-    run_here([*KMEANS, *words, "trainer.max_epochs=1"], tmp_path)
-    before = (tmp_path / "results.json").read_bytes()
+def test_a_directory_keeps_to_its_configuration(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """Another experiment is not mixed into a run's directory: none of its files is touched, Hydra's neither."""
+    command = [*KMEANS, *words, f"hydra.run.dir={tmp_path / 'run'}"]
+    lab(*command)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert tmp_path / "run" / ".hydra" / "config.yaml" in before
+    done = lab(*command, "seed=7")
+    assert done.returncode == 2
+    assert done.stderr.endswith("run: holds a run of another configuration; choose another hydra.run.dir\n")
     with pytest.raises(RunFailed, match="holds a run of another configuration"):
-        run_here([*KMEANS, *words, "trainer.max_epochs=2"], tmp_path)
-    assert (tmp_path / "results.json").read_bytes() == before
+        run_here([*command, "seed=7"], tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_run_whose_path_has_an_equals_sign_is_resumed(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """`resume=lr=1` names the folder lr=1, with quotes about it or without."""
+    command = [*KMEANS, *words, "trainer.max_epochs=1", "hydra.run.dir='lr=1'"]
+    lab(*command)
+    for word in ("resume=lr=1", "resume='lr=1'"):
+        done = lab(word)
+        assert done.returncode == 0, done.stderr
+        assert "Finished already, not done again" in done.stdout
+
+
+def test_a_checkpoint_without_the_state_of_training_is_started_over(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights alone under the name last.ckpt, of an unfinished run: it trains again, and ends as one left alone."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run in (whole, cut):
+        run_here([*KMEANS, *words], run)
+    (cut / "results.json").write_text(json.dumps(results(cut) | {"status": "interrupted"}))
+    path = cut / "checkpoints" / "last.ckpt"
+    content = checkpoints.read_checkpoint(path)
+    checkpoints.write_checkpoint(path, {key: content[key] for key in ("model", "hyper_parameters", "state_dict")})
+    run_here([*KMEANS, *words], cut)
+    assert "training starts again" in caplog.text
+    assert "holds no state of training" in caplog.text
+    assert_same(whole, cut)
 
 
 def test_the_run_id_follows_what_changes_the_result(words: list[str]) -> None:

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from digitlab import figures
-from digitlab.data import IMAGE_SHAPE, Batch, Chunks, Images, Source, Split, scale
+from digitlab.data import IMAGE_SHAPE, PIXELS, Batch, Chunks, Images, Source, Split, scale
 from digitlab.judge import appoint, judge_samples
 from digitlab.model import Model
 from digitlab.prior import Prior
+from digitlab.runs import no_better
 from digitlab.seeds import Stream, generator
 
-PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 SCORED = 10_000  # samples that a score stands on; 20 are only shown
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish}
 OUTPUTS = {"sigmoid": nn.Sigmoid, "linear": nn.Identity}
@@ -201,13 +201,22 @@ class Autoencoder(Model):
             total += float((self.reconstruct(chunk.images) - scale(chunk.images.cpu())).square().double().sum())
         return total / (len(data.labels) * PIXELS)
 
+    def to_fit(self) -> list[Prior]:
+        """The densities that training images' latents are to give."""
+        return [prior for name, prior in self.priors.items() if name != "standard_normal" and isinstance(prior, Prior)]
+
+    def require(self, data: Split) -> None:
+        """Raise ValueError for fewer training images than a density needs, or fewer test images than a score does."""
+        for prior in self.to_fit():
+            prior.require(len(data.train.labels))
+        if len(data.test.labels) < 2:
+            raise ValueError("the Frechet distance needs two test images or more, here is one")
+
     def complete(self, data: Split) -> None:
         """Fit the densities that z can be drawn from to the training images' latents."""
         latents = self.encode(data.train)
-        for name, prior in self.priors.items():
-            if name != "standard_normal":
-                assert isinstance(prior, Prior)
-                prior.fit(latents, self.seed)
+        for prior in self.to_fit():
+            prior.fit(latents, self.seed)
 
     def generate(self, n: int, seed: int, prior: str | None = None) -> Tensor:
         """Digits decoded from random z, float (n, 28, 28) in [0, 1]; by default from the prior of the configuration.
@@ -236,14 +245,14 @@ class Autoencoder(Model):
         loss, found, advice = metrics["test/loss"], [], "Train longer"
         if self.optimizer["name"] != "adamw":
             advice += ", or try optimizer=adamw scheduler=one_cycle (experiment=autoencoder_best)"
-        if loss >= 0.99 * baselines["mean_image"]:
+        if no_better(loss, baselines["mean_image"]):
             return [
                 "The decoder ignores the image: at best it paints the mean of all (the seed report's white fog)."
                 f" {advice}."
             ]
-        if loss > baselines["pca"]:
+        if no_better(loss, baselines["pca"]):
             found.append(
-                f"Worse than PCA with the same {self.latent_dim} numbers an image: test loss {loss:.4f}, PCA"
+                f"No better than PCA with the same {self.latent_dim} numbers an image: test loss {loss:.4f}, PCA"
                 f" {baselines['pca']:.4f}. {advice}."
             )
         told, real = metrics["generated/recognized"], metrics["generated/recognized_real"]

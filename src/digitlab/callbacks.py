@@ -135,7 +135,7 @@ class Progress(Callback):
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()})
             return
         hint = ""
-        if min(losses.values()) > 0.99 * self.mean_image:
+        if runs.no_better(min(losses.values()), self.mean_image):
             hint = f"  (no better than the mean image, {self.mean_image:.4f})"
         words = "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
         log.info(

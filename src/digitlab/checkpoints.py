@@ -12,6 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from digitlab.model import Model
 from digitlab.runs import whole
 
+RUNS = ("kmeans", "autoencoder")
 # The models that a checkpoint may name. A name outside this table is never imported.
 MODELS = {
     "kmeans": ("digitlab.kmeans", "MiniBatchKMeans"),
@@ -61,20 +62,41 @@ def model_class(name: str) -> type[Model]:
     return found
 
 
-def load_model(path: Path) -> Model:
-    """Rebuild a model from its checkpoint alone, on the CPU, in evaluation mode.
+def load_model(path: Path, kinds: tuple[str, ...] = RUNS) -> Model:
+    """Rebuild a model from its checkpoint alone, on the CPU, in evaluation mode; `kinds` are the models wanted.
 
     Raises ValueError for a file that is damaged, foreign, or whose weights do not fit its model.
     """
     content = read_checkpoint(path)
+    if content["model"] not in kinds:
+        raise ValueError(f"{path}: holds a {content['model']}, not {' or '.join(kinds)}")
     try:
-        model = model_class(content["model"])(**content["hyper_parameters"])
-        model.load_state_dict(content["state_dict"])
+        kind, weights = model_class(content["model"]), content["state_dict"]
+        with torch.device("meta"):  # no memory yet: a stranger's arguments may ask for any amount
+            kind(**content["hyper_parameters"]).load_state_dict(weights, assign=True)
+        model = kind(**content["hyper_parameters"])
+        model.load_state_dict(weights)
     except Exception as error:  # a stranger's arguments can fail in any way
         lines = (str(error).strip() or type(error).__name__).splitlines()[:2]  # torch tells what is wrong in the second
         reason = " ".join(line.strip()[:200] for line in lines)
         raise ValueError(f"{path}: is of another model or other code ({reason}); train the run again") from error
     return model.eval()
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The row of each epoch up to a checkpoint of training.
+
+    Raises ValueError where there is none, or nothing for training to go on from.
+    """
+    content = read_checkpoint(path)
+    try:
+        rows: list[dict[str, float]] = content["callbacks"]["Record"]["rows"]
+        known = all({"epoch", "steps"} <= row.keys() for row in rows)
+    except (KeyError, TypeError, AttributeError):
+        rows, known = [], False
+    if not rows or not known or not {"global_step", "loops", "optimizer_states", "lr_schedulers"} <= content.keys():
+        raise ValueError(f"{path}: holds no state of training; train the run again")
+    return rows
 
 
 def save_weights(path: Path, model: Model) -> None:

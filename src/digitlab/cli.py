@@ -23,10 +23,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from digitlab import config, schema
 from digitlab.mistakes import misnamed
-from digitlab.runs import refuse_links
 
 MULTIRUN = {"-m", "--multirun"}
 NAMELESS = ("seed", "force", "dry_run", "data.root", "data.verify")  # not what a sweep is about, nor is Hydra's own
+OTHER_CONF = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"}
+OTHER_CONF |= {"--experimental-rerun"}
+SET = {  # what no word may change, with what to do instead
+    "hydra.mode": "leave it out, -m asks for a sweep",
+    "hydra.sweep.subdir": "a job is found again by the name that its configuration gives",
+    "pairing": "it follows from model and optimizer",
+}
 PLACES = {"init": "model.init", "prior": "model.prior"}  # of groups that are not at the top
 
 
@@ -58,53 +64,64 @@ def parse(words: list[str]) -> Command:
         return Command([], None, False, words)
     overrides = [word for word in words if word not in flags]
     multirun = bool(flags) or any(word.startswith("sweep=") for word in words)
-    with initialize_config_dir(str(schema.CONF), version_base="1.3"):
+    with initialize_config_dir(str(schema.CONF), job_name="train", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        grid, directory, joblib, workers = [overrides], None, False, 1
         if multirun:
-            parsed = OverridesParser.create().parse_overrides(overrides)
-            if any(override.key_or_group == "sweep" and override.is_sweep_override() for override in parsed):
-                raise ValueError("sweep: names one grid; run several one after the other")
-            if not any(override.key_or_group == "hydra.sweep.dir" for override in parsed):
-                overrides = [*overrides, f"hydra.sweep.dir='outputs/sweeps/{sweep_name(parsed)}'"]
-            cfg = compose(hydra, overrides, RunMode.MULTIRUN)
-            node = cfg.hydra
-            if node.launcher._target_.endswith(".RayLauncher") and node.launcher.ray.init.get("address"):
-                # The plugin asks for an object store of its own, which Ray refuses where the cluster is there already.
-                overrides.append("++hydra.launcher.ray.init.object_store_memory=null")
-            directory, words = Path(node.sweep.dir), [*overrides, *(flags or {"-m"})]
-            if joblib := node.launcher._target_.endswith(".JoblibLauncher"):
-                from joblib import effective_n_jobs
+            command = parse_sweep(hydra, overrides, sorted(flags) or ["-m"])
+        else:
+            cfg = compose(hydra, [*overrides, "hydra.mode=RUN"], RunMode.RUN)
+            command = Command([Job(cfg, overrides)], Path(cfg.hydra.run.dir), False, words)
+    for job in command.jobs:
+        check_names(job)
+        with open_dict(job.cfg):
+            del job.cfg["hydra"]
+    return command
 
-                workers = effective_n_jobs(node.launcher.n_jobs)
-            if not node.sweeper._target_.endswith(".BasicSweeper"):  # another one decides on its jobs as it goes
-                if cfg.dry_run:
-                    raise ValueError("dry_run=true: this sweeper has no list of jobs; leave out hydra/sweeper")
-                return Command([], directory, multirun, words, workers)
-            params = [f"{key}={value}" for key, value in (node.sweeper.params or {}).items()]
-            parsed = OverridesParser.create().parse_overrides(params + overrides)
-            grid = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-        jobs = [Job(compose(hydra, job, RunMode.RUN), job) for job in grid]
-        for job in jobs if joblib else ():
-            if (devices := job.cfg.trainer.devices) > 1:
-                raise ValueError(
-                    f"trainer.devices={devices}: joblib's workers cannot start processes of their own;"
-                    " leave out hydra/launcher=joblib, or choose ray or submitit_local"
-                )
-    if directory is None:
-        directory = Path(jobs[0].cfg.hydra.run.dir)
-        refuse_links(directory)
+
+def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command:
+    """What a command line with -m asks for."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    if any(override.key_or_group == "sweep" and override.is_sweep_override() for override in parsed):
+        raise ValueError("sweep: names one grid; run several one after the other")
+    place = "hydra.sweep.dir"
+    if not any(override.key_or_group == place for override in parsed):
+        overrides = [*overrides, f"{place}='outputs/sweeps/{sweep_name(parsed)}'"]
+    cfg = compose(hydra, [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
+    if any(override.key_or_group == place and "${" in (override.input_line or "") for override in parsed):
+        # Each job would find a place of its own by it, as by ${now:...}.
+        fixed = cfg.hydra.sweep.dir.replace("'", "\\'")
+        overrides = [word for word in overrides if word.lstrip("+").partition("=")[0] != place]
+        return parse_sweep(hydra, [*overrides, f"{place}='{fixed}'"], flags)
+    node = cfg.hydra
+    if node.launcher._target_.endswith(".RayLauncher") and node.launcher.ray.init.get("address"):
+        # The plugin asks for an object store of its own, which Ray refuses where the cluster is there already.
+        overrides = [*overrides, "++hydra.launcher.ray.init.object_store_memory=null"]
+    directory, words, workers = Path(node.sweep.dir), [*overrides, *flags], 1
+    if joblib := node.launcher._target_.endswith(".JoblibLauncher"):
+        from joblib import effective_n_jobs
+
+        workers = effective_n_jobs(node.launcher.n_jobs)
+    if not node.sweeper._target_.endswith(".BasicSweeper"):  # another one decides on its jobs as it goes
+        if cfg.dry_run:
+            raise ValueError("dry_run=true: this sweeper has no list of jobs; leave out hydra/sweeper")
+        return Command([], directory, True, words, workers)
+    params = [f"{key}={value}" for key, value in (node.sweeper.params or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *node.overrides.task])
+    grid = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    jobs = [Job(compose(hydra, [*node.overrides.hydra, *job], RunMode.RUN), job) for job in grid]
+    for job in jobs if joblib else ():
+        if (devices := job.cfg.trainer.devices) > 1:
+            raise ValueError(
+                f"trainer.devices={devices}: joblib's workers cannot start processes of their own;"
+                " leave out hydra/launcher=joblib, or choose ray or submitit_local"
+            )
     for key in ("root", "verify"):
         values = dict.fromkeys(str(job.cfg.data[key]) for job in jobs)
         if len(values) > 1:  # jobs that differ in nothing else have one name
             told = "a sweep reads one data set; run one for each, with a hydra.sweep.dir of its own"
             raise ValueError(f"data.{key}={','.join(values)}: {told}")
-    for job in jobs:
-        check_names(job)
-        with open_dict(job.cfg):
-            del job.cfg["hydra"]
-    return Command(jobs, directory, multirun, words, workers)
+    return Command(jobs, directory, True, words, workers)
 
 
 def refuse(words: list[str], flags: set[str]) -> None:
@@ -113,11 +130,15 @@ def refuse(words: list[str], flags: set[str]) -> None:
     for flag in flags:
         if flag.partition("=")[0] not in known and not re.match("-[a-zA-Z]", flag):
             raise ValueError(f"{flag}: there is no such flag; a value is key=value, as trainer.max_epochs=5")
+        if flag.partition("=")[0] in OTHER_CONF and (
+            flags & MULTIRUN or any(word.startswith("sweep=") for word in words)
+        ):
+            raise ValueError(
+                f"{flag}: a sweep is composed of conf/ alone; put your file there, or run its jobs one by one"
+            )
     for word in words:
-        if word.lstrip("+").startswith("hydra.mode="):
-            raise ValueError(f"{word}: cannot be chosen; leave it out, -m asks for a sweep")
-        if word.lstrip("+").startswith("hydra.sweep.subdir="):
-            raise ValueError(f"{word}: cannot be chosen; a job is found again by the name that its configuration gives")
+        if remedy := SET.get(word.lstrip("+").partition("=")[0]):
+            raise ValueError(f"{word}: cannot be chosen; {remedy}")
 
 
 def check_names(job: Job) -> None:
@@ -170,7 +191,8 @@ def compose(hydra: Hydra, words: list[str], mode: RunMode) -> DictConfig:
         if isinstance(error, OmegaConfBaseException | UnicodeDecodeError):
             raise
         told = f"{error}; a choice is a name that --help lists, a value is as docs/usage.md says"
-        raise ValueError(misnamed(words) or f"{' '.join(words)}: {told}") from error
+        typed = " ".join(word for word in words if not word.startswith("hydra.mode="))
+        raise ValueError(misnamed(words) or f"{typed}: {told}") from error
 
 
 def sweep_name(overrides: list[Override]) -> str:
@@ -193,21 +215,25 @@ def sweep_name(overrides: list[Override]) -> str:
 def in_place(words: list[str]) -> list[str]:
     """The command line with `resume=RUN` turned towards RUN's own directory and configuration.
 
-    Raises ValueError for a folder that holds no run, and for other values beside it.
+    RUN may be in quotes, but need not, whatever signs are in it. Raises ValueError for a folder that holds no run, and
+    for other values beside it.
     """
     named = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("resume=")]
     run = named[-1] if named else "null"
     if run == "null":
         return words
+    if len(run) > 1 and run[0] == run[-1] and run[0] in "'\"":
+        run = run[1:-1]
     config.restore(run)
-    other = [word for word in words if not word.lstrip("+").startswith(("-", "resume=", "hydra."))]
+    kept = [word for word in words if not word.lstrip("+").startswith("resume=")]
+    other = [word for word in kept if not word.lstrip("+").startswith(("-", "hydra."))]
     if other or MULTIRUN & set(words):
         raise ValueError(
             f"resume={run}: goes on with the configuration of that run; leave out"
             f" {' '.join(other) or '--multirun'}, or start a new run"
         )
     folder = run.replace("'", "\\'")
-    return [*words, f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
+    return [*kept, f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
 
 
 def choices_text() -> str:

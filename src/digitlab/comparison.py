@@ -18,12 +18,16 @@ def bare(column: str) -> str:
 
 
 def varied(table: pd.DataFrame) -> list[str]:
-    """The columns of the settings that are not the same in all runs."""
-    return [
-        name
-        for name in table
-        if name.startswith("config.") and bare(name) not in NO_SETTING and table[name].nunique() > 1
-    ]
+    """The columns of the settings that are not the same in all runs.
+
+    One that some runs lack counts where nothing else tells them from others of their seed.
+    """
+    names = [name for name in table if name.startswith("config.") and bare(name) not in NO_SETTING]
+    told = [name for name in names if table[name].nunique() > 1]
+    alike = table[table.duplicated([*told, "seed"], keep=False)]
+    for _, group in alike.groupby([*told, "seed"], dropna=False):
+        told += [name for name in names if name not in told and group[name].nunique(dropna=False) > 1]
+    return [name for name in names if name in told]
 
 
 def trivial(done: pd.DataFrame) -> dict[str, float]:

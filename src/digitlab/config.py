@@ -135,7 +135,10 @@ def restore(run: str) -> DictConfig:
     """
     path = Path(run) / "results.json"
     try:
-        saved = OmegaConf.create(dict(json.loads(path.read_text())["config"]))
+        plain = dict(json.loads(path.read_text())["config"])
+        if "${" in json.dumps(plain):  # ours are resolved; a stranger's would read this user's environment
+            raise ValueError("its values hold ${...}")
+        saved = OmegaConf.create(plain)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", error)
         raise ValueError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from digitlab.seeds import Stream, generator
 
 IMAGE_SHAPE = (28, 28)
+PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 
 
 class Images(NamedTuple):

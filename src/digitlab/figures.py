@@ -63,8 +63,14 @@ def image_grid(
 
 
 def centers(images: np.ndarray, confusion: np.ndarray, heading: str) -> Figure:
-    """The centres (K, 28, 28), each with its number of images and the digit that most of them show."""
-    titles = []
+    """The centres (K, 28, 28), each with its number of images and the digit that most of them show; a hundred of many.
+
+    A sheet of thousands is more than matplotlib draws.
+    """
+    titles, most = [], 100
+    if len(images) > most:
+        heading = f"{heading}\nthe first {most} of {len(images):,}"
+    images, confusion = images[:most], confusion[:, :most]
     for k, column in enumerate(confusion.T):
         total = int(column.sum())
         share = f"{column.max() / total:.0%} show a {column.argmax()}" if total else "won no image"
@@ -102,7 +108,7 @@ def write_numbers(figure: Figure, axes: Axes, table: np.ndarray, colors: np.ndar
 def confusion_matrix(confusion: np.ndarray, heading: str) -> Figure:
     """Digits by centres (10, K), the counts written in, shaded by the share of the digit."""
     k = confusion.shape[1]
-    figure, axes = sheet(max(5.0, 0.62 * k + 1.6), 5.8, heading, right=1.0 if k > 20 else 0.97)
+    figure, axes = sheet(max(5.0, 0.62 * min(k, 20) + 1.6), 5.8, heading, right=1.0 if k > 20 else 0.97)
     share = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     if k > 20:

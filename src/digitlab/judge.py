@@ -1,4 +1,4 @@
-"""The small classifier that scores generated digits (LeCun et al., 1998: LeNet-5, with ReLU and max pooling).
+"""The small classifier that scores generated digits (in the manner of LeNet-5, LeCun et al., 1998).
 
 Samples are compared with real digits in the space of its last hidden layer, as the Frechet Inception Distance
 does with another network (Heusel et al., 2017), and by what it recognises. N images, F features.
@@ -73,11 +73,6 @@ class Judge(Model):
         return torch.cat(parts), torch.cat([self.classes(part).softmax(1) for part in parts])
 
 
-def accuracy(judge: Judge, data: Images) -> float:
-    """The share of images whose class it tells."""
-    return float((judge.look(scale(data.images))[1].argmax(1) == data.labels).float().mean())
-
-
 def appoint(source: Source, cache: Path | None = None) -> Judge:
     """The judge for a data set: from the cache where its recipe and data are known, else trained now."""
     with torch.random.fork_rng(devices=[]):
@@ -87,7 +82,7 @@ def appoint(source: Source, cache: Path | None = None) -> Judge:
     path.parent.mkdir(parents=True, exist_ok=True)
     with runs.lock(path.parent, wait=True):  # of several processes one trains it for all
         try:
-            judge = checkpoints.load_model(path)
+            judge = checkpoints.load_model(path, ("judge",))
         except ValueError:  # not there yet, or damaged: it is remade in less than a minute
             log.info("Training the judge of generated digits, once for this data")
             judge = _train(source)

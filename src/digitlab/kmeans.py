@@ -23,11 +23,9 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from digitlab.data import IMAGE_SHAPE, Batch, Chunks, Images, Source, Split, scale
+from digitlab.data import IMAGE_SHAPE, PIXELS, Batch, Chunks, Images, Source, Split, scale
 from digitlab.model import Model
 from digitlab.seeds import Stream, generator
-
-PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 
 
 class Wins(NamedTuple):

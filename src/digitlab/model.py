@@ -106,6 +106,9 @@ class Model(LightningModule):
             rows = slice(step * mine, (step + 1) * mine)
             yield Batch(block.images[rows], block.labels[rows], 1, min(size, block.total - step * size))
 
+    def require(self, data: Split) -> None:
+        """Raise ValueError where the data is too little for what comes after training; by default it never is."""
+
     def evaluate(self, source: Source, data: Split) -> dict[str, float]:
         """The metrics of the finished model; no model sees the test images but here."""
         raise NotImplementedError

@@ -32,16 +32,21 @@ class Prior(nn.Module):
         self.means: Tensor
         self.factors: Tensor
 
+    def require(self, latents: int) -> None:
+        """Raise ValueError for fewer latents than components, or than two."""
+        c = len(self.weights)
+        if latents < max(2, c):
+            raise ValueError(
+                f"model.prior.n_components={c}: needs {max(2, c)} training images or more, here are {latents}"
+            )
+
     def fit(self, latents: Tensor, seed: int) -> None:
         """Fit the components to latents (N, Z): for one by moments, for more by scikit-learn's EM.
 
         Raises ValueError for fewer latents than components, or than two.
         """
+        self.require(len(latents))
         c = len(self.weights)
-        if len(latents) < max(2, c):
-            raise ValueError(
-                f"model.prior.n_components={c}: needs {max(2, c)} training images or more, here are {len(latents)}"
-            )
         x = latents.detach().double().cpu()
         if c == 1:
             centered = x - x.mean(0)
@@ -66,8 +71,8 @@ class Prior(nn.Module):
         self.factors.copy_(torch.linalg.cholesky(covariances + grain * torch.eye(x.shape[1], dtype=torch.double)))
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        """Draw z, float (n, Z) on the CPU. Raises ValueError before a fit."""
-        if not self.weights.any():
+        """Draw z, float (n, Z) on the CPU. Raises ValueError before a fit, or where its weights are none."""
+        if not (self.weights >= 0).all() or not 0 < self.weights.sum() < torch.inf:
             raise ValueError("this prior is not fitted yet: complete the run (python train.py resume=RUN)")
         chosen = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=rng)  # (n,)
         z = torch.randn(n, self.means.shape[1], generator=rng) * self.temperature.cpu()

@@ -16,6 +16,7 @@ from digitlab.sweep import read_plan
 SHOWN = 20  # rows of a table in the terminal
 PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
 WIDE = 80  # letters of an error there; report.md has all
+METRIC = re.compile(r"(train|val|test|generated)/\w+|active_centers")  # no name of a stranger's stands for a column
 LINES = 12  # in one picture; more cannot be told apart
 LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation; `of mean image`: the
 test loss as a share of that baseline's; seconds: of a run; other: what a result was not made by or of."""
@@ -125,13 +126,14 @@ def standing(row: dict[str, Any]) -> tuple[bool, float]:
 
 def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     """What a run's results.json tells, flat."""
-    told = {key: results.get(key) for key in ("run_id", "status", "seed", "error", "epochs", "fit_seconds", "seconds")}
+    told = {name: value for name, value in results["metrics"].items() if METRIC.fullmatch(name)}
+    told |= {key: results.get(key) for key in ("run_id", "status", "seed", "error", "epochs", "fit_seconds", "seconds")}
     told["error"] = " ".join((told["error"] or "").split()).replace("|", "/")  # one cell of a table
     told |= {"run": str(run), "warnings": results.get("warnings", [])}
     told |= {"written": (run / "results.json").stat().st_mtime}
     told |= {key: str(results.get(key)) for key in ("code", "data", "versions")}
     told |= {f"config.{key}": show(value) for key, value in runs.flat(results["config"]).items()}
-    told |= results["metrics"] | {f"baseline/{name}": value for name, value in results.get("baselines", {}).items()}
+    told |= {f"baseline/{name}": value for name, value in results.get("baselines", {}).items()}
     if results["status"] == "completed":
         told["score_name"], told["score"] = runs.score(results["metrics"])
     return told
@@ -213,7 +215,7 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     )
     for name in ("mean_image", "pca"):
         if f"baseline/{name}" in done:
-            beaten = done[f"baseline/{name}"].notna() & (done["test/loss"] >= 0.99 * done[f"baseline/{name}"])
+            beaten = done[f"baseline/{name}"].notna() & runs.no_better(done["test/loss"], done[f"baseline/{name}"])
             if beaten.any():
                 rival = "predicting the mean image" if name == "mean_image" else "PCA with as many numbers an image"
                 lines.append(f"{beaten.sum()} of {len(done)} completed runs are no better than {rival}.")
@@ -248,7 +250,7 @@ def what_it_did(key: str, settings: list[str], done: pd.DataFrame, ended: pd.Dat
     lines, used, fixed, tuned = compare(done, key, settings)
     if not lines:
         return []
-    name = f"effect_{bare(key)}.png"
+    name = "effect_" + re.sub(r"[^\w.+-]", "-", bare(key)) + ".png"  # a stranger's key may be a path
     sentences, values = effect(lines, key, spread(done))
     ticks = sorted({value for means in lines.values() for value in means.index}, key=order)
     drawn = dict(list(lines.items())[:LINES])
@@ -275,7 +277,7 @@ def best_run(done: pd.DataFrame, out: Path) -> list[str]:
     page = ["## The best run", "", f"{best.setting}, seed {best.seed:.0f}: `{best.run}`", ""]
     for name in PICTURES:
         source = Path(best.run) / "figures" / f"{name}.png"
-        if source.is_file():
+        if source.is_file() and not source.is_symlink():
             with runs.whole(out / f"best_{name}.png") as part:
                 shutil.copyfile(source, part)
             page += [f"![{name}](best_{name}.png)", ""]

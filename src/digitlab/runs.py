@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,19 +142,22 @@ def read_results(run: Path) -> dict[str, Any] | None:
         content = json.loads((run / "results.json").read_text())
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(content, dict) or not {"run_id", "status", "config", "metrics"} <= set(content):
+    if not isinstance(content, dict) or not {"run_id", "status", "seed", "config", "metrics"} <= set(content):
         return None
     if not all(isinstance(content[key], kind) for key, kind in KINDS.items() if key in content):
         return None
-    numbers = [*content["metrics"].values(), *content.get("baselines", {}).values()]
+    numbers = [content.get(key) for key in ("seed", "epochs", "steps", "fit_seconds", "seconds")]
+    numbers += [*content["metrics"].values(), *content.get("baselines", {}).values()]
     words = [*content.get("warnings", []), *content.get("files", {}).values()]
-    if not all(isinstance(n, float | int | None) for n in numbers) or not all(isinstance(w, str) for w in words):
+    if not all(n is None or (isinstance(n, float | int) and abs(n) <= sys.float_info.max) for n in numbers):
+        return None
+    if not all(isinstance(word, str) for word in words) or content["status"] not in STATUSES:
         return None
     if content["status"] == "completed":
-        metrics = {"train/loss": math.nan, "test/loss": math.nan, **content["metrics"]}
-        if not all(value is not None and abs(value) < math.inf for value in (score(metrics)[1], metrics["test/loss"])):
+        metrics = {"train/loss": None, "test/loss": None, **content["metrics"]}
+        if None in (score(metrics)[1], metrics["test/loss"]):
             return None
-    return content if content["status"] in STATUSES else None
+    return content
 
 
 def score(metrics: Mapping[str, float]) -> tuple[str, float]:
@@ -162,6 +166,15 @@ def score(metrics: Mapping[str, float]) -> tuple[str, float]:
     return name, metrics[name]
 
 
+def no_better(loss: float, baseline: float) -> bool:
+    """Whether a loss counts as no better than a baseline's: within 1 % it does."""
+    return loss >= 0.99 * baseline
+
+
+# Where the files of a run and of a sweep lie, with a sign in each that stands for others: by a whole name Python's glob
+# finds no link to what is not there.
+RUN = ("*", "checkpoints/*", "figures/*", ".hydra/*", "00000/*", "00000/latents/*")
+SWEEP = ("*.json", "report*", "report*/*")
 # What a finished run should keep as it is: all that it writes but its logs and results.json.
 LASTING = (
     "checkpoints/*.ckpt",
@@ -209,13 +222,25 @@ def state(run: Path) -> str:
     return str(results["status"])
 
 
-def refuse_links(run: Path) -> None:
-    """Raise ValueError where a link among the files of a run leads out of it, and with it what is written there."""
-    here = run.resolve()
-    places = ("*", "checkpoints/*", "figures/*", ".hydra/*", "00000/*", "00000/latents/*")
-    for path in [path for place in places for path in run.glob(place)]:
+def refuse_links(folder: Path, places: Sequence[str] = RUN) -> None:
+    """Raise ValueError where a link among the files of a run leads out of it, and with it what is written there.
+
+    `places` are patterns within the folder, by default those of a run's files.
+    """
+    here = folder.resolve()
+    for path in [path for place in places for path in folder.glob(place)]:
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(here):
-            raise ValueError(f"{path}: is a link that leads out of the run's directory; choose another hydra.run.dir")
+            raise ValueError(f"{path}: is a link that leads out of {folder}; remove it, or choose another directory")
+
+
+def refuse_other(run: Path, expected: str) -> None:
+    """Raise ValueError where what lies in a directory is not of the run with the id `expected`."""
+    there = read_results(run)
+    what = "a run of another configuration" if there and there["run_id"] != expected else ""
+    if foreign(run):
+        what = "results that digitlab did not write"
+    if what:
+        raise ValueError(f"{run}: holds {what}; choose another hydra.run.dir")
 
 
 def wipe(run: Path) -> None:

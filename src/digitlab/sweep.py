@@ -102,7 +102,8 @@ def other_origin(folder: Path, root: str) -> str:
     results = runs.read_results(folder) or {}
     data = results.get("config", {}).get("data")
     read = data.get("root") if isinstance(data, dict) else None
-    return ", ".join(filter(None, (runs.other_code(results), f"of data.root={read}" if read != root else "")))
+    elsewhere = not isinstance(read, str) or Path(read).resolve() != Path(root).resolve()
+    return ", ".join(filter(None, (runs.other_code(results), f"of data.root={read}" if elsewhere else "")))
 
 
 def wait_for_others(directory: Path, jobs: Sequence[Planned]) -> bool:

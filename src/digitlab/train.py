@@ -6,7 +6,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -29,14 +29,15 @@ def run(cfg: DictConfig, directory: Path) -> float:
     """
     config = to_plain(cfg)
     directory.mkdir(parents=True, exist_ok=True)
-    if runs.foreign(directory):
-        refuse(directory, "results that digitlab did not write")
+    try:
+        runs.refuse_other(directory, runs.run_id(config))  # before .lock is made, which makes it ours
+    except ValueError as error:
+        log.error("Failed: %s", error)
+        raise RunFailed(str(error)) from error
     with runs.lock(directory) as mine:
         if not mine:
             raise Busy(str(directory))
         earlier = runs.read_results(directory) or {}
-        if earlier and earlier.get("run_id") != runs.run_id(config):
-            refuse(directory, "a run of another configuration")
         if earlier.get("status") == "completed" and not cfg.force:
             damaged = runs.damage(directory, earlier)
             if not damaged:
@@ -50,12 +51,6 @@ def run(cfg: DictConfig, directory: Path) -> float:
             runs.wipe(directory)
         with as_started():
             return work(config, directory, earlier)
-
-
-def refuse(directory: Path, what: str) -> NoReturn:
-    """Leave a directory alone for what is in it."""
-    log.error("Failed: %s holds %s; choose another hydra.run.dir", directory, what)
-    raise RunFailed(f"{directory} holds {what}")
 
 
 def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path) -> None:
@@ -78,15 +73,16 @@ def made_otherwise(earlier: dict[str, Any], config: dict[str, Any]) -> list[str]
 
 def resumable(directory: Path) -> bool:
     """Whether an unfinished run's checkpoints can be gone on from; says so where they are damaged."""
-    for name in ("last.ckpt", "best.ckpt"):
-        path = directory / "checkpoints" / name
-        if not path.exists():
-            return False
-        try:
+    last, best = (directory / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    if not (last.exists() and best.exists()):
+        return False
+    try:
+        checkpoints.read_rows(last)
+        for path in (last, best):
             checkpoints.load_model(path)
-        except ValueError as error:
-            log.warning("WARNING: training starts again: %s", error)
-            return False
+    except ValueError as error:
+        log.warning("WARNING: training starts again: %s", error)
+        return False
     return True
 
 
