@@ -63,6 +63,7 @@ def experiment(cfg: DictConfig) -> float:
 def main() -> int:
     """Run the command line; returns the exit code: 0, 1 a run failed, 2 a mistake in the command, 130 Ctrl-C."""
     config.register()
+    cli.compose_once()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes reach this function, which says them in a line or two
     try:
         command = cli.parse(cli.in_place(sys.argv[1:]))

@@ -208,6 +208,35 @@ def test_nothing_heavy_is_imported_for_help_or_a_mistake(words: str, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_configuration_is_composed_twice(words: list[str], tmp_path: Path) -> None:
+    """What the check composed is what Hydra runs: of a sweep of two seeds its own and each job's, each asked for once.
+
+    But for the question whether a word asks for another mode, which Hydra composes for itself.
+    """
+    script = (
+        "import runpy, sys\n"
+        "from hydra._internal.config_loader_impl import ConfigLoaderImpl\n"
+        "compose = ConfigLoaderImpl._load_configuration_impl\n"
+        "def count(self, config_name, overrides, run_mode, **options):\n"
+        "    print('composed', run_mode, overrides)\n"
+        "    return compose(self, config_name, overrides, run_mode, **options)\n"
+        "ConfigLoaderImpl._load_configuration_impl = count\n"
+        "sys.argv[:] = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    words = ["model=kmeans", *words, "trainer.max_epochs=1"]
+    for more, composed in ((["-m", "seed=3,4", "hydra.sweep.dir=sweep"], 4), (["hydra.run.dir=run"], 2)):
+        command = [sys.executable, "-c", script, str(ROOT / "train.py"), *words, *more]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        told = [line for line in done.stdout.splitlines() if line.startswith("composed")]
+        assert len(told) == len({*told}) == composed
+    for path in (tmp_path / "sweep").glob("*/.hydra/overrides.yaml"):
+        seed = json.loads((path.parents[1] / "results.json").read_text())["seed"]
+        assert f"seed={seed}" in OmegaConf.load(path)
+    assert len(list((tmp_path / "sweep").glob("*/results.json"))) == 2
+
+
 def test_help_names_every_group_and_option(lab: Lab) -> None:
     """The help text lists what conf/ offers."""
     told = lab("--help").stdout

@@ -3,6 +3,7 @@
 Imported before any job: it must not import torch.
 """
 
+import copy
 import hashlib
 import re
 import textwrap
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
@@ -109,6 +111,7 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
     params = [f"{key}={value}" for key, value in (node.sweeper.params or {}).items()]
     parsed = OverridesParser.create().parse_overrides([*params, *node.overrides.task])
     grid = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    # In the order in which Hydra's launchers will ask for them: see compose_once.
     jobs = [Job(compose(hydra, [*node.overrides.hydra, *job], RunMode.RUN), job) for job in grid]
     for job in jobs if joblib else ():
         if (devices := job.cfg.trainer.devices) > 1:
@@ -193,6 +196,23 @@ def compose(hydra: Hydra, words: list[str], mode: RunMode) -> DictConfig:
         told = f"{error}; a choice is a name that --help lists, a value is as docs/usage.md says"
         typed = " ".join(word for word in words if not word.startswith("hydra.mode="))
         raise ValueError(misnamed(words) or f"{typed}: {told}") from error
+
+
+def compose_once() -> None:
+    """Let Hydra have what `parse` composed for the same words: to compose it again takes 0.07 s a job."""
+    original = ConfigLoaderImpl.load_configuration
+    kept: dict[tuple[object, ...], DictConfig] = {}
+
+    def load(
+        self: ConfigLoaderImpl, config_name: str, overrides: list[str], run_mode: RunMode, **options: bool
+    ) -> DictConfig:
+        key = run_mode, options.get("validate_sweep_overrides", True), *overrides
+        if key in kept:
+            return kept.pop(key)
+        kept[key] = original(self, config_name, overrides, run_mode, **options)
+        return copy.deepcopy(kept[key])
+
+    ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign,assignment]
 
 
 def sweep_name(overrides: list[Override]) -> str:
