@@ -293,6 +293,7 @@ def test_a_results_json_of_endless_brackets_is_no_run(tmp_path: Path) -> None:
         config.restore(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["train.log", ".lock", ".hydra", "checkpoints", "figures/loss.png", "00000/latents", "loop"]
 )
@@ -536,7 +537,7 @@ def test_a_run_ended_at_any_moment_ends_as_one_left_alone(
     model: str, fork: Fork, words: list[str], tmp_path: Path
 ) -> None:
     """18 runs of each model, each ended once by SIGKILL, SIGTERM or Ctrl-C between start and end, and run again."""
-    command, rng = [*SMALL[model], *words, "trainer.max_epochs=6"], random.Random(model)
+    command, rng = [*SMALL[model], *words, "trainer.max_epochs=4"], random.Random(model)
     fork([*command, f"hydra.run.dir={tmp_path / 'first'}"]).join()  # makes the judge
     began = time.monotonic()
     fork([*command, f"hydra.run.dir={tmp_path / 'whole'}"]).join()

@@ -290,6 +290,7 @@ def test_an_optimizer_without_a_schema_is_checked_by_torch(words: str, told: str
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(words: list[str], tmp_path: Path) -> None:
     """In a copy of the program with nothing else changed both are found by --help, train, and end in results."""
     for part in ("conf", "src"):

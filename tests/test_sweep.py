@@ -393,6 +393,7 @@ def test_one_folder_of_data_has_one_name(words: list[str], tiny: Path, tmp_path:
 # -- order does not matter --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_does_not_depend_on_what_ran_before_it(lab: Lab, words: list[str], tmp_path: Path) -> None:
     """The last of four jobs of both models, after a failure too, is bitwise the job alone in a process of its own."""
     small = [*words, "trainer.max_epochs=2", "data.train_size=200", "data.val_size=100"]

@@ -212,7 +212,7 @@ def test_a_signal_leaves_a_run_that_resume_completes(
 ) -> None:
     """Ctrl-C, SIGTERM and SIGKILL of the process; then `resume=RUN` ends bitwise as the undisturbed run."""
     run, whole = tmp_path / "cut", tmp_path / "whole"
-    command = [*KMEANS, *words, "trainer.max_epochs=300"]
+    command = [*KMEANS, *words, "trainer.max_epochs=100"]
     arguments = [sys.executable, str(ROOT / "train.py"), *command, f"hydra.run.dir={run}"]
     process = subprocess.Popen(
         arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
@@ -227,9 +227,8 @@ def test_a_signal_leaves_a_run_that_resume_completes(
     assert "Traceback" not in output + errors
     done = lab(f"resume={run}")
     assert done.returncode == 0, done.stderr
-    assert lab(*command, f"hydra.run.dir={whole}").returncode == 0
+    run_here(command, whole)
     assert_same(run, whole)
-    assert "not done again" in lab(f"resume={run}").stdout
 
 
 def test_a_diverging_run_stops_at_once_and_says_why(words: list[str], tmp_path: Path) -> None:
