@@ -242,3 +242,12 @@ def test_thousands_of_centres_are_drawn_in_part() -> None:
     sheet = figures.pixels(figures.centers(np.zeros((5000, 28, 28)), many, "Final centres"))
     assert max(sheet.shape) < 5000
     assert max(figures.pixels(figures.confusion_matrix(many, "")).shape) < 5000
+
+
+@pytest.mark.parametrize("k", [10, 20, 30, 100])
+def test_a_heading_of_two_lines_stands_above_the_centres(k: int) -> None:
+    """However many rows they have: in a tall sheet matplotlib's own place for it lies among the images."""
+    figure = figures.centers(np.zeros((k, 28, 28)), np.ones((10, k), dtype=int), "Final centres\nno better")
+    figures.pixels(figure)
+    heading = figure._suptitle  # type: ignore[attr-defined]
+    assert heading.get_window_extent().y0 >= figure.axes[0].get_window_extent().y1

@@ -58,7 +58,7 @@ def image_grid(
         axes.text(-3, row * high + edge / 2, name, ha="right", va="center", rotation=90, fontsize=8)
     axes.imshow(paper, cmap="gray", vmin=0, vmax=1, extent=(0, columns * wide, rows * high, 0))
     axes.set_anchor("N")
-    figure.suptitle(heading, fontsize=11)
+    figure.suptitle(heading, fontsize=11, y=max(0.98, 1 - 0.08 / figure.get_figheight()))  # above a tall grid, too
     return figure
 
 
@@ -75,7 +75,7 @@ def centers(images: np.ndarray, confusion: np.ndarray, heading: str) -> Figure:
         total = int(column.sum())
         share = f"{column.max() / total:.0%} show a {column.argmax()}" if total else "won no image"
         titles.append(f"centre {k}\n{total:,} images\n{share}")
-    return image_grid(images, titles, min(5, len(images)), heading)
+    return image_grid(images, titles, 10 if len(images) > 20 else min(5, len(images)), heading)
 
 
 def write_numbers(figure: Figure, axes: Axes, table: np.ndarray, colors: np.ndarray) -> None:
@@ -110,7 +110,7 @@ def confusion_matrix(confusion: np.ndarray, heading: str) -> Figure:
     k = confusion.shape[1]
     figure, axes = sheet(max(5.0, 0.62 * min(k, 20) + 1.6), 5.8, heading, right=1.0 if k > 20 else 0.97)
     share = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
-    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1 if k <= 20 else share.max(), aspect="auto")
     if k > 20:
         figure.colorbar(picture, label="share of the digit's images")
     else:
