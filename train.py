@@ -44,7 +44,8 @@ def experiment(cfg: DictConfig) -> float:
 
     directory = Path(settings.runtime.output_dir)
     if cfg.resume is not None:
-        cfg = config.restore(cfg.resume)
+        force, cfg = cfg.force, config.restore(cfg.resume)
+        cfg.force = force
     config.check(cfg)  # again: a sweeper of another kind makes its own jobs
     score = float("nan")
     try:
@@ -87,8 +88,10 @@ def main() -> int:
                 return 1
         experiment()
     except KeyboardInterrupt as stop:
-        if not stop.args:  # nobody has said so
-            print("Interrupted; no run was cut short", file=sys.stderr)
+        told = "Interrupted; no run was cut short"
+        if stop.args:  # by a run, with its directory, or by a sweep
+            told = f"Continue with: python train.py resume={stop}" if Path(str(stop)).is_dir() else str(stop)
+        print(told, file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read what we print has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -137,8 +140,7 @@ def multirun(command: cli.Command) -> int:
         while sweep.wait_for_others(directory, planned):
             experiment()
     except KeyboardInterrupt:
-        told = f"Interrupted. The same command goes on with {directory}"
-        print(told, file=sys.stderr)
+        told = f"The same command goes on with {directory}; scripts/report.py {directory} tells what is done"
         raise KeyboardInterrupt(told) from None
     except (HydraException, OmegaConfBaseException):
         raise

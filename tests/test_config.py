@@ -73,7 +73,7 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ("model.channels.a=1 model=autoencoder", "model.channels.a=1 model=autoencoder: invalid literal for int()"),
         (
             "experiment=kmeans_best optimizer=inverse_count",
-            "experiment/kmeans_best.yaml: at optimizer.lr: Key 'lr' not in 'InverseCount'; leave out the choice",
+            "experiment/kmeans_best.yaml: at optimizer.lr: Key 'lr' not in 'InverseCount'; leave out optimizer=inverse",
         ),
         (
             "experiment=autoencoder_best model=kmeans",
@@ -119,6 +119,14 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ("sweep=kmeans/init,kmeans/learning_rate", "sweep: names one grid"),
         ("hydra.mode=MULTIRUN dry_run=true seed=0,1", "hydra.mode=MULTIRUN: cannot be chosen; leave it out, -m asks"),
         ("-m seed=0,1 hydra.sweep.subdir=a", "hydra.sweep.subdir=a: cannot be chosen"),
+        ("hydra/launcher=joblib", "hydra/launcher=joblib: is for a sweep; add -m, or leave it out"),
+        ("hydra.sweep.dir=here", "hydra.sweep.dir=here: is for a sweep; add -m"),
+        ("-m seed=0,1 hydra.run.dir=here", "hydra.run.dir=here: is for one run; leave out -m"),
+        ("-m seed=0,1 force=true,false", "force: is for the whole sweep; give it one value"),
+        (
+            "optimizer=adam",
+            "optimizer=adam: must be one of adamw, inverse_count, sgd, sqrt_share; another of torch.optim",
+        ),
         ("pairing=kmeans_sgd", "pairing=kmeans_sgd: cannot be chosen; it follows from model and optimizer"),
         ("-m seed=0,1 --config-dir=mine", "--config-dir=mine: a sweep is composed of conf/ alone; put your file there"),
         ("sweep=kmeans/init -cd mine", "-cd: a sweep is composed of conf/ alone"),
@@ -144,7 +152,7 @@ def test_all_values_out_of_range_are_told_at_once() -> None:
     """Two mistakes in one command need one attempt to find, not two."""
     assert refusal("optimizer.lr=-1", "data.batch_size=0").splitlines() == [
         "optimizer.lr=-1.0: must be > 0 and finite",
-        "data.batch_size=0: must be >= 1",
+        "data.batch_size=0: must be >= 1 and at most 10000000",
     ]
 
 
@@ -206,6 +214,34 @@ def test_nothing_heavy_is_imported_for_help_or_a_mistake(words: str, tmp_path: P
     assert "heavy []" in done.stdout, done.stdout + done.stderr
     assert f"exit {2 if 'optimizer' in words else 0}" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("defaults:\n  - override /model: kmeans\n", "begin it with the line `# @package _global_`"),
+        ("# @package _global_\ndefaults:\n  - override model: kmeans\n", "write `override /model: kmeans`"),
+        ("# @package _global_\ndefaults:\n  - /model: kmeans\n", "write `override /model: kmeans`"),
+    ],
+)
+def test_an_experiment_of_one_s_own_is_told_what_it_lacks(
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first line, the word override, the slash: each that is missing is named, in a line."""
+    shutil.copytree(schema.CONF, tmp_path / "conf")
+    monkeypatch.setattr(schema, "CONF", tmp_path / "conf")
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
+    message = refusal("experiment=mine")
+    assert told in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", schema.choices("prior"))
+def test_the_best_autoencoder_takes_any_prior(name: str) -> None:
+    """The values of a prior are in its YAML, not in the experiment's, where they would fit one alone."""
+    (cfg,) = compose("experiment=autoencoder_best", f"prior={name}")
+    config.check(cfg)
+    assert cfg.model.prior.name == name
 
 
 def test_no_configuration_is_composed_twice(words: list[str], tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_damaged_file_is_named_with_the_remedy(how: str, tiny: Path, tmp_path:
 
 def test_a_file_that_is_not_mnist_is_refused_unless_told_otherwise(tiny: Path) -> None:
     """The tiny images are well-formed IDX files, but their digests are not MNIST's."""
-    remedy = r"data\.verify=false admits data of your own, else delete it to have it downloaded again"
+    remedy = r"data\.verify=false admits data of your own, else copy it anew, or empty the folder to have all"
     with pytest.raises(ValueError, match=rf"is not MNIST's file; {remedy}"):
         load(str(tiny), "files")
 

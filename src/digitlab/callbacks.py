@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from matplotlib.figure import Figure
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -100,17 +102,23 @@ class Record(Checkpoint):
 
 
 class Progress(Callback):
-    """On a terminal one bar over all of training, with loss and time left; elsewhere one line an epoch."""
+    """A line an epoch, and on a terminal below them one bar over all of training, with the time left."""
 
-    def __init__(self, mean_image: float) -> None:
-        self.mean_image = mean_image
+    def __init__(self, mean_image: float, directory: Path) -> None:
+        self.mean_image, self.directory = mean_image, directory
         self.bar: Any = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Open the bar; tqdm itself stays silent where stderr is no terminal."""
         if trainer.is_global_zero:
-            if not logging.getLogger().handlers:  # a process that DDP spawned has none of Hydra's logging
-                logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+            root = logging.getLogger()
+            if trainer.world_size > 1 and not root.handlers:  # a process that DDP spawned has none of Hydra's logging
+                root.setLevel(logging.INFO)
+                stamped = "[%(asctime)s][%(levelname)s] %(message)s"
+                for stream, form in ((sys.stdout, "%(message)s"), ((self.directory / "train.log").open("a"), stamped)):
+                    handler = logging.StreamHandler(stream)
+                    handler.setFormatter(logging.Formatter(form))
+                    root.addHandler(handler)
             steps, epochs = trainer.datamodule.steps, trainer.max_epochs or 0  # type: ignore[attr-defined]
             done = steps * trainer.current_epoch
             # Where there is no terminal tqdm disables itself; joblib's workers would all draw on one line of theirs.
@@ -131,13 +139,11 @@ class Progress(Callback):
         if self.bar is None:
             return
         losses = epoch_losses(trainer)
-        if not self.bar.disable:
-            self.bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()})
-            return
         hint = ""
         if runs.no_better(min(losses.values()), self.mean_image):
             hint = f"  (no better than the mean image, {self.mean_image:.4f})"
         words = "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
+        self.bar.clear()  # it is drawn again below the line
         log.info(
             "epoch %*d/%d  %s%s",
             len(str(trainer.max_epochs)),
@@ -196,6 +202,16 @@ class TensorBoard(Callback):
             self.writer.add_scalar(name, value, epoch)
         self.writer.add_scalar("lr", trainer.optimizers[0].param_groups[0]["lr"], epoch)
         self._epoch(epoch, module)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Say on the HParams page that the run failed, but of an interrupted one, which goes on."""
+        if self.writer is not None and isinstance(exception, Exception):
+            _, _, end = hparams({}, {})  # of a success
+            packed = end.value[0].metadata.plugin_data
+            told = HParamsPluginData.FromString(packed.content)
+            told.session_end_info.status = Status.Value("STATUS_FAILURE")
+            packed.content = told.SerializeToString()
+            self.writer._get_file_writer().add_summary(end)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Close the events file, also after an error."""

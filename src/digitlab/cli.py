@@ -30,6 +30,7 @@ MULTIRUN = {"-m", "--multirun"}
 NAMELESS = ("seed", "force", "dry_run", "data.root", "data.verify")  # not what a sweep is about, nor is Hydra's own
 OTHER_CONF = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"}
 OTHER_CONF |= {"--experimental-rerun"}
+FOR_SWEEPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.", "hydra.sweep.dir")
 SET = {  # what no word may change, with what to do instead
     "hydra.mode": "leave it out, -m asks for a sweep",
     "hydra.sweep.subdir": "a job is found again by the name that its configuration gives",
@@ -119,6 +120,9 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
                 f"trainer.devices={devices}: joblib's workers cannot start processes of their own;"
                 " leave out hydra/launcher=joblib, or choose ray or submitit_local"
             )
+    for key in ("force", "dry_run"):
+        if len({job.cfg[key] for job in jobs}) > 1:
+            raise ValueError(f"{key}: is for the whole sweep; give it one value")
     for key in ("root", "verify"):
         values = dict.fromkeys(str(job.cfg.data[key]) for job in jobs)
         if len(values) > 1:  # jobs that differ in nothing else have one name
@@ -130,18 +134,21 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
 def refuse(words: list[str], flags: set[str]) -> None:
     """Raise ValueError for a flag that Hydra does not know, and for what it would let a word change behind our back."""
     known = get_args_parser()._option_string_actions
+    multirun = flags & MULTIRUN or any(word.startswith("sweep=") for word in words)
     for flag in flags:
-        if flag.partition("=")[0] not in known and not re.match("-[a-zA-Z]", flag):
+        name = flag.partition("=")[0]
+        if name not in known and not re.match("-[a-zA-Z]", flag):
             raise ValueError(f"{flag}: there is no such flag; a value is key=value, as trainer.max_epochs=5")
-        if flag.partition("=")[0] in OTHER_CONF and (
-            flags & MULTIRUN or any(word.startswith("sweep=") for word in words)
-        ):
-            raise ValueError(
-                f"{flag}: a sweep is composed of conf/ alone; put your file there, or run its jobs one by one"
-            )
+        if name in OTHER_CONF and multirun:
+            raise ValueError(f"{flag}: a sweep is composed of conf/ alone; put your file there, or leave out -m")
     for word in words:
-        if remedy := SET.get(word.lstrip("+").partition("=")[0]):
+        key = word.lstrip("+").partition("=")[0]
+        if remedy := SET.get(key):
             raise ValueError(f"{word}: cannot be chosen; {remedy}")
+        if not flags - MULTIRUN and (key == "hydra.run.dir" if multirun else key.startswith(FOR_SWEEPS)):
+            raise ValueError(
+                f"{word}: is for {'one run; leave out -m' if multirun else 'a sweep; add -m'}, or leave it out"
+            )
 
 
 def check_names(job: Job) -> None:
@@ -158,6 +165,8 @@ def check_names(job: Job) -> None:
             continue
         if isinstance(name, str) and told != name and not told.startswith(f"{name}_"):
             own = f"call the file {name}.yaml or {name}_....yaml, or mend the name"
+            if name.lower() == told.lower():
+                own = "write both in small letters"
             raise ValueError(f"{group}={choice}: its YAML says name: {name}; {own}")
 
 
@@ -246,7 +255,7 @@ def in_place(words: list[str]) -> list[str]:
         run = run[1:-1]
     config.restore(run)
     kept = [word for word in words if not word.lstrip("+").startswith("resume=")]
-    other = [word for word in kept if not word.lstrip("+").startswith(("-", "hydra."))]
+    other = [word for word in kept if not word.lstrip("+").startswith(("-", "hydra.", "force="))]
     if other or MULTIRUN & set(words):
         raise ValueError(
             f"resume={run}: goes on with the configuration of that run; leave out"

@@ -105,8 +105,11 @@ def order(value: str) -> tuple[int, float, str]:
         return 1, value.count(","), value
 
 
-def beside_chance(gap: float, here: float, elsewhere: float) -> str:
-    """A difference beside the spread over seeds: that of the settings compared, where it is known, else of others."""
+def beside_chance(gap: float, here: float, elsewhere: float, seeds: float) -> str:
+    """A difference beside the spread over seeds: that of the settings compared, where it is known, else of others.
+
+    Means over n seeds differ by chance with a deviation of spread * sqrt(2/n); less than twice that is no finding.
+    """
     chance, whose = (
         (here, "the spread over seeds") if here > 0 else (elsewhere, "the spread over seeds of other settings")
     )
@@ -114,7 +117,8 @@ def beside_chance(gap: float, here: float, elsewhere: float) -> str:
         return "of one seed each: what chance does is not known (add seed=0,1,2)"
     if gap < chance:
         return f"{small(gap)}, smaller than {whose} ({small(chance)}): it may be chance"
-    return f"{gap / chance:.1f} times {whose} ({small(chance)})"
+    told = f"{gap / chance:.1f} times {whose} ({small(chance)})"
+    return told if gap >= 2 * chance * (2 / seeds) ** 0.5 else f"{told}: of so few seeds it may be chance"
 
 
 def small(value: float) -> str:

