@@ -145,7 +145,8 @@ def multirun(command: cli.Command) -> int:
     except (HydraException, OmegaConfBaseException):
         raise
     except Exception as error:  # of a launcher: a worker killed, a queue that refused
-        print(f"Error: the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
+        remedy = "; there is no Slurm here, hydra/launcher=joblib takes all cores" if "srun" in str(error) else ""
+        print(f"Error: the launcher stopped: {type(error).__name__}: {error}{remedy}", file=sys.stderr)
     from digitlab import report  # matplotlib and pandas
 
     print(report.write([directory], directory / "report"))

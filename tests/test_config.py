@@ -148,6 +148,11 @@ def test_a_mistake_is_refused_in_one_line_that_names_key_value_and_rule(words: s
     assert len(message.splitlines()) == 1
 
 
+def test_a_folder_for_a_word_is_a_run_to_go_on_with(tmp_path: Path) -> None:
+    """`train.py outputs/runs/RUN`: the word that was meant."""
+    assert refusal(str(tmp_path)) == f"{tmp_path}: is a folder; resume={tmp_path} goes on with the run in it"
+
+
 def test_all_values_out_of_range_are_told_at_once() -> None:
     """Two mistakes in one command need one attempt to find, not two."""
     assert refusal("optimizer.lr=-1", "data.batch_size=0").splitlines() == [

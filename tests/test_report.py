@@ -56,8 +56,10 @@ def test_data_sets_are_not_mixed(tmp_path: Path) -> None:
     made(tmp_path / "2", "c", 1, 1, 0.01, data=other)
     made(tmp_path / "2", "a", 1, 0, 0.02, data=other)
     made(tmp_path / "2", "d", 2, 1, 0.06)
+    made(tmp_path / "3", "d", 2, 1, None, data=None)  # tried elsewhere, in vain
     told = report.write([tmp_path], tmp_path / "report")
     assert "Best on val/loss: 0.0500 with optimizer.lr=1, seed 0" in told
+    assert "5 jobs: 5 completed." in told
     assert "2 of 5 completed runs are of other data: in runs.csv, not compared." in told
 
 

@@ -4,6 +4,7 @@ Imported before any job: it must not import torch.
 """
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -40,6 +41,8 @@ def explain(error: BaseException, words: list[str]) -> str:
         if group == "optimizer":
             rule += "; another of torch.optim takes a YAML (docs/usage.md)"
         return f"{word}: {rule}"
+    if isinstance(error, OverrideParseException) and Path(error.override).is_dir():
+        return f"{error.override}: is a folder; resume={error.override} goes on with the run in it"
     if isinstance(error, OverrideParseException):
         told = "is no key=value; leave out spaces about =, close brackets and quotes, and put other signs in quotes"
         return f"{error.override}: {told}, as data.root='\"~/a b\"'"

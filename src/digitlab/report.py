@@ -92,6 +92,8 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
                 earlier = rows.get(key, new)
                 rows[key] = max(earlier, new, key=standing) | {"repeats": earlier.get("repeats", -1) + 1}
     begun = {run_id for run_id, _ in rows}
+    done = {run_id for (run_id, _), one in rows.items() if one["status"] == "completed"}
+    rows = {key: one for key, one in rows.items() if one["status"] == "completed" or key[0] not in done}
     for folder in sweeps:
         for path in sorted(folder.rglob("sweep.json")):
             for job in [job for job in read_plan(path.parent)[1] if job.run_id not in begun]:
