@@ -124,12 +124,12 @@ def test_choices_are_compared_each_with_its_best_values(tmp_path: Path) -> None:
             made(tmp_path, f"{name}{momentum}{seed}{epochs}", 1, seed, loss + worse, config=config)
     report.write([tmp_path], tmp_path / "report")
     page = (tmp_path / "report" / "report.md").read_text()
-    section = page.partition("## What optimizer.name did")[2].partition("##")[0]
+    section = page.partition("## What optimizer did")[2].partition("##")[0]
     assert "Each with the best optimizer.momentum that was tried with it." in section
     few, many = (line for line in section.splitlines() if line.startswith("- With"))  # 5 before 10
     assert few.startswith("- With trainer.max_epochs=5: best at adamw (0.0300), worst at sgd (0.0500).")
     assert many.startswith("- With trainer.max_epochs=10: best at adamw (0.0400), worst at sgd (0.0600).")
-    assert (tmp_path / "report" / "effect_optimizer.name.png").stat().st_size > 5000
+    assert (tmp_path / "report" / "effect_optimizer.png").stat().st_size > 5000
 
 
 def test_a_training_loss_is_no_rival_to_one_on_held_out_images(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_time_is_told_in_the_unit_that_a_reader_would_choose(seconds: float, t
 def test_a_line_joins_numbers_not_choices(names: list[str], style: str) -> None:
     """Between two optimizers, or two lists of channels, there is nothing that a line could show."""
     table = pd.DataFrame({"mean": [0.1, 0.2], "std": [0.0, 0.0]}, index=names)
-    figure = figures.effect({"": table}, names, "config.a", "val/loss", {})
+    figure = figures.effect({"": table}, names, "a", "val/loss", {})
     assert figure.axes[0].lines[0].get_linestyle() == style
 
 

@@ -5,7 +5,7 @@ deviation over seeds. Test figures only stand beside. A table of runs has a row 
 `config.<key>`, as report.collect makes it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -13,8 +13,33 @@ NO_SETTING = ("seed", "data.root", "data.verify")
 
 
 def bare(column: str) -> str:
-    """The configuration's key that a column holds."""
-    return column.removeprefix("config.")
+    """The configuration's key that a column holds; of a choice its group, as on the command line."""
+    key = column.removeprefix("config.")
+    stem, _, last = key.rpartition(".")
+    return stem.rpartition(".")[2] if last == "name" else key
+
+
+def commonest(values: pd.Series) -> Any:
+    """The value that most have, of several such the last; None where there is none."""
+    counts = values.value_counts()
+    return next((value for value in reversed(list(values)) if counts[value] == counts.max()), None)
+
+
+def comparable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The completed runs that are rivals, and a sentence on those that are none.
+
+    A loss on other images is no rival, nor is one on training images to one on held-out ones.
+    """
+    completed = table[table.status == "completed"]
+    alike = completed[completed.data == commonest(completed.data)]
+    held_out = alike[alike.score_name == "val/loss"]
+    rivals = held_out if len(held_out) else alike
+    told = []
+    for few, many, why in ((alike, completed, "are of other data"), (rivals, alike, "held no images out")):
+        if len(few) < len(many):
+            left = len(many) - len(few)
+            told.append(f"{left} of {len(many)} completed runs {why}: in runs.csv, not compared.")
+    return rivals, told
 
 
 def varied(table: pd.DataFrame) -> list[str]:

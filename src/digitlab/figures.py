@@ -228,7 +228,8 @@ def effect(
     axes.set_xticks(range(len(names)), names)
     if max(map(len, names)) > 10:
         axes.tick_params(axis="x", rotation=15, labelsize=8)
-    axes.set(xlabel=key.removeprefix("config."), ylabel=measure)
+    bars = any(table["std"].gt(0).any() for table in lines.values())
+    axes.set(xlabel=key, ylabel=f"{measure} (bars: spread over seeds)" if bars else measure)
     axes.set_title("off the chart: " + ", ".join(away) if away else "", fontsize=9)
     if axes.get_legend_handles_labels()[1]:
         figure.legend(loc="outside lower center", ncols=2, fontsize=7)  # inside it would cover points

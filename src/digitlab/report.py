@@ -10,7 +10,18 @@ from typing import Any
 import pandas as pd
 
 from digitlab import figures, runs
-from digitlab.comparison import bare, beside_chance, compare, order, small, spread, trivial, varied
+from digitlab.comparison import (
+    bare,
+    beside_chance,
+    commonest,
+    comparable,
+    compare,
+    order,
+    small,
+    spread,
+    trivial,
+    varied,
+)
 from digitlab.sweep import read_plan
 
 SHOWN = 20  # rows of a table in the terminal
@@ -30,21 +41,10 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     """
     table = collect(sweeps)
     settings = varied(table)
-    completed = table[table.status == "completed"]
-    of_all = len(completed)
-    completed = completed[completed.data == commonest(completed.data)]  # a loss on other images is no rival
-    held_out = completed[completed.score_name == "val/loss"]
-    done = held_out if len(held_out) else completed  # a loss on training images is no rival to one on held-out ones
+    done, left_out = comparable(table)
     ranking, ended = rank(done, settings), table[table.status != "completed"].sort_values(["setting", "seed"])
     failures = ended[["setting", "status", "seed", "error", "run"]].assign(seed=[number(n, 0) for n in ended.seed])
-    answers = answer(table, done)
-    if len(completed) < of_all:
-        answers.append(
-            f"{of_all - len(completed)} of {of_all} completed runs are of other data: in runs.csv, not compared."
-        )
-    if len(done) < len(completed):
-        without = len(completed) - len(done)
-        answers.append(f"{without} of {len(completed)} completed runs held no images out: in runs.csv, not compared.")
+    answers = answer(table, done) + left_out
 
     page = [f"# {', '.join(str(folder) for folder in sweeps)}", "", *(f"- {line}" for line in answers), ""]
     if len(ranking):
@@ -199,12 +199,6 @@ def lasting(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def commonest(values: pd.Series) -> Any:
-    """The value that most have, of several such the last; None where there is none."""
-    counts = values.value_counts()
-    return next((value for value in reversed(list(values)) if counts[value] == counts.max()), None)
-
-
 def number(value: float, places: int) -> str:
     """A figure of a table; nothing where there is none."""
     return "" if pd.isna(value) else f"{value:.{places}f}"
@@ -218,16 +212,17 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
         lines.append(f"{repeats} more had the configuration of one of these: that completed last counts.")
     if not len(done):
         return lines
+    best = done.loc[done.score.idxmin()]
     means = done.groupby("setting").score.mean().sort_values()
     if len(means) > 1:
         first, second = means.index[:2]
         both = done[done.setting.isin([first, second])]
+        what = "Mean over seeds" if len(both) > 2 else best.score_name
         lines.append(
-            f"Mean over seeds: {means[first]:.4f} with {first}, then {means[second]:.4f} with {second};"
+            f"{what}: {means[first]:.4f} with {first}, then {means[second]:.4f} with {second};"
             f" the difference is "
             f"{beside_chance(means[second] - means[first], spread(both), spread(done), len(both) / 2)}."
         )
-    best = done.loc[done.score.idxmin()]
     what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
     lines.append(
         f"Best on {what}: {best.score:.4f} with {best.setting}, seed {best.seed:.0f}; its test loss is"
@@ -279,7 +274,7 @@ def what_it_did(key: str, settings: list[str], done: pd.DataFrame, ended: pd.Dat
     ticks = sorted({value for means in lines.values() for value in means.index}, key=order)
     drawn = dict(list(lines.items())[:LINES])
     with runs.whole(out / name) as part:
-        figures.effect(drawn, ticks, key, done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
+        figures.effect(drawn, ticks, bare(key), done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
     page = [f"## What {bare(key)} did", ""]
     if tuned:
         page += [f"Each with the best {', '.join(map(bare, tuned))} that was tried with it.", ""]
