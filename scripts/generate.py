@@ -3,13 +3,7 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
-import torch
-from torchvision.utils import save_image
-
-from digitlab import checkpoints, mistakes, runs
-from digitlab.autoencoder import Autoencoder
-from digitlab.prior import NAMES
+from digitlab import mistakes, runs, schema
 
 
 def main() -> None:
@@ -17,12 +11,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a completed autoencoder run")
     parser.add_argument("--n", type=int, default=20, help="digits to draw (default 20)")
-    parser.add_argument("--prior", choices=NAMES, help="where z comes from (default: as the run was configured)")
+    parser.add_argument(
+        "--prior", choices=schema.choices("prior"), help="where z comes from (default: as the run was configured)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of z (default 0)")
     parser.add_argument("--out", type=Path, help="a .png, or an .npz with images uint8 (n, 28, 28) (default: in RUN)")
     options = parser.parse_args()
     if options.n < 1 or options.seed < 0:
         parser.error("--n must be >= 1 and --seed >= 0")
+    import numpy as np  # this and torch take seconds: not for --help or a mistake in the command
+    import torch
+    from torchvision.utils import save_image
+
+    from digitlab import checkpoints
+    from digitlab.autoencoder import Autoencoder
+
     try:
         runs.refuse_links(options.run)
         model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")

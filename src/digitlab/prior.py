@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 ITERATIONS = 10  # of EM; with all latents, more of them change the digits less than another seed does
-NAMES = ("standard_normal", "gaussian", "mixture")
 
 
 class Prior(nn.Module):

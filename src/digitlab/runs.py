@@ -236,13 +236,17 @@ def refuse_links(folder: Path, places: Sequence[str] = RUN) -> None:
             raise ValueError(f"{path}: is a link that leads out of {folder}; remove it, or choose another directory")
 
 
+def stranger(run: Path, expected: str) -> str:
+    """What lies in a directory that is not of the run with the id `expected`, in words; else empty."""
+    if foreign(run):
+        return "results that digitlab did not write"
+    there = read_results(run)
+    return "a run of another configuration" if there and there["run_id"] != expected else ""
+
+
 def refuse_other(run: Path, expected: str) -> None:
     """Raise ValueError where what lies in a directory is not of the run with the id `expected`."""
-    there = read_results(run)
-    what = "a run of another configuration" if there and there["run_id"] != expected else ""
-    if foreign(run):
-        what = "results that digitlab did not write"
-    if what:
+    if what := stranger(run, expected):
         raise ValueError(f"{run}: holds {what}; choose another hydra.run.dir")
 
 

@@ -49,7 +49,7 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
 
 def merged(asked: Sequence[Job], jobs: Sequence[Planned]) -> str:
     """A sentence for a command that asks for the same configuration in several words."""
-    return f"{len(asked)} jobs were asked for, but only {len(jobs)} differ: the others are not done twice"
+    return f"{len(asked)} jobs were asked for, {len(jobs)} of them different: none is done twice"
 
 
 def begin(directory: Path, jobs: Sequence[Planned]) -> None:
@@ -90,8 +90,7 @@ def dry_run(command: Command) -> str:
 
 def stands(folder: Path, run_id: str) -> str:
     """The state of a job's directory; `foreign` also where another configuration's run is in it."""
-    there = runs.read_results(folder)
-    return "foreign" if there and there["run_id"] != run_id else runs.state(folder)
+    return "foreign" if runs.stranger(folder, run_id) else runs.state(folder)
 
 
 def other_origin(folder: Path, root: str) -> str:
