@@ -145,6 +145,8 @@ def refuse(words: list[str], flags: set[str]) -> None:
         key = word.lstrip("+").partition("=")[0]
         if remedy := SET.get(key):
             raise ValueError(f"{word}: cannot be chosen; {remedy}")
+        if word.startswith("~") and (options := schema.choices(word[1:].partition("=")[0])):
+            raise ValueError(f"{word}: cannot be taken away; choose one of {', '.join(options)}")
         if not flags - MULTIRUN and (key == "hydra.run.dir" if multirun else key.startswith(FOR_SWEEPS)):
             raise ValueError(
                 f"{word}: is for {'one run; leave out -m' if multirun else 'a sweep; add -m'}, or leave it out"

@@ -57,6 +57,8 @@ def explain(error: BaseException, words: list[str]) -> str:
         key, reason = str(cause.full_key or ""), str(cause).strip().splitlines()[0]
         if "is not a ListConfig" in reason:
             reason = f"must be a list, as {key}=[8,16,32]"
+        elif "does not support deletion" in reason:
+            reason = "nothing can be taken away; give it another value"
         elif options := schema.choices(group := key.rpartition(".")[2]):
             reason = f"is chosen by {group}=..., which must be one of {', '.join(options)}"
         elif rule := next((rule for ruled, _, rule in schema.RULES if ruled == key), ""):
@@ -67,6 +69,9 @@ def explain(error: BaseException, words: list[str]) -> str:
         return f"{word}: several values are a sweep, which -m asks for; a list is key=[1,2]"
     if isinstance(error, OSError):
         return _of_the_disk(error)
+    if "does not support sweep type" in lines[0]:
+        word = next((word for word in words if "interval(" in word), lines[0])
+        return f"{word}: has no list of values; name them, as 1,2,3 or range(1,4)"
     if lines[0].startswith("Multiple values for"):
         return f"{lines[0].partition('.')[0]}; in a YAML's defaults write `override /model: kmeans`, with the slash"
     if isinstance(error, HydraException):
@@ -122,16 +127,21 @@ def _stranger(key: str, parent: Any, words: list[str]) -> str:
         remedy = f"did you mean {f'{stem}.' if stem else ''}{close[0]}?"
     elif stem == "optimizer" and OmegaConf.get_type(parent) is dict:
         remedy = f"+{key}=... gives it one that torch.optim has"
-    elif "," in (swept := _word(words, stem)) and swept.startswith(f"{stem}="):
+    elif any(word.startswith(f"{stem}=") and "," in word for word in words):
         remedy = f"sweep {stem}s with keys of their own one by one: one hydra.sweep.dir=... gives them one report"
     elif stem == "hydra.launcher":
         remedy = "name the launcher that has it, as hydra/launcher=joblib"
     elif stem == "model" and last in NEEDS:
         remedy = f"{last} needs {NEEDS[last]}"
+    if not stem and last in NEEDS:
+        remedy = f"a value of the choice is model.{_word(words, key).lstrip('+~')}, the choice itself {last}=..."
     where, name = stem or "the configuration", parent.get("name")  # of the choice: the word may fit another job's
     return f"{_word(words, key)}: {f'{where}={name}' if name else where} has no such key; {remedy}"
 
 
 def _word(words: list[str], key: str) -> str:
-    """The word of the command line that sets `key`."""
-    return next((word for word in words if f"{word.lstrip('+~').partition('=')[0]}.".startswith(f"{key}.")), key)
+    """The word of the command line that sets `key`, or of several the one that says most of it."""
+    keys = {word: word.lstrip("+~").partition("=")[0] for word in words}
+    return max(
+        (word for word in words if f"{keys[word]}.".startswith(f"{key}.")), key=lambda w: len(keys[w]), default=key
+    )

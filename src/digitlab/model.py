@@ -137,10 +137,10 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any
             return SGD(parameters, lr=1.0)
     types = [kind for kind in vars(torch.optim).values() if isinstance(kind, type) and issubclass(kind, Optimizer)]
     kinds = {kind.__name__.lower(): kind for kind in types if kind is not Optimizer}
+    kinds = {kind: kinds[kind] for kind in sorted({*kinds} - UNUSABLE)}
     if name not in kinds:
         close = "".join(f"; did you mean {kind}?" for kind in difflib.get_close_matches(name.lower(), kinds, n=1))
-        usable = sorted({*kinds} - UNUSABLE)
-        raise ValueError(f"torch.optim has {', '.join(usable)}{close}")
+        raise ValueError(f"must be one of torch.optim's {', '.join(kinds)}{close}")
     _, *arguments = inspect.signature(kinds[name]).parameters
     if unknown := [key for key in options if key not in arguments]:
         raise ValueError(f"{kinds[name].__name__} has no {', '.join(map(str, unknown))}; it has {', '.join(arguments)}")
