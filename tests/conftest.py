@@ -67,13 +67,18 @@ def _schemas() -> None:
     config.register()
 
 
+def be_quick(patch: pytest.MonkeyPatch) -> None:
+    """Have the judge trained quickly, and few samples for it to see."""
+    patch.setattr(judge, "EPOCHS", 30)  # of five minibatches each
+    patch.setattr(autoencoder, "SCORED", 200)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """One quickly trained judge for all tests in this process, and few samples for it to see."""
+    """One such judge for all tests in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "EPOCHS", 30)  # of five minibatches each
+        be_quick(patch)
         patch.setattr(judge, "CACHE", tmp_path_factory.mktemp("judge"))
-        patch.setattr(autoencoder, "SCORED", 200)
         yield patch
 
 
@@ -125,7 +130,7 @@ Lab = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
+def shell(tmp_path: Path) -> Lab:
     """Run `python train.py ...` as a user does, in an empty folder."""
 
     def call(*words: str, threads: int | None = None) -> "subprocess.CompletedProcess[str]":
@@ -136,32 +141,53 @@ def lab(tmp_path: Path) -> Lab:
     return call
 
 
-def enter(command: list[str], folder: Path, largest: int) -> None:
+def enter(command: list[str], folder: Path, out: Path, err: Path, largest: int) -> None:
     """Be train.py, given these words in this folder, with files of at most so many bytes (-1: of any size)."""
     os.chdir(folder)
-    with (folder / "told").open("a") as told:
-        os.dup2(told.fileno(), 1)
-        os.dup2(told.fileno(), 2)
+    be_quick(pytest.MonkeyPatch())
+    for number, path in ((1, out), (2, err)):
+        with path.open("a") as file:
+            os.dup2(file.fileno(), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in the background
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, -1))
     sys.argv = ["train.py", *command]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
+@pytest.fixture(scope="session")
+def forks() -> Any:
+    """Begins processes as forks of one that has imported what takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["digitlab.train", "lightning.pytorch", "digitlab.autoencoder"])
+    return context.Process
+
+
+@pytest.fixture
+def lab(forks: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """As `shell`, but seconds sooner; for commands that start no processes of their own."""
+
+    def call(*words: str) -> "subprocess.CompletedProcess[str]":
+        folder = tmp_path_factory.mktemp("told")
+        out, err = folder / "out", folder / "err"
+        process = forks(target=enter, args=(list(words), tmp_path, out, err, -1))
+        process.start()
+        process.join(240)
+        assert process.exitcode is not None, f"still at work after four minutes: {words}"
+        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+
+    return call
+
+
 Fork = Callable[..., Any]
 
 
 @pytest.fixture
-def fork(tmp_path: Path) -> Fork:
-    """Begin `python train.py ...` in tmp_path as a fork of a process that has imported what takes seconds.
-
-    What it prints is in the file `told` there.
-    """
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["digitlab.train", "lightning.pytorch", "digitlab.autoencoder"])
+def fork(forks: Any, tmp_path: Path) -> Fork:
+    """Begin `python train.py ...` in tmp_path as such a fork; what it prints is in the file `told` there."""
 
     def begin(command: list[str], largest: int = -1) -> Any:
-        process = forks.Process(target=enter, args=(command, tmp_path, largest))
+        told = tmp_path / "told"
+        process = forks(target=enter, args=(command, tmp_path, told, told, largest))
         process.start()
         return process
 

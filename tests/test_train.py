@@ -43,9 +43,9 @@ def assert_same(first: Path, second: Path) -> None:
     assert all(torch.equal(mine[key], yours[key]) for key in mine | yours)
 
 
-def test_the_command_of_the_readme_leaves_a_whole_run(lab: Lab, words: list[str], tmp_path: Path) -> None:
+def test_the_command_of_the_readme_leaves_a_whole_run(shell: Lab, words: list[str], tmp_path: Path) -> None:
     """`python train.py model=kmeans init=digit` as a process: every file of the contract, and a summary to read."""
-    done = lab(*KMEANS, *words)
+    done = shell(*KMEANS, *words)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
     assert run.name.endswith("_kmeans")
@@ -102,7 +102,7 @@ def test_the_test_loss_is_the_mean_over_pixels(words: list[str], tmp_path: Path,
     assert outcome["metrics"]["test/loss"] == pytest.approx(squared.mean(), rel=1e-5)
 
 
-def test_a_run_repeats_bitwise_whatever_ran_before_it(lab: Lab, words: list[str], tmp_path: Path) -> None:
+def test_a_run_repeats_bitwise_whatever_ran_before_it(shell: Lab, words: list[str], tmp_path: Path) -> None:
     """The same configuration and seed here twice, other work between, and in a process of its own with two threads."""
     command = [*KMEANS, *words, "model.reassignment_ratio=0.2", "seed=0"]
     run_here(command, tmp_path / "a")
@@ -110,7 +110,7 @@ def test_a_run_repeats_bitwise_whatever_ran_before_it(lab: Lab, words: list[str]
     torch.rand(7)
     run_here([*KMEANS, *words, "seed=9"], tmp_path / "between")
     run_here(command, tmp_path / "b")
-    assert lab(*command, f"hydra.run.dir={tmp_path / 'c'}", threads=2).returncode == 0
+    assert shell(*command, f"hydra.run.dir={tmp_path / 'c'}", threads=2).returncode == 0
     assert_same(tmp_path / "a", tmp_path / "b")
     assert_same(tmp_path / "a", tmp_path / "c")
     assert results(tmp_path / "a")["metrics"] != results(tmp_path / "between")["metrics"]
@@ -209,7 +209,7 @@ def heed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_leaves_a_run_that_resume_completes(
-    number: signal.Signals, lab: Lab, words: list[str], tmp_path: Path
+    number: signal.Signals, shell: Lab, words: list[str], tmp_path: Path
 ) -> None:
     """Ctrl-C, SIGTERM and SIGKILL of the process; then `resume=RUN` ends bitwise as the undisturbed run."""
     run, whole = tmp_path / "cut", tmp_path / "whole"
@@ -226,7 +226,7 @@ def test_a_signal_leaves_a_run_that_resume_completes(
     assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL), output + errors
     assert results(run)["status"] == "interrupted"
     assert "Traceback" not in output + errors
-    done = lab(f"resume={run}")
+    done = shell(f"resume={run}")
     assert done.returncode == 0, done.stderr
     run_here(command, whole)
     assert_same(run, whole)
@@ -400,7 +400,7 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(words: list[str], tm
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", ["init=sample", "init=random", "model=autoencoder"])
 def test_two_processes_equal_one_on_the_same_global_batches(
-    choice: str, lab: Lab, words: list[str], tmp_path: Path
+    choice: str, shell: Lab, words: list[str], tmp_path: Path
 ) -> None:
     """DDP over gloo, with a short last batch and revived centres, ends where one process ends."""
     command = [choice, "scheduler=linear", *words]
@@ -410,7 +410,7 @@ def test_two_processes_equal_one_on_the_same_global_batches(
         command += ["model=kmeans", "model.reassignment_ratio=0.2"]
     command += ["data.val_size=85"]  # 515 images: the last global batch holds 15, 8 for one rank and 7 for the other
     run_here(command, tmp_path / "one")
-    done = lab(*command, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'two'}")
+    done = shell(*command, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     one, two = (weights(tmp_path / name) for name in ("one", "two"))
     for name in one:

@@ -72,7 +72,8 @@ def termination_as_interrupt() -> Iterator[None]:
 
     def once_more(lost: Any) -> None:
         if isinstance(lost.exc_value, KeyboardInterrupt):  # it fell into a destructor, where Python drops exceptions
-            threading.Timer(0.01, signal.raise_signal, [signal.SIGTERM]).start()  # when that is over
+            main = threading.main_thread().ident  # raised by the timer's own, it would not end what this one waits for
+            threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGTERM]).start()  # when the destructor is over
         else:
             hook(lost)
 
