@@ -24,7 +24,7 @@ from digitlab.prior import Prior
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
-from .conftest import ROOT, results, run_here
+from .conftest import ROOT, digits, results, run_here, write_idx
 
 AUTOENCODER = ["model=autoencoder", "model.channels=[4,8]", "model.latent_dim=4", "trainer.precision=32-true"]
 
@@ -303,6 +303,25 @@ def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return call
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's tracer asks a tensor for it
+def test_compiling_changes_no_figure(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """model.compile=true hands encoder and decoder to torch.compile; traced, not translated, they compute the same."""
+    compiled, compile_ = [], torch.compile
+
+    def trace(function: Any, *more: Any, **options: Any) -> Any:
+        compiled.append(function.__self__)
+        return compile_(function, backend="eager")  # the usual one translates into C++, for half a minute
+
+    monkeypatch.setattr(torch, "compile", trace)
+    command = [*AUTOENCODER, *words, "trainer.max_epochs=1"]
+    plain = run_here(command, tmp_path / "plain")
+    assert compiled == []
+    other = run_here([*command, "model.compile=true"], tmp_path / "compiled")
+    assert [type(part).__name__ for part in compiled] == ["Stages", "Stages"]
+    assert other["metrics"] == pytest.approx(plain["metrics"], rel=1e-3)
+
+
 def test_generate_draws_from_the_checkpoint_alone(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,9 +407,18 @@ def test_evaluate_agrees_with_results(trained: Path, tmp_path: Path, ends: Ends)
         assert [line.split()[0] for line in told.splitlines() if line.endswith("differs")] == [name]
 
 
-def test_evaluate_says_what_is_no_run_or_no_data(trained: Path, tmp_path: Path, ends: Ends) -> None:
-    """An empty folder is no completed run, nor the run's data; exit code 2, as 1 is for figures that differ."""
+def test_evaluate_says_what_is_no_run_or_not_its_data(trained: Path, tiny: Path, tmp_path: Path, ends: Ends) -> None:
+    """An empty folder is no completed run, nor the run's data, and nor is a test set that differs in one image; exit
+    code 2, as 1 is for figures that differ.
+    """
     code, told = ends("evaluate", tmp_path)
     assert (code, "holds no completed run" in told) == (2, True)
     code, told = ends("evaluate", trained, "--root", tmp_path)
     assert (code, "has no MNIST file, and data.source=files downloads none" in told) == (2, True)
+    shutil.copytree(tiny, tmp_path / "other")
+    images, _ = digits(100, 1)
+    images[0] = 0
+    write_idx(tmp_path / "other" / "t10k-images-idx3-ubyte.gz", images)
+    code, told = ends("evaluate", trained, "--root", tmp_path / "other")
+    assert code == 2
+    assert "holds other data than this run began on; name the folder of the run's data with --root" in told

@@ -6,6 +6,7 @@ import random
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -131,6 +132,21 @@ def test_an_interrupt_before_a_run_began_says_so(
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
     assert program["main"]() == 130
     assert capsys.readouterr().err == "Interrupted; no run was cut short\n"
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(fork: Fork, words: list[str], tmp_path: Path) -> None:
+    """Ctrl-C in its second job: exit code 130, the same command goes on, and no job is begun any more."""
+    sweep_dir = tmp_path / "sweep"
+    command = ["-m", *KMEANS, *words, "seed=0,1,2", "trainer.max_epochs=60", f"hydra.sweep.dir={sweep_dir}"]
+    process, deadline = fork(command), time.monotonic() + 100
+    while len([*sweep_dir.glob("*/metrics.csv")]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    told = (tmp_path / "told").read_text()
+    assert f"Interrupted; the same command goes on with {sweep_dir}; scripts/report.py {sweep_dir} tells" in told
+    assert sorted(results(run)["status"] for run in jobs_of(sweep_dir).values()) == ["completed", "interrupted"]
 
 
 def test_changed_code_is_told_from_code_changed_again(tmp_path: Path) -> None:
@@ -542,6 +558,16 @@ def test_every_launcher_runs_skips_and_reports(
     assert shell(*command, f"hydra.run.dir={tmp_path / 'alone'}", threads=2).returncode == 0
     (cfg,) = compose(*command)
     assert_same(tmp_path / "alone", tmp_path / "sweep" / runs.run_id(config.to_plain(cfg)))
+
+
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a Slurm here")
+def test_a_slurm_that_is_not_there_is_told(lab: Lab, grid: list[str]) -> None:
+    """hydra/launcher=submitit_slurm on a machine without one: the reason, another launcher, the jobs not begun."""
+    done = lab(*grid, "hydra/launcher=submitit_slurm")
+    assert done.returncode == 1
+    assert "there is no Slurm here, hydra/launcher=joblib takes all cores" in done.stderr
+    assert "4 jobs: 4 not begun." in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -540,6 +540,15 @@ def test_on_a_terminal_epochs_are_told_as_well(
     assert "(no better than the mean image," in caplog.text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_told(words: list[str], lab: Lab) -> None:
+    """trainer.accelerator=gpu on a machine without one: exit code 1 and a line that says what to choose."""
+    done = lab(*KMEANS, *words, "trainer.accelerator=gpu")
+    assert done.returncode == 1
+    assert "trainer.accelerator=gpu: torch finds no GPU here; choose auto or cpu\n" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_a_batch_larger_than_the_data_is_told(words: list[str], tmp_path: Path) -> None:
     """1,000 of 500 images: one step an epoch, and the warning names the key before what came of it."""
     outcome = run_here([*KMEANS, *words, "data.batch_size=1000"], tmp_path)
