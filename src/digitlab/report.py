@@ -11,12 +11,15 @@ import pandas as pd
 
 from digitlab import figures, runs
 from digitlab.comparison import (
+    Spread,
     bare,
     beside_chance,
     commonest,
     comparable,
     compare,
+    effective,
     order,
+    pooled,
     small,
     spread,
     trivial,
@@ -29,6 +32,7 @@ PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "late
 WIDE = 80  # letters of an error there; report.md has all
 METRIC = re.compile(r"(train|val|test|generated)/\w+|active_centers")  # no name of a stranger's stands for a column
 LINES = 12  # in one picture; more cannot be told apart
+SAME = "the same settings"
 LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation; `of mean image`: the
 test loss as a share of that baseline's; seconds: of a run."""
 OTHER = "`other`: in what a run differs from the last one beside its settings (code, data, library versions)."
@@ -55,6 +59,9 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     for key in settings:
         page += what_it_did(key, settings, done, ended, out)
     page += best_run(done, out)
+    for earlier in [*out.glob("effect_*.png"), *out.glob("best_*.png")]:  # a report shows no picture of another
+        if f"({earlier.name})" not in "\n".join(page):
+            earlier.unlink()
     with runs.whole(out / "report.md") as part:
         part.write_text("\n".join([*page, "Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]))
     with runs.whole(out / "runs.csv") as part:
@@ -93,17 +100,16 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
                 rows[key] = max(earlier, new, key=standing) | {"repeats": earlier.get("repeats", -1) + 1}
     begun = {run_id for run_id, _ in rows}
     done = {run_id for (run_id, _), one in rows.items() if one["status"] == "completed"}
-    rows = {key: one for key, one in rows.items() if one["status"] == "completed" or key[0] not in done}
-    for folder in sweeps:
-        for path in sorted(folder.rglob("sweep.json")):
-            for job in [job for job in read_plan(path.parent)[1] if job.run_id not in begun]:
-                unborn = {
-                    "run": str(path.parent / job.run_id),
-                    "run_id": job.run_id,
-                    "status": "not begun",
-                    "error": "",
-                }
-                rows[job.run_id, ""] = unborn | {"setting": job.overrides}
+    in_vain = [key for key, one in rows.items() if key[0] in done and one["data"] == str(None)]  # tried elsewhere
+    for key in in_vain:
+        del rows[key]
+    plans = [path.parent for folder in sweeps for path in sorted(folder.rglob("sweep.json"))]
+    planned = {job.run_id: (place, job) for place in plans for job in read_plan(place).jobs}
+    for run_id, (place, job) in planned.items():
+        if run_id not in begun:
+            seed = re.search(r"(?:^| )seed=(\d+)", job.overrides)
+            unborn = {"run": str(place / run_id), "run_id": run_id, "status": "not begun", "error": ""}
+            rows[run_id, ""] = unborn | {"seed": int(seed[1]) if seed else None}
     if not rows:
         raise ValueError(f"{', '.join(str(folder) for folder in sweeps)}: holds no run; name a directory of outputs/")
     first = (
@@ -124,11 +130,10 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
     table = table.reindex(columns=[*first, *(name for name in table if name not in first)])
     settings = varied(table)
     words = [
-        " ".join(f"{bare(key)}={line[key]}" for key in settings if pd.notna(line[key])) for _, line in table.iterrows()
+        " ".join(f"{bare(key)}={one[key]}" for key in settings if pd.notna(one[key])) for _, one in table.iterrows()
     ]
-    table["setting"] = (
-        table.setting.astype(object).fillna(pd.Series(words, dtype=object)).replace("", "the same settings")
-    )
+    told = {run_id: re.sub(r"(^| )seed=\d+", "", job.overrides).strip() for run_id, (_, job) in planned.items()}
+    table["setting"] = [word or told.get(run_id) or SAME for word, run_id in zip(words, table.run_id, strict=True)]
     return mark(table)
 
 
@@ -217,15 +222,17 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     if len(means) > 1:
         first, second = means.index[:2]
         both = done[done.setting.isin([first, second])]
+        seeds = effective(both.setting.value_counts())
         what = "Mean over seeds" if len(both) > 2 else best.score_name
         lines.append(
             f"{what}: {means[first]:.4f} with {first}, then {means[second]:.4f} with {second};"
             f" the difference is "
-            f"{beside_chance(means[second] - means[first], spread(both), spread(done), len(both) / 2)}."
+            f"{beside_chance(means[second] - means[first], spread(both), spread(done), seeds, 2)}."
         )
+    place = "" if best.setting == SAME else f"{best.setting}, "
     what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
     lines.append(
-        f"Best on {what}: {best.score:.4f} with {best.setting}, seed {best.seed:.0f}; its test loss is"
+        f"Best on {what}: {best.score:.4f} with {place}seed {best.seed:.0f}; its test loss is"
         f" {best['test/loss']:.4f} (" + ", ".join(f"{k} {v:.4f}" for k, v in trivial(best.to_frame().T).items()) + ")."
     )
     for name in ("mean_image", "pca"):
@@ -296,22 +303,31 @@ def best_run(done: pd.DataFrame, out: Path) -> list[str]:
     page = ["## The best run", "", f"{best.setting}, seed {best.seed:.0f}: `{best.run}`", ""]
     for name in PICTURES:
         source = Path(best.run) / "figures" / f"{name}.png"
-        if source.is_file() and not source.is_symlink():
+        if source.is_file() and source.resolve().is_relative_to(Path(best.run).resolve()):
             with runs.whole(out / f"best_{name}.png") as part:
                 shutil.copyfile(source, part)
             page += [f"![{name}](best_{name}.png)", ""]
     return page
 
 
-def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: float) -> tuple[list[str], pd.DataFrame]:
+def further(value: str) -> bool:
+    """Whether a value is a number beyond which there are others to try: not 0, where most settings end."""
+    kind, number, _ = order(value)
+    return kind == 0 and number != 0
+
+
+def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: Spread) -> tuple[list[str], pd.DataFrame]:
     """In words, a sentence a setting of the others, and in a table, what one setting did."""
     sentences, rows = [], []
     for words, values in lines.items():
         means = values["mean"]
-        here, seeds = (values["std"] ** 2).mean() ** 0.5, values["count"].mean()
-        difference = beside_chance(means.max() - means.min(), here, elsewhere, seeds)
+        here, apart = pooled(values["std"] ** 2, values["count"]), values.loc[[means.idxmin(), means.idxmax()]]
+        seeds = effective(apart["count"])
+        difference = beside_chance(means.max() - means.min(), here, elsewhere, seeds, len(means))
         told = f"best at {means.idxmin()} ({means.min():.4f}), worst at {means.idxmax()} ({means.max():.4f})"
         told += f". The difference is {difference}."
+        if len(means) > 2 and means.idxmin() in (means.index[0], means.index[-1]) and further(means.idxmin()):
+            told += f" {means.idxmin()} is at the edge of what was tried."
         if means.min() == means.max():
             told = f"the same at all ({means.min():.4f})."
         sentences.append(f"With {words}: {told}" if len(lines) > 1 else told[0].upper() + told[1:])
