@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -429,6 +430,42 @@ def test_a_checkpoint_asks_for_no_more_memory_than_it_has(finished: dict[str, Pa
     torch.save(good | {"model": "judge"}, path)
     with pytest.raises(ValueError, match=r"a\.ckpt: holds a judge, not kmeans or autoencoder"):
         checkpoints.load_model(path)
+
+
+def test_a_checkpoint_does_not_unfold(finished: dict[str, Path], tmp_path: Path) -> None:
+    """A weight of which one number is kept for all, and entries that are packed: refused, before they take memory."""
+    source, path = finished["kmeans"] / "checkpoints" / "best.ckpt", tmp_path / "a.ckpt"
+    good = checkpoints.read_checkpoint(source)
+    good["state_dict"]["centers"] = torch.zeros(1).expand(good["state_dict"]["centers"].shape)
+    torch.save(good, path)
+    with pytest.raises(ValueError, match="weights that are larger than what is kept of them"):
+        checkpoints.load_model(path)
+    with zipfile.ZipFile(source) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, whole.read(entry))
+    with pytest.raises(ValueError, match="it is packed, and may unpack to any size"):
+        checkpoints.load_model(path)
+
+
+def test_a_file_of_any_size_takes_no_memory(finished: dict[str, Path], tiny: Path, tmp_path: Path) -> None:
+    """Holes cost a disk nothing: a results.json, a plan and a raw IDX file of 64 GiB are refused at once."""
+    for name in ("run/results.json", "sweep.json", "data/train-labels-idx1-ubyte"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**36)
+    assert runs.read_results(tmp_path / "run") is None
+    assert sweep.read_plan(tmp_path).jobs == []
+    with pytest.raises(ValueError, match="holds no run"):
+        config.restore(str(tmp_path / "run"))
+    for path in tiny.iterdir():
+        if not (tmp_path / "data" / path.name).exists():
+            shutil.copy(path, tmp_path / "data")
+    with pytest.raises(ValueError, match="train-labels-idx1-ubyte: is no IDX file"):
+        load(str(tmp_path / "data"), "files", verify=False)
+    with (tmp_path / "data" / "train-labels-idx1-ubyte").open("r+b") as file:
+        file.write((tiny / "train-labels-idx1-ubyte").read_bytes())
+    with pytest.raises(ValueError, match=r"holds \d+ bytes for the shape \(600,\)"):
+        load(str(tmp_path / "data"), "files", verify=False)
 
 
 # -- the machine ---

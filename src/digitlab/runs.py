@@ -20,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+LARGEST_JSON = 2**26  # bytes: a sweep of 300,000 jobs
+
 # -- files ----------------------------------------------------------------------------------------------
 
 
@@ -55,6 +57,16 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises ValueError where it is none, or larger than any that is written here."""
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path}: is larger than {LARGEST_JSON:,} bytes, which no file of a run is")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{path}: holds brackets without end") from error
 
 
 def write_csv(path: Path, header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> None:
@@ -142,8 +154,8 @@ KINDS: dict[str, Any] = {
 def read_results(run: Path) -> dict[str, Any] | None:
     """results.json of a run, or None where there is none, or one that this program cannot have written."""
     try:
-        content = json.loads((run / "results.json").read_text())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(run / "results.json")
+    except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or not {"run_id", "status", "seed", "config", "metrics"} <= set(content):
         return None

@@ -110,7 +110,7 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
     """
     remedy = "copy it anew, or empty the folder to have all four downloaded" if verify else "write it anew"
     try:
-        content = _unpack(path, MNIST_SIZE if verify else LARGEST) if path.suffix == ".gz" else path.read_bytes()
+        content = _bytes(path, MNIST_SIZE if verify else LARGEST)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -133,11 +133,11 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
     return array, digest
 
 
-def _unpack(path: Path, largest: int) -> bytes:
-    """The IDX file in a gzip file, no more than a byte past what its header announces or `largest` allows: a stranger's
-    may unpack to any size. Raises OSError, EOFError or zlib.error for a damaged one.
+def _bytes(path: Path, largest: int) -> bytes:
+    """An IDX file, raw or in a gzip file, no more than a byte past what its header announces or `largest` allows: a
+    stranger's may have any size. Raises OSError, EOFError or zlib.error for a damaged one.
     """
-    with gzip.open(path) as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         parts = [file.read(16)]  # the longest header
         rank = parts[0][3] if parts[0][:3] == bytes([0, 0, 8]) and len(parts[0]) > 3 else 0
         header = 4 + 4 * rank
