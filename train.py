@@ -44,8 +44,12 @@ def experiment(cfg: DictConfig) -> float:
 
     directory = Path(settings.runtime.output_dir)
     if cfg.resume is not None:
-        force, cfg = cfg.force, config.restore(cfg.resume)
-        cfg.force = force
+        asked, cfg = cfg, config.restore(cfg.resume)
+        cfg.force = asked.force
+        if any(word.lstrip("+").startswith("data.root=") for word in settings.overrides.task):
+            cfg.data.root = asked.data.root
+    if settings.mode == RunMode.MULTIRUN and cfg.force and sweep.redone(directory):
+        cfg.force = False
     config.check(cfg)  # again: a sweeper of another kind makes its own jobs
     score = float("nan")
     try:
@@ -70,6 +74,8 @@ def main() -> int:
         command = cli.parse(cli.in_place(sys.argv[1:]))
         for job in command.jobs:
             config.check(job.cfg)
+        if command.jobs and not command.multirun:
+            cli.refuse_mode(command.words)
         if any(job.cfg.dry_run for job in command.jobs):
             print(sweep.dry_run(command))
             return 0
@@ -132,7 +138,7 @@ def multirun(command: cli.Command) -> int:
         other = sum(bool(sweep.other_origin(folder, command.jobs[0].cfg.data.root)) for folder in kept)
         told = f", {other} of them by other code or from another data.root" if other else ""
         print(f"{len(kept)} of {len(jobs)} jobs are finished already{told}")
-    sweep.begin(directory, planned)
+    sweep.begin(directory, planned, force=bool(command.jobs and command.jobs[0].cfg.force))
     if planned:  # all jobs are composed and checked; to compose them again takes 0.1 s each
         Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
     try:
@@ -149,6 +155,8 @@ def multirun(command: cli.Command) -> int:
     except Exception as error:  # of a launcher: a worker killed, a queue that refused
         remedy = "; there is no Slurm here, hydra/launcher=joblib takes all cores" if "srun" in str(error) else ""
         print(f"Error: the launcher stopped: {type(error).__name__}: {error}{remedy}", file=sys.stderr)
+    else:
+        sweep.end(directory)
     from digitlab import report  # matplotlib and pandas
 
     print(report.write([directory], directory / "report"))

@@ -66,7 +66,11 @@ def ours(words: list[str], root: str, copies: int = 1) -> Outcome:
 
 def trained(wanted: dict[str, Any], data: Split) -> tuple[Model, float]:
     """A model trained as train.py does, and the seconds of that."""
-    results: dict[str, Any] = {"fit_seconds": 0.0, "baselines": {"mean_image": baselines.mean_image(data)}}
+    results: dict[str, Any] = {
+        "fit_seconds": 0.0,
+        "seconds": 0.0,
+        "baselines": {"mean_image": baselines.mean_image(data)},
+    }
     model = experiment.build_model(wanted)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
         experiment.fit(model, data, wanted, Path(folder), results)

@@ -17,8 +17,10 @@ def main() -> None:
     parser.add_argument("--root", help="folder of MNIST's files (default: where the run read them)")
     options = parser.parse_args()
     recorded = runs.read_results(options.run)
-    if recorded is None or recorded["status"] != "completed":
-        parser.exit(2, f"Error: {options.run}: holds no completed run; name a directory under outputs/runs\n")
+    if recorded is None:
+        parser.exit(2, f"Error: {options.run}: holds no run; name its directory, as outputs/runs/NAME\n")
+    if recorded["status"] != "completed":
+        parser.exit(2, f"Error: {options.run}: {recorded['status']}; complete it with train.py resume={options.run}\n")
     from digitlab import checkpoints, experiment  # torch takes seconds: not for --help or a mistake in the command
 
     data = recorded.get("data") or {}
@@ -43,6 +45,7 @@ def main() -> None:
         same = math.isclose(value, before, rel_tol=1e-3, abs_tol=1e-6)
         agree &= same
         print(f"{name:24}{value:>12.6g}{before:>12.6g}{'' if same else '  differs'}")
+    print("as recorded" if agree else "not as recorded")
     sys.exit(0 if agree else 1)
 
 

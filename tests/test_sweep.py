@@ -318,6 +318,45 @@ def test_force_does_a_finished_run_again(words: list[str], tmp_path: Path) -> No
     assert all(torch.equal(before[key], value) for key, value in weights(tmp_path).items())
 
 
+def test_a_sweep_that_is_forced_does_each_job_once(lab: Lab, grid: list[str], tmp_path: Path) -> None:
+    """A seed named twice is trained once. Cut short after one of its jobs, the same command does the other three; and
+    once that has ended, all four. A dry run tells it before.
+    """
+    forced, place = [*grid, "force=true"], tmp_path / "sweep"
+    assert lab(*grid).returncode == 0
+    again = lab(*[word.replace("seed=0,1", "seed=0,1,0,1") for word in forced])
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count(" s of training (data:") == 4
+    assert "4 to do again" in lab(*forced, "dry_run=true").stdout
+    sweep.begin(place, sweep.plan(cli.parse(grid).jobs), force=True)
+    (done, *_) = jobs_of(place).values()
+    (done / "results.json").touch()
+    assert "3 to do again" in lab(*forced, "dry_run=true").stdout
+    stamp = (done / "results.json").stat().st_mtime_ns
+    assert lab(*forced).stdout.count(" s of training (data:") == 3
+    assert (done / "results.json").stat().st_mtime_ns == stamp
+    assert "4 to do again" in lab(*forced, "dry_run=true").stdout
+
+
+def test_data_that_was_moved_is_named_beside_resume(lab: Lab, words: list[str], tiny: Path, tmp_path: Path) -> None:
+    """A folder of data that was moved: resume=RUN data.root=FOLDER goes on; hydra.run.dir does not stand beside it."""
+    command = [*KMEANS, *words[1:], "trainer.max_epochs=1", "hydra.run.dir=run"]
+    shutil.copytree(tiny, tmp_path / "here")
+    assert lab(*command, "data.root=here").returncode == 0
+    content = results(tmp_path / "run") | {"status": "interrupted"}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(content))
+    (tmp_path / "here").rename(tmp_path / "there")
+    lost = lab("resume=run")
+    assert lost.returncode == 1
+    assert "name the folder of the data that this run began on (data.root=...)" in lost.stdout
+    assert lab("resume=run", "data.root=there").returncode == 0
+    assert results(tmp_path / "run")["status"] == "completed"
+    assert results(tmp_path / "run")["config"]["data"]["root"] == "there"
+    refused = lab("resume=run", "hydra.run.dir=other")
+    assert refused.returncode == 2
+    assert "leave out hydra.run.dir=other" in refused.stderr
+
+
 def test_a_result_of_other_code_or_data_is_used_and_marked(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -379,7 +418,7 @@ def test_a_run_that_began_on_other_data_keeps_what_it_has(words: list[str], tiny
     shutil.copytree(tiny, tmp_path / "other")
     (labels := tmp_path / "other" / "t10k-labels-idx1-ubyte").write_bytes(labels.read_bytes()[:-1] + bytes([0]))
     for root, told in (("gone", "nothing could be downloaded"), ("other", "other data than this run began on")):
-        with pytest.raises(RunFailed, match=f"{told}.*; bring the data back that this run began on"):
+        with pytest.raises(RunFailed, match=f"{told}.*; name the folder of the data that this run began on"):
             run_here([*command, f"data.root={tmp_path / root}"], run)
         assert before == {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
         assert results(run)["data"] == interrupted["data"]

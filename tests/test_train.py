@@ -219,12 +219,13 @@ def test_a_signal_leaves_a_run_that_resume_completes(
         arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
     )
     deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+    while not (runs.read_results(run) or {}).get("epochs") and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL), output + errors
     assert results(run)["status"] == "interrupted"
+    assert results(run)["fit_seconds"] > 0  # of SIGKILL, too
     assert "Traceback" not in output + errors
     done = shell(f"resume={run}")
     assert done.returncode == 0, done.stderr
@@ -504,7 +505,7 @@ def test_a_dry_run_says_what_would_become_of_one_run(lab: Lab, words: list[str],
     command = [*KMEANS, *words, f"hydra.run.dir={run}"]
     run.mkdir()
     told = [lab(*command, "dry_run=true").stdout]
-    refused = lab("--run", *command, "dry_run=true")
+    refused = lab("--run", *[word for word in command if "hydra.run.dir" not in word], "dry_run=true")
     assert refused.returncode == 2
     assert "Error: dry_run=true: beside these flags nothing can be told" in refused.stderr
     assert not (run / ".lock").exists()
@@ -547,6 +548,14 @@ def test_a_gpu_that_is_not_there_is_told(words: list[str], lab: Lab) -> None:
     assert done.returncode == 1
     assert "trainer.accelerator=gpu: torch finds no GPU here; choose auto or cpu\n" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_cycle_of_one_step_is_refused(words: list[str], tmp_path: Path) -> None:
+    """scheduler=one_cycle goes up and down: two steps are too few, told with what to do; three will do."""
+    command = [*KMEANS, *words, "scheduler=one_cycle", "data.batch_size=250"]
+    with pytest.raises(RunFailed, match="it takes 3 steps or more, not 2; train longer, or choose scheduler=constant"):
+        run_here([*command, "trainer.max_epochs=1"], tmp_path / "one")
+    assert run_here([*command, "trainer.max_epochs=2"], tmp_path / "two")["status"] == "completed"
 
 
 def test_a_batch_larger_than_the_data_is_told(words: list[str], tmp_path: Path) -> None:

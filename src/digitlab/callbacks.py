@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+import time
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,13 @@ class Record(Checkpoint):
     """After each epoch: a row of metrics.csv, last.ckpt, and best.ckpt where val/loss is the lowest so far.
 
     Without validation images the last epoch is the best one. The rows are part of the checkpoint, so that
-    a resumed run goes on with the table it had.
+    a resumed run goes on with the table it had. results.json has the epochs and the time so far, which a killed process
+    cannot tell any more.
     """
 
-    def __init__(self, directory: Path, model_name: str) -> None:
-        self.directory, self.model_name = directory, model_name
+    def __init__(self, directory: Path, model_name: str, results: dict[str, Any]) -> None:
+        self.directory, self.model_name, self.results = directory, model_name, results
+        self.began = time.perf_counter()
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -87,6 +90,10 @@ class Record(Checkpoint):
         trainer.save_checkpoint(folder / "last.ckpt")
         if trainer.is_global_zero:
             runs.write_csv(self.directory / "metrics.csv", list(row), [list(r.values()) for r in self.rows])
+            spent = time.perf_counter() - self.began
+            told = self.results | {"epochs": int(row["epoch"]), "steps": int(row["steps"])}
+            told |= {name: self.results[name] + spent for name in ("fit_seconds", "seconds")}
+            runs.write_json(self.directory / "results.json", told)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Name the model, so that the file can be rebuilt without its configuration."""

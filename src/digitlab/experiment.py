@@ -56,7 +56,7 @@ def conduct(config: dict[str, Any], directory: Path, results: dict[str, Any]) ->
 def read_data(
     config: dict[str, Any],
     began: dict[str, Any] | None = None,
-    remedy: str = "bring the data back that this run began on, or begin anew with force=true",
+    remedy: str = "name the folder of the data that this run began on (data.root=...), or begin anew with force=true",
 ) -> tuple[Source, Split]:
     """The data set, with what to warn of, and this run's split of it; of a run that `began`, the data that it began on.
 
@@ -101,7 +101,7 @@ def fit(
     options = config["trainer"]
     if options["accelerator"] == "gpu" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=gpu: torch finds no GPU here; choose auto or cpu")
-    record = Record(directory, config["model"]["name"])
+    record = Record(directory, config["model"]["name"], results)
     trainer = Trainer(
         max_epochs=options["max_epochs"],
         accelerator=options["accelerator"],
@@ -211,7 +211,8 @@ def beaten_by_baselines(test_loss: float, trivial: dict[str, float]) -> list[str
     mean_image = trivial["mean_image"]
     if not runs.no_better(test_loss, mean_image):
         return []
+    by = " by 1 % or more" if test_loss < mean_image else ""
     return [
-        f"Not better than predicting the mean image: test loss {test_loss:.4f}, the mean image alone gives"
+        f"Not better than predicting the mean image{by}: test loss {test_loss:.4f}, the mean image alone gives"
         f" {mean_image:.4f}."
     ]

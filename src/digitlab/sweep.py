@@ -1,6 +1,5 @@
 """A sweep on disk: which jobs it has, how far they are, what is left. It must not import torch: a dry run asks it."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
     planned = [
         Planned(
             runs.run_id(to_plain(job.cfg)),
-            " ".join(word for word in job.overrides if word not in common) or "(the only job)",
+            " ".join(word for word in job.overrides if word not in common),
             job.cfg.trainer.max_epochs,
         )
         for job in jobs
@@ -52,21 +51,53 @@ def merged(asked: Sequence[Job], jobs: Sequence[Planned]) -> str:
     return f"{len(asked)} jobs were asked for, {len(jobs)} of them different: none is done twice"
 
 
-def begin(directory: Path, jobs: Sequence[Planned]) -> None:
+class Plan(NamedTuple):
+    """What a sweep's directory says of it."""
+
+    began: float = 0.0  # seconds since the epoch, as file systems have them
+    jobs: list[Planned] = []  # noqa: RUF012
+    since: float = 0.0  # what is older than this is done again; 0 without force=true
+    ended: bool = True  # False while a process is at it, and where it was cut short
+
+
+def begin(directory: Path, jobs: Sequence[Planned], *, force: bool = False) -> None:
     """Leave the plan in the sweep's directory, for its jobs and its report."""
-    content = {"began": time.time(), "jobs": [job._asdict() for job in jobs]}
-    runs.write_json(directory / PLAN, content)
+    now = time.time()
+    _write(directory, Plan(now, [*jobs], forced_since(directory, jobs, now) if force else 0.0, False))
 
 
-def read_plan(directory: Path) -> tuple[float, list[Planned]]:
-    """When the sweep was last started, and its jobs; nothing where there is no plan."""
+def end(directory: Path) -> None:
+    """Note that all jobs had their turn."""
+    _write(directory, read_plan(directory)._replace(ended=True))
+
+
+def _write(directory: Path, plan: Plan) -> None:
+    runs.write_json(directory / PLAN, plan._asdict() | {"jobs": [job._asdict() for job in plan.jobs]})
+
+
+def read_plan(directory: Path) -> Plan:
+    """The plan of a sweep's last start; an empty one where there is none."""
     try:
-        content: Any = json.loads((directory / PLAN).read_text())
+        content: Any = runs.read_json(directory / PLAN)
         began, jobs = float(content["began"]), [Planned(**job) for job in content["jobs"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return 0.0, []
+        since, ended = float(content.get("since", 0.0)), bool(content.get("ended", True))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Plan()
     kinds = Planned.__annotations__.values()  # this program writes no others
-    return began, [job for job in jobs if all(map(isinstance, job, kinds))]
+    return Plan(began, [job for job in jobs if all(map(isinstance, job, kinds))], since, ended)
+
+
+def forced_since(directory: Path, jobs: Sequence[Planned], now: float) -> float:
+    """Since when force=true does these jobs again: where that was cut short, since it was first told."""
+    old = read_plan(directory)
+    return old.since if old.since and not old.ended and old.jobs == [*jobs] else now
+
+
+def redone(run: Path, since: float | None = None) -> bool:
+    """Whether a job has been begun anew since then, by default since its sweep was told to do all again."""
+    since = read_plan(run.parent).since if since is None else since
+    path = run / "results.json"
+    return since > 0 and path.is_file() and path.stat().st_mtime >= since
 
 
 def dry_run(command: Command) -> str:
@@ -75,13 +106,18 @@ def dry_run(command: Command) -> str:
     assert directory is not None
     folders = [directory / job.run_id if command.multirun else directory for job in jobs]
     states = [stands(folder, job.run_id) for folder, job in zip(folders, jobs, strict=True)]
-    force = command.jobs[0].cfg.force
-    acts = ["do again" if force and now in ("completed", "interrupted") else NEXT[now] for now in states]
+    since = forced_since(directory, jobs, time.time()) if command.jobs[0].cfg.force else 0.0
+    acts = [
+        "do again" if since and now in ("completed", "interrupted") and not redone(folder, since) else NEXT[now]
+        for folder, now in zip(folders, states, strict=True)
+    ]
     lines = []
     root = command.jobs[0].cfg.data.root
     for job, folder, act, now in zip(jobs, folders, acts, states, strict=True):
         other = other_origin(folder, root) if now == "completed" else ""
-        lines.append(f"{job.run_id}  {act:10} {now:12} {job.overrides}{other and f'  (made {other})'}")
+        lines.append(
+            f"{job.run_id}  {act:10} {now:12} {job.overrides or '(the only job)'}{other and f'  (made {other})'}"
+        )
     count = ", ".join(f"{n} to {what}" for what, n in Counter(acts).items())
     if len(jobs) < len(command.jobs):
         lines.append(merged(command.jobs, jobs))
@@ -120,7 +156,7 @@ def wait_for_others(directory: Path, jobs: Sequence[Planned]) -> bool:
 
 def progress(directory: Path, this: str) -> str:
     """How far the sweep is after the job with the id `this`: job k of n, the best so far, the time left."""
-    began, jobs = read_plan(directory)
+    began, jobs, *_ = read_plan(directory)
     number = {job.run_id: n for n, job in enumerate(jobs, 1)}
     if this not in number:
         return "A job ended"  # of a sweeper that makes its jobs as it goes
@@ -132,7 +168,9 @@ def progress(directory: Path, this: str) -> str:
     }
     if scores:
         best = min(scores, key=lambda job: scores[job][1])
-        told += f"; best so far: {scores[best][0]} {scores[best][1]:.4f} ({best.overrides})"
+        told += f"; best so far: {scores[best][0]} {scores[best][1]:.4f}" + (
+            f" ({best.overrides})" if best.overrides else ""
+        )
     # Epochs done since the start tell the pace, with however many workers and however unequal the jobs.
     fresh = sum(job.epochs for job in done if (directory / job.run_id / "results.json").stat().st_mtime >= began)
     left = sum(job.epochs for job in jobs if job not in done)
