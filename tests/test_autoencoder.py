@@ -189,6 +189,15 @@ def test_the_judge_is_the_same_every_time(tiny: Path, tmp_path: Path) -> None:
         )
 
 
+def test_a_judge_that_cannot_be_kept_is_told(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file where its folder should be: what was trained for minutes is judged all the same."""
+    (tmp_path / "judge").touch()
+    arbiter = judge.appoint(tiny_source(tiny), tmp_path / "judge")
+    kept = judge.appoint(tiny_source(tiny), tmp_path / "other")
+    assert all(torch.equal(weight, kept.state_dict()[name]) for name, weight in arbiter.state_dict().items())
+    assert "the judge of generated digits cannot be kept in" in caplog.text
+
+
 def test_scores_of_real_digits_and_of_noise(tiny: Path) -> None:
     """Real images score like the floor and hold all ten classes; grey noise is far off."""
     source = tiny_source(tiny)
@@ -396,7 +405,7 @@ def test_evaluate_agrees_with_results(trained: Path, tmp_path: Path, ends: Ends)
     """Recomputed from best.ckpt the metrics are those of results.json; a number changed there is told, exit code 1."""
     code, told = ends("evaluate", trained)
     assert code == 0
-    assert len(told.splitlines()) == 1 + len(results(trained)["metrics"])
+    assert len(told.splitlines()) == 2 + len(results(trained)["metrics"])  # a heading, and the verdict
     shutil.copytree(trained, tmp_path / "run")
     for name, factor in (("test/loss", 1.01), ("train/loss", None)):
         changed = results(trained)
@@ -412,7 +421,12 @@ def test_evaluate_says_what_is_no_run_or_not_its_data(trained: Path, tiny: Path,
     code 2, as 1 is for figures that differ.
     """
     code, told = ends("evaluate", tmp_path)
-    assert (code, "holds no completed run" in told) == (2, True)
+    assert (code, "holds no run; name its directory, as outputs/runs/NAME" in told) == (2, True)
+    (tmp_path / "cut").mkdir()
+    cut = results(trained) | {"status": "interrupted"}
+    (tmp_path / "cut" / "results.json").write_text(json.dumps(cut))
+    code, told = ends("evaluate", tmp_path / "cut")
+    assert (code, f"interrupted; complete it with train.py resume={tmp_path / 'cut'}" in told) == (2, True)
     code, told = ends("evaluate", trained, "--root", tmp_path)
     assert (code, "has no MNIST file, and data.source=files downloads none" in told) == (2, True)
     shutil.copytree(tiny, tmp_path / "other")

@@ -1,5 +1,6 @@
 """The command line and its configuration: what composes, what is refused and in which words."""
 
+import importlib
 import json
 import os
 import re
@@ -77,7 +78,7 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ),
         (
             "experiment=autoencoder_best model=kmeans",
-            "experiment/autoencoder_best.yaml: Could not override 'prior'. No match in the defaults list; leave out",
+            "experiment/autoencoder_best.yaml: chooses prior, which needs model=autoencoder; leave out model=kmeans",
         ),
         ("optimizer.lr=[1", "optimizer.lr=[1: is no key=value; leave out spaces about =, close brackets and quotes"),
         ("data.root=~/mnist", "data.root=~/mnist: is no key=value"),
@@ -91,6 +92,17 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ("~init=random", "~init=random: cannot be taken away; choose one of digit, kmeans++"),
         ("~model.n_clusters", "~model.n_clusters: nothing can be taken away; give it another value"),
         ("-m seed=interval(0,3)", "seed=interval(0,3): has no list of values; name them, as 1,2,3 or range(1,4)"),
+        (
+            "-m hydra.launcher=joblib",
+            "hydra.launcher=joblib: cannot be chosen; a launcher is a choice, hydra/launcher=joblib",
+        ),
+        ("-m hydra/launcher=joblib hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0: must be >= 1, or -1 for all"),
+        ("-m hydra.sweep=here", "hydra.sweep=here: cannot be chosen; its folder is hydra.sweep.dir=..."),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: cannot be chosen; leave it out, paths are relative to where"),
+        ("hydra.run.dir=", "hydra.run.dir=: must name a folder"),
+        ("-m hydra.sweep.dir=''", "hydra.sweep.dir='': must name a folder"),
+        ("-m seed=range(2,2)", "seed=range(2,2): has no value, so that the sweep has no job; give it one"),
+        ("-m seed=${hydra:job.num},1", "HydraConfig was not set"),
         ("channels=wide", "channels=wide: there is no such choice here; channels needs model=autoencoder"),
         ("optimizer=[sgd,adamw]", "optimizer=[sgd,adamw]: must be one of adamw"),
         ("seed=null", "seed=null: field 'seed' is not Optional; must be from 0 to 4294967295"),
@@ -247,6 +259,62 @@ def test_an_experiment_of_one_s_own_is_told_what_it_lacks(
     message = refusal("experiment=mine")
     assert told in message
     assert len(message.splitlines()) == 1
+
+
+def test_a_glob_names_choices() -> None:
+    """`init=glob(*)` is a job for each file of conf/init."""
+    jobs = compose("-m", "model=kmeans", "init=glob(*)", "optimizer.lr=1")
+    assert [job.model.init.name for job in jobs] == schema.choices("init")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        (
+            "optimizer/sgd_momentum.yaml",
+            "defaults: [sgd, _self_]\nmomentum: 0.9\n",
+            "optimizer=sgd_momentum model=kmeans",
+        ),
+        (
+            "model/kmeans_fifty.yaml",
+            "# @package _global_\ndefaults: [kmeans, _self_]\nmodel: {n_clusters: 50}\n",
+            "model=kmeans_fifty optimizer=sgd init=sample",
+        ),
+    ],
+)
+def test_a_copy_of_a_pair_is_told_its_rate(file: str, text: str, words: str, tmp_path: Path) -> None:
+    """k-means' own rate comes with model=kmeans optimizer=sgd; a file of another name would learn at the default."""
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text(text)
+    command = [*words.split(), f"hydra.searchpath=[file://{tmp_path}]"]
+    assert "say k-means' own, as optimizer.lr=4.5" in refusal(*command)
+    (cfg,) = compose(*command, "optimizer.lr=0.05")
+    assert cfg.optimizer.lr == 0.05
+
+
+def test_a_run_that_a_yaml_makes_a_sweep_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra would run a sweep that nothing here has looked at: no plan, no report, another dry run."""
+    shutil.copytree(schema.CONF, tmp_path / "conf")
+    monkeypatch.setattr(schema, "CONF", tmp_path / "conf")
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=mine", "dry_run=true"])
+    assert importlib.import_module("train").main() == 2
+    assert capsys.readouterr().err == "Error: hydra.mode=MULTIRUN: leave it out of the YAML; -m asks for a sweep\n"
+
+
+def test_beside_another_conf_no_run_is_written_over(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """--config-dir goes past our look at the directory: one that is there is refused, and not a byte changes."""
+    (tmp_path / "own").mkdir()
+    assert lab("model=kmeans", *words, "hydra.run.dir=run").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    refused = lab("--config-dir=own", "model=kmeans", *words, "seed=1", "hydra.run.dir=run")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("Error: hydra.run.dir=run: is there already, which beside --config-dir is not")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert lab("--config-dir=own", "model=kmeans", *words, "hydra.run.dir=new").returncode == 0
 
 
 @pytest.mark.parametrize("name", schema.choices("prior"))
@@ -448,8 +516,8 @@ def test_a_yaml_of_another_ending_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_resumed_folder_without_a_run_is_named_once() -> None:
     """The line names the folder, what it lacks and what to name instead; so for a name that no file can have."""
     with pytest.raises(
-        ValueError, match=r"^resume=no: holds no run \(results.json: No such file or directory\); name a"
+        ValueError, match=r"^resume=no: holds no run \(results.json: No such file or directory\); name its"
     ):
         config.restore("no")
-    with pytest.raises(ValueError, match=r"^resume=n+: holds no run \(results.json: File name too long\); name a"):
+    with pytest.raises(ValueError, match=r"^resume=n+: holds no run \(results.json: File name too long\); name its"):
         config.restore("n" * 300)

@@ -70,11 +70,11 @@ def test_a_packed_file_is_unpacked_no_further_than_mnist_s_largest(
     """Where digests are checked a header that honestly announces 3 GiB is not followed: no such file is MNIST's."""
     read: list[int] = []
 
-    def unpack(_: Path, largest: int) -> bytes:
+    def unpacked(_: Path, largest: int) -> bytes:
         read.append(largest)
         return b""
 
-    monkeypatch.setattr("digitlab.sources._unpack", unpack)
+    monkeypatch.setattr("digitlab.sources._bytes", unpacked)
     (tmp_path / "train-images-idx3-ubyte.gz").touch()
     for verify in (True, False):
         with pytest.raises(ValueError, match="train-images"):
@@ -298,3 +298,11 @@ def test_two_ranks_share_each_global_minibatch() -> None:
             assert sorted(torch.cat(together).tolist()) == sorted(
                 whole.images[step * 10 : step * 10 + 10, 0, 0].tolist()
             )
+
+
+def test_the_held_out_images_are_the_same_with_any_training_size(tiny: Path) -> None:
+    """100 of 600 are held out, from all of them: with 300, 400 or all for training, which counts them, the same 100."""
+    source = load(str(tiny), "files", verify=False)
+    parts = [split(source, size, 100, None, seed=3) for size in (300, 400, None)]
+    assert [len(part.train.labels) for part in parts] == [200, 300, 500]
+    assert all(torch.equal(part.val.images, parts[0].val.images) for part in parts)

@@ -34,7 +34,7 @@ def kmeans(model: MiniBatchKMeans, data: Split, directory: Path, title: str) -> 
 
 def autoencoder(model: Autoencoder, data: Split, directory: Path, title: str) -> dict[str, Figure]:
     """The stages as built, held-out digits restored, digits from random z, and the map of the latents."""
-    unseen = data.val if len(data.val.labels) else data.test
+    unseen, whose = (data.val, "held-out") if len(data.val.labels) else (data.test, "test")
     some = unseen.take(torch.arange(min(2000, len(unseen.labels))))
     originals = (some.images[:30].float() / 255).numpy()
     restored = model.reconstruct(some.images[:30]).numpy()
@@ -49,9 +49,11 @@ def autoencoder(model: Autoencoder, data: Split, directory: Path, title: str) ->
     prior = model.prior_name.replace("_", " ")
     return {
         "shapes": figures.shapes(model.shape_table(), "Tensors from image to latent and back"),
-        "reconstructions": figures.reconstructions(originals, restored, f"Held-out digits restored, {title}"),
+        "reconstructions": figures.reconstructions(
+            originals, restored, f"{whose.capitalize()} digits restored, {title}"
+        ),
         "generated": figures.image_grid(digits, None, 10, f"Decoded from random z ({prior}), {title}"),
-        "latents": figures.latents(latents.numpy(), labels.numpy(), f"Latents of held-out digits, {title}"),
+        "latents": figures.latents(latents.numpy(), labels.numpy(), f"Latents of {whose} digits, {title}"),
     }
 
 

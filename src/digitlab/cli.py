@@ -30,12 +30,20 @@ MULTIRUN = {"-m", "--multirun"}
 NAMELESS = ("seed", "force", "dry_run", "data.root", "data.verify")  # not what a sweep is about, nor is Hydra's own
 OTHER_CONF = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"}
 OTHER_CONF |= {"--experimental-rerun"}
+UNREAD = OTHER_CONF | {"--run", "-r"}  # beside these Hydra composes and runs what `parse` has not seen
 FOR_SWEEPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.", "hydra.sweep.dir")
+CHDIR = "leave it out, paths are relative to where the command is run"
 SET = {  # what no word may change, with what to do instead
     "hydra.mode": "leave it out, -m asks for a sweep",
     "hydra.sweep.subdir": "a job is found again by the name that its configuration gives",
     "pairing": "it follows from model and optimizer",
+    "hydra.run": "its folder is hydra.run.dir=...",
+    "hydra.sweep": "its folder is hydra.sweep.dir=...",
+    "hydra.launcher": "a launcher is a choice, hydra/launcher=joblib",
+    "hydra.sweeper": "a sweeper is a choice, hydra/sweeper=basic",
+    "hydra.job.chdir": CHDIR,
 }
+PAIRED = ("model", "optimizer")
 PLACES = {"init": "model.init", "prior": "model.prior"}  # of groups that are not at the top
 
 
@@ -74,9 +82,12 @@ def parse(words: list[str]) -> Command:
             command = parse_sweep(hydra, overrides, sorted(flags) or ["-m"])
         else:
             cfg = compose(hydra, [*overrides, "hydra.mode=RUN"], RunMode.RUN)
+            if cfg.hydra.job.chdir:
+                raise ValueError(f"hydra.job.chdir=true: {CHDIR}")
             command = Command([Job(cfg, overrides)], Path(cfg.hydra.run.dir), False, words)
     for job in command.jobs:
         check_names(job)
+        check_rate(job)
         with open_dict(job.cfg):
             del job.cfg["hydra"]
     return command
@@ -84,7 +95,8 @@ def parse(words: list[str]) -> Command:
 
 def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command:
     """What a command line with -m asks for."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    parser = OverridesParser.create(config_loader=hydra.config_loader)  # which finds what glob(...) names
+    parsed = parser.parse_overrides(overrides)
     if any(override.key_or_group == "sweep" and override.is_sweep_override() for override in parsed):
         raise ValueError("sweep: names one grid; run several one after the other")
     place = "hydra.sweep.dir"
@@ -97,6 +109,8 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
         overrides = [word for word in overrides if word.lstrip("+").partition("=")[0] != place]
         return parse_sweep(hydra, [*overrides, f"{place}='{fixed}'"], flags)
     node = cfg.hydra
+    if node.job.chdir:
+        raise ValueError(f"hydra.job.chdir=true: {CHDIR}")
     if node.launcher._target_.endswith(".RayLauncher") and node.launcher.ray.init.get("address"):
         # The plugin asks for an object store of its own, which Ray refuses where the cluster is there already.
         overrides = [*overrides, "++hydra.launcher.ray.init.object_store_memory=null"]
@@ -104,14 +118,21 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
     if joblib := node.launcher._target_.endswith(".JoblibLauncher"):
         from joblib import effective_n_jobs
 
+        if not node.launcher.n_jobs:
+            raise ValueError("hydra.launcher.n_jobs=0: must be >= 1, or -1 for all cores")
         workers = effective_n_jobs(node.launcher.n_jobs)
     if not node.sweeper._target_.endswith(".BasicSweeper"):  # another one decides on its jobs as it goes
         if cfg.dry_run:
             raise ValueError("dry_run=true: this sweeper has no list of jobs; leave out hydra/sweeper")
         return Command([], directory, True, words, workers)
     params = [f"{key}={value}" for key, value in (node.sweeper.params or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*params, *node.overrides.task])
+    parsed = parser.parse_overrides([*params, *node.overrides.task])
     grid = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    if not grid:
+        empty = next(
+            (each.input_line for each in parsed if each.is_sweep_override() and not [*each.sweep_iterator()]), ""
+        )
+        raise ValueError(f"{empty}: has no value, so that the sweep has no job; give it one")
     # In the order in which Hydra's launchers will ask for them: see compose_once.
     jobs = [Job(compose(hydra, [*node.overrides.hydra, *job], RunMode.RUN), job) for job in grid]
     for job in jobs if joblib else ():
@@ -131,10 +152,20 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
     return Command(jobs, directory, True, words, workers)
 
 
+def refuse_mode(words: list[str]) -> None:
+    """Raise ValueError where a YAML makes a run a sweep: Hydra would run one that `parse` has not looked at."""
+    with initialize_config_dir(str(schema.CONF), job_name="train", version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        if mode := hydra.get_mode("config", words):  # Hydra asks the same again: see compose_once
+            raise ValueError(f"hydra.mode={mode.name}: leave it out of the YAML; -m asks for a sweep")
+
+
 def refuse(words: list[str], flags: set[str]) -> None:
     """Raise ValueError for a flag that Hydra does not know, and for what it would let a word change behind our back."""
     known = get_args_parser()._option_string_actions
     multirun = flags & MULTIRUN or any(word.startswith("sweep=") for word in words)
+    names = {flag.partition("=")[0] for flag in flags}
     for flag in flags:
         name = flag.partition("=")[0]
         if name not in known and not re.match("-[a-zA-Z]", flag):
@@ -147,6 +178,13 @@ def refuse(words: list[str], flags: set[str]) -> None:
             raise ValueError(f"{word}: cannot be chosen; {remedy}")
         if word.startswith("~") and (options := schema.choices(word[1:].partition("=")[0])):
             raise ValueError(f"{word}: cannot be taken away; choose one of {', '.join(options)}")
+        value = word.partition("=")[2].strip("'\"")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and not value:
+            raise ValueError(f"{word}: must name a folder")
+        if key == "hydra.run.dir" and (unread := names & UNREAD) and Path(value).exists():
+            raise ValueError(
+                f"{word}: is there already, which beside {' '.join(unread)} is not looked at; name another"
+            )
         if not flags - MULTIRUN and (key == "hydra.run.dir" if multirun else key.startswith(FOR_SWEEPS)):
             raise ValueError(
                 f"{word}: is for {'one run; leave out -m' if multirun else 'a sweep; add -m'}, or leave it out"
@@ -170,6 +208,23 @@ def check_names(job: Job) -> None:
             if name.lower() == told.lower():
                 own = "write both in small letters"
             raise ValueError(f"{group}={choice}: its YAML says name: {name}; {own}")
+
+
+def check_rate(job: Job) -> None:
+    """Raise ValueError for k-means with a copy of sgd.yaml, or a copy of kmeans.yaml, at the autoencoder's rate.
+
+    conf/pairing has k-means' own, and goes by the names of the files.
+    """
+    cfg, chosen = job.cfg, job.cfg.hydra.runtime.choices
+    pair, names = (chosen.model, chosen.optimizer), [OmegaConf.select(cfg, f"{key}.name") for key in PAIRED]
+    if names != ["kmeans", "sgd"] or pair == ("kmeans", "sgd"):
+        return
+    default = OmegaConf.load(schema.CONF / "optimizer" / "sgd.yaml").lr
+    if cfg.optimizer.lr == default and not any("optimizer.lr=" in word for word in job.overrides):
+        own = " and ".join(f"{key}={name}" for key, name in zip(PAIRED, pair, strict=True))
+        raise ValueError(
+            f"optimizer.lr={default}: is the autoencoder's; with {own} say k-means' own, as optimizer.lr=4.5"
+        )
 
 
 def require_threads(workers: int) -> None:
@@ -257,7 +312,8 @@ def in_place(words: list[str]) -> list[str]:
         run = run[1:-1]
     config.restore(run)
     kept = [word for word in words if not word.lstrip("+").startswith("resume=")]
-    other = [word for word in kept if not word.lstrip("+").startswith(("-", "hydra.", "force="))]
+    beside = ("-", "hydra.", "force=", "data.root=")
+    other = [word for word in kept if not word.lstrip("+").startswith(beside) or "hydra.run.dir=" in word]
     if other or MULTIRUN & set(words):
         raise ValueError(
             f"resume={run}: goes on with the configuration of that run; leave out"

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from digitlab.runs import run_id
+from digitlab.runs import read_json, run_id
 from digitlab.schema import INITS, OWN_RATES, RULES, SCHEMAS, Config, choices
 
 
@@ -135,14 +135,14 @@ def restore(run: str) -> DictConfig:
     """
     path = Path(run) / "results.json"
     try:
-        plain = dict(json.loads(path.read_text())["config"])
+        plain = dict(read_json(path)["config"])
         if "${" in json.dumps(plain):  # ours are resolved; a stranger's would read this user's environment
             raise ValueError("its values hold ${...}")
         saved = OmegaConf.create(plain)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", error)
         raise ValueError(
-            f"resume={run}: holds no run ({path.name}: {reason}); name a directory under outputs/"
+            f"resume={run}: holds no run ({path.name}: {reason}); name its directory, as outputs/runs/NAME"
         ) from error
     cfg = OmegaConf.structured(Config)
     for group, schemas in SCHEMAS.items():

@@ -73,8 +73,9 @@ def hold_out(data: Images, size: int, rng: torch.Generator) -> tuple[Images, Ima
 
 
 def split(source: Source, train_size: int | None, val_size: int, test_size: int | None, seed: int) -> Split:
-    """Slice the training and test images to size, per class, and hold out the validation images.
+    """Hold out the validation images, and slice the other training images and the test images to size, per class.
 
+    Of one seed the validation images are the same with any train_size, of which they are a part.
     Raises ValueError where a size is larger than what is there.
     """
     rng = generator(seed, Stream.SPLIT)
@@ -82,16 +83,16 @@ def split(source: Source, train_size: int | None, val_size: int, test_size: int 
     for key, part, size in (("train_size", train, train_size), ("test_size", test, test_size)):
         if size is not None and size > len(part.labels):
             raise ValueError(f"data.{key}={size}: the {source.name} source has only {len(part.labels)}; null takes all")
-    if train_size is not None:
-        _, train = hold_out(train, train_size, rng)
-    if test_size is not None:
-        _, test = hold_out(test, test_size, rng)
-    if val_size >= len(train.labels):
+    if val_size >= (size := len(train.labels) if train_size is None else train_size):
         raise ValueError(
-            f"data.val_size={val_size}: is held out of the {len(train.labels)} training images of the"
-            f" {source.name} source and must be smaller"
+            f"data.val_size={val_size}: is held out of the {size} training images of the {source.name} source and must"
+            " be smaller"
         )
     train, val = hold_out(train, val_size, rng)
+    if train_size is not None:
+        _, train = hold_out(train, train_size - val_size, rng)
+    if test_size is not None:
+        _, test = hold_out(test, test_size, rng)
     return Split(train, val, test)
 
 

@@ -79,15 +79,20 @@ def appoint(source: Source, cache: Path | None = None) -> Judge:
         layers = repr(Judge(**RECIPE))
     recipe = json.dumps([layers, RECIPE, EPOCHS, BATCH_SIZE, PRECISION, source.digest, torch.__version__])
     path = (cache or CACHE) / f"{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.ckpt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with runs.lock(path.parent, wait=True):  # of several processes one trains it for all
-        try:
-            judge = checkpoints.load_model(path, ("judge",))
-        except ValueError:  # not there yet, or damaged: it is remade in less than a minute
-            log.info("Training the judge of generated digits, once for this data")
-            judge = _train(source)
-            content = {"model": "judge", "hyper_parameters": RECIPE, "state_dict": judge.state_dict()}
-            checkpoints.write_checkpoint(path, content)
+    judge: Model | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with runs.lock(path.parent, wait=True):  # of several processes one trains it for all
+            try:
+                judge = checkpoints.load_model(path, ("judge",))
+            except ValueError:  # not there yet, or damaged: it is remade in less than a minute
+                log.info("Training the judge of generated digits, once for this data (half a minute)")
+                judge = _train(source)
+                content = {"model": "judge", "hyper_parameters": RECIPE, "state_dict": judge.state_dict()}
+                checkpoints.write_checkpoint(path, content)
+    except OSError as error:  # no reason to lose what was trained for minutes
+        log.warning("WARNING: the judge of generated digits cannot be kept in %s: %s", path.parent, error.strerror)
+    judge = judge or _train(source)
     assert isinstance(judge, Judge)
     return judge.eval()
 

@@ -59,7 +59,7 @@ def explain(error: BaseException, words: list[str]) -> str:
             reason = f"must be a list, as {key}=[8,16,32]"
         elif "does not support deletion" in reason:
             reason = "nothing can be taken away; give it another value"
-        elif options := schema.choices(group := key.rpartition(".")[2]):
+        elif key and (options := schema.choices(group := key.rpartition(".")[2])):
             reason = f"is chosen by {group}=..., which must be one of {', '.join(options)}"
         elif rule := next((rule for ruled, _, rule in schema.RULES if ruled == key), ""):
             reason = f"{reason}; {rule}"
@@ -108,6 +108,10 @@ def _misfit(lines: list[str], words: list[str]) -> str:
     group = found.removeprefix("at ").partition(":")[0].rpartition(".")[0].rpartition(".")[2]
     beside = next((word for word in words if word.startswith(f"{group}=")), "the choice beside it")
     remedy = f"leave out {beside}, or mend the file"
+    for group in NEEDS:
+        if of_many and f"Could not override '{group}'" in found:
+            beside = next((word for word in words if word.startswith("model=")), "the other model")
+            return f"{file}.yaml: chooses {group}, which needs {NEEDS[group]}; leave out {beside}"
     path = schema.CONF / f"{file}.yaml"
     if of_many and path.is_file() and "@package _global_" not in path.read_text():
         remedy = "begin it with the line `# @package _global_`"

@@ -171,6 +171,11 @@ def make_scheduler(optimizer: Optimizer, name: str, total_steps: int, **options:
             return CosineAnnealingLR(optimizer, T_max=total_steps)
         case "one_cycle":
             peak = optimizer.param_groups[0]["lr"]
+            if total_steps < 3:
+                raise ValueError(
+                    f"scheduler=one_cycle: rises and falls, for which it takes 3 steps or more, not {total_steps};"
+                    " train longer, or choose scheduler=constant"
+                )
             rise = max(options["pct_start"], 1.5 / total_steps)  # torch divides by zero where one step is all of it
             return OneCycleLR(optimizer, peak, total_steps=total_steps, cycle_momentum=False, pct_start=rise)
     raise AssertionError(name)
