@@ -126,7 +126,7 @@ def compare(done: pd.DataFrame, key: str, settings: list[str]) -> Comparison:
         if group[key].nunique() > 1:
             fair = shared(group, key)
             if own:
-                tuned |= {name for name in own if fair.groupby(key)[name].nunique().max() > 1}
+                tuned |= {name for name in own if fair.groupby(key)[name].nunique(dropna=False).max() > 1}
                 fair = shared(pd.concat([best_of(part, own) for _, part in fair.groupby(key)]), key)
             words = [f"{bare(name)}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0])]
             values = fair.groupby(key).score.agg(["mean", "std", "count"])

@@ -181,9 +181,10 @@ def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     if not len(done):
         return pd.DataFrame()
     rows = []
+    told = [key for key in settings if done[key].nunique(dropna=False) > 1]  # the others vary in runs not compared
     for _, group in done.groupby(settings or "setting", dropna=False):
         first = group.iloc[0]
-        line = {bare(key): first[key] for key in settings} or {"setting": first.setting}
+        line = {bare(key): first[key] for key in told} or {"setting": first.setting}
         line |= {"seeds": len(group), first.score_name: group.score.mean(), "spread": group.score.std()}
         line |= {"test/loss": group["test/loss"].mean()}
         line |= {f"of {name}": f"{group['test/loss'].mean() / value:.2f}x" for name, value in trivial(group).items()}
