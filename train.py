@@ -48,12 +48,11 @@ def experiment(cfg: DictConfig) -> float:
         cfg.force = asked.force
         if any(word.lstrip("+").startswith("data.root=") for word in settings.overrides.task):
             cfg.data.root = asked.data.root
-    if settings.mode == RunMode.MULTIRUN and cfg.force and sweep.redone(directory):
-        cfg.force = False
     config.check(cfg)  # again: a sweeper of another kind makes its own jobs
     score = float("nan")
     try:
-        score = run(cfg, directory)
+        swept = settings.mode == RunMode.MULTIRUN
+        score = run(cfg, directory, sweep.read_plan(directory.parent).since if swept else 0.0)
     except RunFailed:
         failed.append(directory)
     except Busy:
@@ -138,7 +137,8 @@ def multirun(command: cli.Command) -> int:
         other = sum(bool(sweep.other_origin(folder, command.jobs[0].cfg.data.root)) for folder in kept)
         told = f", {other} of them by other code or from another data.root" if other else ""
         print(f"{len(kept)} of {len(jobs)} jobs are finished already{told}")
-    sweep.begin(directory, planned, force=bool(command.jobs and command.jobs[0].cfg.force))
+    first = command.jobs[0].cfg if command.jobs else None
+    began = sweep.begin(directory, planned, force=bool(first and first.force), root=first.data.root if first else "")
     if planned:  # all jobs are composed and checked; to compose them again takes 0.1 s each
         Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
     try:
@@ -156,7 +156,7 @@ def multirun(command: cli.Command) -> int:
         remedy = "; there is no Slurm here, hydra/launcher=joblib takes all cores" if "srun" in str(error) else ""
         print(f"Error: the launcher stopped: {type(error).__name__}: {error}{remedy}", file=sys.stderr)
     else:
-        sweep.end(directory)
+        sweep.end(directory, began)
     from digitlab import report  # matplotlib and pandas
 
     print(report.write([directory], directory / "report"))

@@ -19,8 +19,9 @@ def main() -> None:
     recorded = runs.read_results(options.run)
     if recorded is None:
         parser.exit(2, f"Error: {options.run}: holds no run; name its directory, as outputs/runs/NAME\n")
-    if recorded["status"] != "completed":
-        parser.exit(2, f"Error: {options.run}: {recorded['status']}; complete it with train.py resume={options.run}\n")
+    if (status := recorded["status"]) != "completed":
+        remedy = f"; complete it with train.py resume={options.run}" if status == "interrupted" else ""
+        parser.exit(2, f"Error: {options.run}: its run has {status.replace('interrupted', 'not ended')}{remedy}\n")
     from digitlab import checkpoints, experiment  # torch takes seconds: not for --help or a mistake in the command
 
     data = recorded.get("data") or {}

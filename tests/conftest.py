@@ -172,6 +172,7 @@ def lab(forks: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
         process = forks(target=enter, args=(list(words), tmp_path, out, err, -1))
         process.start()
         process.join(240)
+        process.kill()  # nothing to one that has ended
         assert process.exitcode is not None, f"still at work after four minutes: {words}"
         return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
 

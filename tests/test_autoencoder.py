@@ -426,7 +426,7 @@ def test_evaluate_says_what_is_no_run_or_not_its_data(trained: Path, tiny: Path,
     cut = results(trained) | {"status": "interrupted"}
     (tmp_path / "cut" / "results.json").write_text(json.dumps(cut))
     code, told = ends("evaluate", tmp_path / "cut")
-    assert (code, f"interrupted; complete it with train.py resume={tmp_path / 'cut'}" in told) == (2, True)
+    assert (code, f"its run has not ended; complete it with train.py resume={tmp_path / 'cut'}" in told) == (2, True)
     code, told = ends("evaluate", trained, "--root", tmp_path)
     assert (code, "has no MNIST file, and data.source=files downloads none" in told) == (2, True)
     shutil.copytree(tiny, tmp_path / "other")

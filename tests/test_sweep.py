@@ -111,7 +111,7 @@ def test_a_mistake_in_the_last_job_is_told_before_the_first(lab: Lab, words: lis
 
 def test_jobs_that_are_the_same_are_told_and_done_once(lab: Lab, words: list[str], tmp_path: Path) -> None:
     """A seed named twice is one job, said before it begins: by a dry run, and by the sweep itself."""
-    told = "3 jobs were asked for, 2 of them different: none is done twice\n"
+    told = "3 jobs were asked for, of which 2 differ; each is done once\n"
     command = ["-m", *KMEANS, *words, "trainer.max_epochs=1", "seed=0,0,1"]
     assert told in lab(*command, "dry_run=true").stdout
     done = lab(*command)
@@ -328,10 +328,12 @@ def test_a_sweep_that_is_forced_does_each_job_once(lab: Lab, grid: list[str], tm
     assert again.returncode == 0, again.stderr
     assert again.stdout.count(" s of training (data:") == 4
     assert "4 to do again" in lab(*forced, "dry_run=true").stdout
-    sweep.begin(place, sweep.plan(cli.parse(grid).jobs), force=True)
+    jobs = cli.parse(grid).jobs
+    sweep.begin(place, sweep.plan(jobs), force=True, root=jobs[0].cfg.data.root)
     (done, *_) = jobs_of(place).values()
     (done / "results.json").touch()
     assert "3 to do again" in lab(*forced, "dry_run=true").stdout
+    assert "4 to do again" in lab(*forced, "data.root=elsewhere", "dry_run=true").stdout  # that is another start
     stamp = (done / "results.json").stat().st_mtime_ns
     assert lab(*forced).stdout.count(" s of training (data:") == 3
     assert (done / "results.json").stat().st_mtime_ns == stamp

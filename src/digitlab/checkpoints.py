@@ -43,10 +43,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: is not there; the run has not finished an epoch yet, or this is no run")
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, which torch's files are not")
             if broken := archive.testzip():  # a bit that flipped on the disk; torch does not look
                 raise ValueError(f"{broken} has not the checksum it was written with")
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):  # torch packs none
-                raise ValueError("it is packed, and may unpack to any size")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a stranger's bytes can raise in the reading has no end
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -75,7 +75,7 @@ def load_model(path: Path, kinds: tuple[str, ...] = RUNS) -> Model:
     try:
         kind, weights = model_class(content["model"]), content["state_dict"]
         if any(weight.untyped_storage().nbytes() < weight.nbytes for weight in weights.values()):
-            raise ValueError("weights that are larger than what is kept of them")
+            raise ValueError("a weight claims more numbers than the file holds")
         with torch.device("meta"):  # no memory yet: a stranger's arguments may ask for any amount
             kind(**content["hyper_parameters"]).load_state_dict(weights, assign=True)
         model = kind(**content["hyper_parameters"])

@@ -25,11 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from digitlab import config, schema
 from digitlab.mistakes import misnamed
+from digitlab.runs import foreign
 
 MULTIRUN = {"-m", "--multirun"}
 NAMELESS = ("seed", "force", "dry_run", "data.root", "data.verify")  # not what a sweep is about, nor is Hydra's own
 OTHER_CONF = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"}
 OTHER_CONF |= {"--experimental-rerun"}
+PRINT = {"--cfg", "-c", "--info", "-i"}
 UNREAD = OTHER_CONF | {"--run", "-r"}  # beside these Hydra composes and runs what `parse` has not seen
 FOR_SWEEPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.", "hydra.sweep.dir")
 CHDIR = "leave it out, paths are relative to where the command is run"
@@ -41,7 +43,6 @@ SET = {  # what no word may change, with what to do instead
     "hydra.sweep": "its folder is hydra.sweep.dir=...",
     "hydra.launcher": "a launcher is a choice, hydra/launcher=joblib",
     "hydra.sweeper": "a sweeper is a choice, hydra/sweeper=basic",
-    "hydra.job.chdir": CHDIR,
 }
 PAIRED = ("model", "optimizer")
 PLACES = {"init": "model.init", "prior": "model.prior"}  # of groups that are not at the top
@@ -132,7 +133,7 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
         empty = next(
             (each.input_line for each in parsed if each.is_sweep_override() and not [*each.sweep_iterator()]), ""
         )
-        raise ValueError(f"{empty}: has no value, so that the sweep has no job; give it one")
+        raise ValueError(f"{empty}: names no value, so that there is no job to run")
     # In the order in which Hydra's launchers will ask for them: see compose_once.
     jobs = [Job(compose(hydra, [*node.overrides.hydra, *job], RunMode.RUN), job) for job in grid]
     for job in jobs if joblib else ():
@@ -157,8 +158,13 @@ def refuse_mode(words: list[str]) -> None:
     with initialize_config_dir(str(schema.CONF), job_name="train", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        if mode := hydra.get_mode("config", words):  # Hydra asks the same again: see compose_once
-            raise ValueError(f"hydra.mode={mode.name}: leave it out of the YAML; -m asks for a sweep")
+        if hydra.get_mode("config", words) == RunMode.MULTIRUN:  # Hydra asks the same again: see compose_once
+            raise ValueError("hydra.mode=MULTIRUN: leave it out of the YAML; -m asks for a sweep")
+
+
+def used(run: Path) -> bool:
+    """Whether there is a run in a directory, or what is none of ours."""
+    return (run / "results.json").exists() or foreign(run)
 
 
 def refuse(words: list[str], flags: set[str]) -> None:
@@ -174,17 +180,21 @@ def refuse(words: list[str], flags: set[str]) -> None:
             raise ValueError(f"{flag}: a sweep is composed of conf/ alone; put your file there, or leave out -m")
     for word in words:
         key = word.lstrip("+").partition("=")[0]
-        if remedy := SET.get(key):
+        if remedy := SET.get(key.lstrip("~")):
             raise ValueError(f"{word}: cannot be chosen; {remedy}")
+        if key in ("~experiment", "~sweep"):
+            raise ValueError(f"{word}: none is chosen unless you do; leave it out")
         if word.startswith("~") and (options := schema.choices(word[1:].partition("=")[0])):
             raise ValueError(f"{word}: cannot be taken away; choose one of {', '.join(options)}")
         value = word.partition("=")[2].strip("'\"")
         if key in ("hydra.run.dir", "hydra.sweep.dir") and not value:
             raise ValueError(f"{word}: must name a folder")
-        if key == "hydra.run.dir" and (unread := names & UNREAD) and Path(value).exists():
-            raise ValueError(
-                f"{word}: is there already, which beside {' '.join(unread)} is not looked at; name another"
-            )
+        unread = " ".join(names & UNREAD)
+        if unread and key == "resume":
+            raise ValueError(f"{unread}: a run goes on with its own configuration; leave it out")
+        if unread and key == "hydra.run.dir" and not names & PRINT and used(Path(value)):
+            told = f"holds a run, which is not compared with the command beside {unread}"
+            raise ValueError(f"{word}: {told}; name a new folder, or go on with resume={value}")
         if not flags - MULTIRUN and (key == "hydra.run.dir" if multirun else key.startswith(FOR_SWEEPS)):
             raise ValueError(
                 f"{word}: is for {'one run; leave out -m' if multirun else 'a sweep; add -m'}, or leave it out"

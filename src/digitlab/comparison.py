@@ -175,10 +175,10 @@ def beside_chance(gap: float, here: Spread, elsewhere: Spread, seeds: float, set
         known, whose = elsewhere, "the spread over seeds of other settings"
     if not known.deviation > 0:
         return "of one seed each: what chance does is not known (add seed=0,1,2)"
-    if gap < known.deviation:
+    found = gap >= least(settings, known.freedom) * known.deviation * math.sqrt(2 / seeds)
+    if gap < known.deviation and not found:
         return f"{small(gap)}, smaller than {whose} ({small(known.deviation)}): it may be chance"
     told = f"{gap / known.deviation:.1f} times {whose} ({small(known.deviation)})"
-    found = gap >= least(settings, known.freedom) * known.deviation * math.sqrt(2 / seeds)
     return told if found else f"{told}: of so few seeds it may be chance"
 
 

@@ -211,8 +211,8 @@ def beaten_by_baselines(test_loss: float, trivial: dict[str, float]) -> list[str
     mean_image = trivial["mean_image"]
     if not runs.no_better(test_loss, mean_image):
         return []
-    by = " by 1 % or more" if test_loss < mean_image else ""
+    what = "Less than 1 % better" if test_loss < mean_image else "Not better"
     return [
-        f"Not better than predicting the mean image{by}: test loss {test_loss:.4f}, the mean image alone gives"
+        f"{what} than predicting the mean image: test loss {test_loss:.4f}, the mean image alone gives"
         f" {mean_image:.4f}."
     ]

@@ -110,8 +110,10 @@ def _misfit(lines: list[str], words: list[str]) -> str:
     remedy = f"leave out {beside}, or mend the file"
     for group in NEEDS:
         if of_many and f"Could not override '{group}'" in found:
-            beside = next((word for word in words if word.startswith("model=")), "the other model")
-            return f"{file}.yaml: chooses {group}, which needs {NEEDS[group]}; leave out {beside}"
+            chosen = [word for word in words if word.startswith("model=")]
+            model = NEEDS[group].replace("=", ": ")
+            remedy = f"leave out {chosen[0]}" if chosen else f"add `override /{model}` above it"
+            return f"{file}.yaml: chooses {group}, which needs {NEEDS[group]}; {remedy}"
     path = schema.CONF / f"{file}.yaml"
     if of_many and path.is_file() and "@package _global_" not in path.read_text():
         remedy = "begin it with the line `# @package _global_`"
@@ -137,7 +139,7 @@ def _stranger(key: str, parent: Any, words: list[str]) -> str:
         remedy = "name the launcher that has it, as hydra/launcher=joblib"
     elif stem == "model" and last in NEEDS:
         remedy = f"{last} needs {NEEDS[last]}"
-    if not stem and last in NEEDS:
+    if not stem and last in ("init", "prior"):
         remedy = f"a value of the choice is model.{_word(words, key).lstrip('+~')}, the choice itself {last}=..."
     where, name = stem or "the configuration", parent.get("name")  # of the choice: the word may fit another job's
     return f"{_word(words, key)}: {f'{where}={name}' if name else where} has no such key; {remedy}"

@@ -59,11 +59,11 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     for key in settings:
         page += what_it_did(key, settings, done, ended, out)
     page += best_run(done, out)
-    for earlier in [*out.glob("effect_*.png"), *out.glob("best_*.png")]:  # a report shows no picture of another
-        if f"({earlier.name})" not in "\n".join(page):
-            earlier.unlink()
+    drawn_before = pictures(out / "report.md")
     with runs.whole(out / "report.md") as part:
         part.write_text("\n".join([*page, "Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]))
+    for picture in drawn_before - pictures(out / "report.md"):  # what another report drew here
+        (out / picture).unlink(missing_ok=True)
     with runs.whole(out / "runs.csv") as part:
         table.drop(columns=["warnings", "config.data.root"], errors="ignore").to_csv(part, index=False)
 
@@ -100,7 +100,9 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
                 rows[key] = max(earlier, new, key=standing) | {"repeats": earlier.get("repeats", -1) + 1}
     begun = {run_id for run_id, _ in rows}
     done = {run_id for (run_id, _), one in rows.items() if one["status"] == "completed"}
-    in_vain = [key for key, one in rows.items() if key[0] in done and one["data"] == str(None)]  # tried elsewhere
+    in_vain = [
+        key for key, one in rows.items() if key[0] in done and one["status"] != "completed" and one["data"] == str(None)
+    ]
     for key in in_vain:
         del rows[key]
     plans = [path.parent for folder in sweeps for path in sorted(folder.rglob("sweep.json"))]
@@ -243,7 +245,9 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
                 rival = "predicting the mean image" if name == "mean_image" else "PCA with as many numbers an image"
                 lines.append(f"{beaten.sum()} of {len(done)} completed runs are no better than {rival}.")
     alike: dict[str, list[str]] = {}  # warnings that differ in their figures alone
-    for warning in (warning for found in done.warnings for warning in found if not warning.startswith("Not better")):
+    for warning in (
+        warning for found in done.warnings for warning in found if "predicting the mean image" not in warning
+    ):
         alike.setdefault(re.sub(r"[\d.,]+%?", "#", warning), []).append(warning)
     for found in alike.values():
         lines.append(f"Warned in {len(found)} of {len(done)} runs: {found[0]}")
@@ -296,12 +300,20 @@ def what_it_did(key: str, settings: list[str], done: pd.DataFrame, ended: pd.Dat
     return [*page, values.to_markdown(index=False, disable_numparse=True), "", f"![{bare(key)}]({name})", ""]
 
 
+def pictures(page: Path) -> set[str]:
+    """The pictures of ours that a report shows."""
+    if not page.is_file() or page.stat().st_size > runs.LARGEST_JSON:
+        return set()
+    return set(re.findall(r"\]\(((?:effect|best)_[\w.+-]+\.png)\)", page.read_text(errors="replace")))
+
+
 def best_run(done: pd.DataFrame, out: Path) -> list[str]:
     """The page's lines on the best run, and its pictures in `out`."""
     if not len(done):
         return []
     best = done.loc[done.score.idxmin()]
-    page = ["## The best run", "", f"{best.setting}, seed {best.seed:.0f}: `{best.run}`", ""]
+    place = "" if best.setting == SAME else f"{best.setting}, "
+    page = ["## The best run", "", f"{place}seed {best.seed:.0f}: `{best.run}`", ""]
     for name in PICTURES:
         source = Path(best.run) / "figures" / f"{name}.png"
         if source.is_file() and source.resolve().is_relative_to(Path(best.run).resolve()):
@@ -327,7 +339,8 @@ def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: Spread) -> tuple
         difference = beside_chance(means.max() - means.min(), here, elsewhere, seeds, len(means))
         told = f"best at {means.idxmin()} ({means.min():.4f}), worst at {means.idxmax()} ({means.max():.4f})"
         told += f". The difference is {difference}."
-        if len(means) > 2 and means.idxmin() in (means.index[0], means.index[-1]) and further(means.idxmin()):
+        edges = means.index[0], means.index[-1]
+        if len(means) > 2 and means.idxmin() in edges and further(means.idxmin()) and "chance" not in difference:
             told += f" {means.idxmin()} is at the edge of what was tried."
         if means.min() == means.max():
             told = f"the same at all ({means.min():.4f})."

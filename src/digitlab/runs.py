@@ -248,6 +248,12 @@ def refuse_links(folder: Path, places: Sequence[str] = RUN) -> None:
             raise ValueError(f"{path}: is a link that leads out of {folder}; remove it, or choose another directory")
 
 
+def begun_since(run: Path, moment: float) -> bool:
+    """Whether a run has been begun or done since a moment by the clock of the file system; never since 0."""
+    path = run / "results.json"
+    return moment > 0 and path.is_file() and path.stat().st_mtime >= moment
+
+
 def stranger(run: Path, expected: str) -> str:
     """What lies in a directory that is not of the run with the id `expected`, in words; else empty."""
     if foreign(run):

@@ -48,27 +48,39 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
 
 def merged(asked: Sequence[Job], jobs: Sequence[Planned]) -> str:
     """A sentence for a command that asks for the same configuration in several words."""
-    return f"{len(asked)} jobs were asked for, {len(jobs)} of them different: none is done twice"
+    return f"{len(asked)} jobs were asked for, of which {len(jobs)} differ; each is done once"
 
 
 class Plan(NamedTuple):
     """What a sweep's directory says of it."""
 
-    began: float = 0.0  # seconds since the epoch, as file systems have them
+    began: float = 0.0  # seconds since the epoch
     jobs: list[Planned] = []  # noqa: RUF012
-    since: float = 0.0  # what is older than this is done again; 0 without force=true
+    since: float = 0.0  # what is older than this force=true does again; by the clock of the file system
+    origin: str = ""  # code and folder of data that it was told of
     ended: bool = True  # False while a process is at it, and where it was cut short
 
 
-def begin(directory: Path, jobs: Sequence[Planned], *, force: bool = False) -> None:
-    """Leave the plan in the sweep's directory, for its jobs and its report."""
-    now = time.time()
-    _write(directory, Plan(now, [*jobs], forced_since(directory, jobs, now) if force else 0.0, False))
+def begin(directory: Path, jobs: Sequence[Planned], *, force: bool = False, root: str = "") -> float:
+    """Leave the plan in the sweep's directory, for its jobs and its report; returns when the sweep began."""
+    old, origin, cut_short = read_plan(directory), origin_of(root), forced_since(directory, jobs, root)
+    # Another process may share the sweep, and do all again: without force this one leaves the mark as it is.
+    plan = Plan(time.time(), [*jobs], old.since if old.origin == origin else 0.0, origin, False)
+    _write(directory, plan)
+    if force:
+        _write(directory, plan._replace(since=cut_short or (directory / PLAN).stat().st_mtime))
+    return plan.began
 
 
-def end(directory: Path) -> None:
-    """Note that all jobs had their turn."""
-    _write(directory, read_plan(directory)._replace(ended=True))
+def origin_of(root: str) -> str:
+    """The code that runs and the folder of data, in words that tell them from others."""
+    return f"{runs.code_version()} {root}"
+
+
+def end(directory: Path, began: float) -> None:
+    """Note that all jobs of the sweep that began then had their turn."""
+    if (plan := read_plan(directory)).began == began:
+        _write(directory, plan._replace(ended=True))
 
 
 def _write(directory: Path, plan: Plan) -> None:
@@ -80,24 +92,19 @@ def read_plan(directory: Path) -> Plan:
     try:
         content: Any = runs.read_json(directory / PLAN)
         began, jobs = float(content["began"]), [Planned(**job) for job in content["jobs"]]
-        since, ended = float(content.get("since", 0.0)), bool(content.get("ended", True))
+        since, origin = float(content.get("since", 0.0)), str(content.get("origin", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Plan()
     kinds = Planned.__annotations__.values()  # this program writes no others
-    return Plan(began, [job for job in jobs if all(map(isinstance, job, kinds))], since, ended)
+    known = [job for job in jobs if all(map(isinstance, job, kinds))]
+    return Plan(began, known, since, origin, bool(content.get("ended", True)))
 
 
-def forced_since(directory: Path, jobs: Sequence[Planned], now: float) -> float:
-    """Since when force=true does these jobs again: where that was cut short, since it was first told."""
+def forced_since(directory: Path, jobs: Sequence[Planned], root: str) -> float:
+    """Since when force=true has been doing these jobs again, with this code and data; 0 where none was cut short."""
     old = read_plan(directory)
-    return old.since if old.since and not old.ended and old.jobs == [*jobs] else now
-
-
-def redone(run: Path, since: float | None = None) -> bool:
-    """Whether a job has been begun anew since then, by default since its sweep was told to do all again."""
-    since = read_plan(run.parent).since if since is None else since
-    path = run / "results.json"
-    return since > 0 and path.is_file() and path.stat().st_mtime >= since
+    same = (old.jobs, old.origin) == ([*jobs], origin_of(root))
+    return old.since if same and not old.ended else 0.0
 
 
 def dry_run(command: Command) -> str:
@@ -106,13 +113,15 @@ def dry_run(command: Command) -> str:
     assert directory is not None
     folders = [directory / job.run_id if command.multirun else directory for job in jobs]
     states = [stands(folder, job.run_id) for folder, job in zip(folders, jobs, strict=True)]
-    since = forced_since(directory, jobs, time.time()) if command.jobs[0].cfg.force else 0.0
+    root, force = command.jobs[0].cfg.data.root, command.jobs[0].cfg.force
+    since = forced_since(directory, jobs, root)
     acts = [
-        "do again" if since and now in ("completed", "interrupted") and not redone(folder, since) else NEXT[now]
+        "do again"
+        if force and now in ("completed", "interrupted") and not runs.begun_since(folder, since)
+        else NEXT[now]
         for folder, now in zip(folders, states, strict=True)
     ]
     lines = []
-    root = command.jobs[0].cfg.data.root
     for job, folder, act, now in zip(jobs, folders, acts, states, strict=True):
         other = other_origin(folder, root) if now == "completed" else ""
         lines.append(

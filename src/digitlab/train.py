@@ -20,11 +20,12 @@ from digitlab.sources import load
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, directory: Path) -> float:
+def run(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
     """Train and judge one model; everything it leaves is in `directory`.
 
     What an earlier process finished there is not done again, what it left unfinished goes on from its last
-    checkpoint; `force` starts afresh. Returns val/loss, or train/loss where no images are held out.
+    checkpoint; `force` starts afresh, but for what is younger than `since`, when a sweep was told so. Returns val/loss,
+    or train/loss where no images are held out.
     Raises RunFailed after writing why, and Busy where another process is at it.
     """
     config = to_plain(cfg)
@@ -38,14 +39,15 @@ def run(cfg: DictConfig, directory: Path) -> float:
         if not mine:
             raise Busy(str(directory))
         earlier = runs.read_results(directory) or {}
-        if earlier.get("status") == "completed" and not cfg.force:
+        force = cfg.force and not runs.begun_since(directory, since)
+        if earlier.get("status") == "completed" and not force:
             damaged = runs.damage(directory, earlier)
             if not damaged:
-                tell_finished(earlier, config, directory)
+                tell_finished(earlier, config, directory, "" if cfg.force else " (force=true would)")
                 return runs.score(earlier["metrics"])[1]
             log.warning("WARNING: %s is done again: its %s changed since", directory, ", ".join(damaged))
             earlier = {}
-        elif cfg.force or not resumable(directory):
+        elif force or not resumable(directory):
             earlier = {}
         if not earlier:
             runs.wipe(directory)
@@ -53,9 +55,9 @@ def run(cfg: DictConfig, directory: Path) -> float:
             return work(config, directory, earlier)
 
 
-def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path) -> None:
+def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path, remedy: str) -> None:
     """Say that a run is not done again, and where it was made by other code or of other data than a new one would."""
-    log.info("Finished already, not done again (force=true would): %s", directory)
+    log.info("Finished already, not done again%s: %s", remedy, directory)
     for told in made_otherwise(earlier, config):
         log.warning("WARNING: it was made %s", told)
 
@@ -97,8 +99,8 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
         "config": config,
         "metrics": {},
         "baselines": {},
-        "epochs": 0,
-        "steps": 0,
+        "epochs": int(earlier.get("epochs") or 0),
+        "steps": int(earlier.get("steps") or 0),
         "fit_seconds": float(earlier.get("fit_seconds") or 0.0),
         "seconds": float(earlier.get("seconds") or 0.0),
         "error": None,
