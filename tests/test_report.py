@@ -229,6 +229,25 @@ def test_a_line_joins_numbers_not_choices(names: list[str], style: str) -> None:
     assert figure.axes[0].lines[0].get_linestyle() == style
 
 
+@pytest.mark.parametrize(
+    ("names", "at", "scale"),
+    [
+        (["10", "20", "50"], [10, 20, 50], "linear"),
+        (["0.001", "0.1"], [0.001, 0.1], "log"),
+        (["0", "1e-05", "0.001"], [0, 1, 2], "linear"),  # 0 has no place among factors
+        (["0", "0.5", "0.9"], [0, 0.5, 0.9], "linear"),
+        (["adamw", "sgd"], [0, 1], "linear"),
+    ],
+)
+def test_numbers_stand_at_their_distance(names: list[str], at: list[float], scale: str) -> None:
+    """So that the slope of a line means something; choices stand one beside the other."""
+    assert figures.places(names) == (dict(zip(names, at, strict=True)), scale)
+    table = pd.DataFrame({"mean": [0.1] * len(names), "std": [0.0] * len(names)}, index=names)
+    (axes,) = figures.effect({"": table}, names, "a", "val/loss", {}).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == names
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == at
+
+
 def test_one_epoch_is_one_tick() -> None:
     """The axis of epochs has no fractions of one, also where there is no other."""
     figure = figures.loss([{"epoch": 1, "train/loss": 0.1}], 0.1, {}, "one")

@@ -203,6 +203,22 @@ def loss(history: Sequence[Mapping[str, float]], test: float, baselines: Mapping
     return figure
 
 
+def places(names: Sequence[str]) -> tuple[dict[str, float], str]:
+    """Where each value of a setting stands, and on which scale: numbers at their distance, by factors from ten upwards.
+
+    Choices, and numbers over several factors of ten that begin with 0, stand one beside the other.
+    """
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        numbers = []
+    above = [number for number in numbers if number > 0]
+    wide = len(above) > 0 and max(above) >= 10 * min(above)
+    if not numbers or (wide and len(above) < len(numbers)):
+        return {name: float(place) for place, name in enumerate(names)}, "linear"
+    return dict(zip(names, numbers, strict=True)), "log" if wide else "linear"
+
+
 def effect(
     lines: Mapping[str, Any], names: Sequence[str], key: str, measure: str, trivial: Mapping[str, float]
 ) -> Figure:
@@ -212,11 +228,17 @@ def effect(
     """
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
+    at, scale = places(names)
     line = "none" if any(name[:1].isalpha() or name[:1] == "[" for name in names) else "-"  # choices have no between
     for label, table in lines.items():
-        places = [names.index(value) for value in table.index]
         axes.errorbar(
-            places, table["mean"], table["std"].fillna(0), marker="o", linestyle=line, capsize=3, label=label or None
+            [at[value] for value in table.index],
+            table["mean"],
+            table["std"].fillna(0),
+            marker="o",
+            linestyle=line,
+            capsize=3,
+            label=label or None,
         )
     low, high = axes.get_ylim()
     away = []
@@ -225,7 +247,9 @@ def effect(
             axes.axhline(loss, color="gray", linestyle=style, label=f"{name} (test)")
         else:
             away.append(f"{name} {loss:.4f}")
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xscale(scale)
+    axes.set_xticks([at[name] for name in names], names)
+    axes.minorticks_off()
     if max(map(len, names)) > 10:
         axes.tick_params(axis="x", rotation=15, labelsize=8)
     bars = any(table["std"].gt(0).any() for table in lines.values())
