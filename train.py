@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 try:
@@ -66,6 +67,9 @@ def experiment(cfg: DictConfig) -> float:
 
 def main() -> int:
     """Run the command line; returns the exit code: 0, 1 a run failed, 2 a mistake in the command, 130 Ctrl-C."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"digitlab {version('digitlab')}, Hydra {hydra.__version__}")
+        return 0
     config.register()
     cli.compose_once()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes reach this function, which says them in a line or two

@@ -368,6 +368,11 @@ def test_help_names_every_group_and_option(lab: Lab) -> None:
         assert re.search(rf"^ *{group}: [^:]*\b{re.escape(name)}", told, re.MULTILINE), option
 
 
+def test_the_version_is_ours(lab: Lab) -> None:
+    """--version names digitlab's beside Hydra's, which alone Hydra would tell."""
+    assert re.fullmatch(r"digitlab \d+\.\d+\.\d+, Hydra \d+\.\d+\.\d+\n", lab("--version").stdout)
+
+
 # -- choices of one's own -----------------------------------------------------------------------------------
 
 
