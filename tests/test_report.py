@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from digitlab import comparison, figures, report, sweep
+from digitlab import comparison, figures, report, sweep, table
 
 from .conftest import Lab
 
@@ -44,9 +44,9 @@ def test_settings_that_differ_by_a_key_that_one_lacks_are_two(tmp_path: Path) ->
     made(tmp_path, "a", 1, 0, 0.05)
     optimizer = {"name": "sgd", "lr": 1, "centered": True}
     made(tmp_path, "b", 1, 0, 0.06, config={"seed": 0, "optimizer": optimizer, "data": {"root": "/somewhere/b"}})
-    table = report.collect([tmp_path])
-    assert comparison.varied(table) == ["config.optimizer.centered"]
-    assert len(report.rank(table, comparison.varied(table))) == 2
+    found = table.collect([tmp_path])
+    assert comparison.varied(found) == ["config.optimizer.centered"]
+    assert len(report.rank(found, comparison.varied(found))) == 2
 
 
 def test_data_sets_are_not_mixed(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 That is the loss on held-out images (where none are held out, on the training images); the spread is the standard
 deviation over seeds. Test figures only stand beside. A table of runs has a row a run, its settings in columns
-`config.<key>`, as report.collect makes it.
+`config.<key>`, as table.collect makes it.
 """
 
 import math

@@ -14,7 +14,6 @@ from digitlab.comparison import (
     Spread,
     bare,
     beside_chance,
-    commonest,
     comparable,
     compare,
     effective,
@@ -25,14 +24,12 @@ from digitlab.comparison import (
     trivial,
     varied,
 )
-from digitlab.sweep import read_plan
+from digitlab.table import SAME, collect
 
 SHOWN = 20  # rows of a table in the terminal
 PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
 WIDE = 80  # letters of an error there; report.md has all
-METRIC = re.compile(r"(train|val|test|generated)/\w+|active_centers")  # no name of a stranger's stands for a column
 LINES = 12  # in one picture; more cannot be told apart
-SAME = "the same settings"
 LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation; `of mean image`: the
 test loss as a share of that baseline's; seconds: of a run."""
 OTHER = "`other`: in what a run differs from the last one beside its settings (code, data, library versions)."
@@ -76,106 +73,6 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
         )
         told += ["", "Not completed:", brief.head(SHOWN).to_string(index=False)]
     return "\n".join([*told, "", *answers, f"Report: {out / 'report.md'}"])
-
-
-# -- reading --------------------------------------------------------------------------------------------
-
-
-def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
-    """A row a run, its settings in columns `config.<key>`; planned jobs that never began as well.
-
-    Each run id once a data set: of several runs the one completed last, or where none is, the last; `repeats` counts
-    the others.
-    """
-    rows: dict[tuple[str, str], dict[str, Any]] = {}  # by configuration and data
-    seen = set()  # one sweep may be named twice, or lie within another
-    for folder in sweeps:
-        for path in sorted(folder.rglob("results.json")):
-            results = runs.read_results(path.parent)
-            if results is not None and path.resolve() not in seen:
-                seen.add(path.resolve())
-                new = row(path.parent, results)
-                key = new["run_id"], new["data"]
-                earlier = rows.get(key, new)
-                rows[key] = max(earlier, new, key=standing) | {"repeats": earlier.get("repeats", -1) + 1}
-    begun = {run_id for run_id, _ in rows}
-    done = {run_id for (run_id, _), one in rows.items() if one["status"] == "completed"}
-    in_vain = [
-        key for key, one in rows.items() if key[0] in done and one["status"] != "completed" and one["data"] == str(None)
-    ]
-    for key in in_vain:
-        del rows[key]
-    plans = [path.parent for folder in sweeps for path in sorted(folder.rglob("sweep.json"))]
-    planned = {job.run_id: (place, job) for place in plans for job in read_plan(place).jobs}
-    for run_id, (place, job) in planned.items():
-        if run_id not in begun:
-            seed = re.search(r"(?:^| )seed=(\d+)", job.overrides)
-            unborn = {"run": str(place / run_id), "run_id": run_id, "status": "not begun", "error": ""}
-            rows[run_id, ""] = unborn | {"seed": int(seed[1]) if seed else None}
-    if not rows:
-        raise ValueError(f"{', '.join(str(folder) for folder in sweeps)}: holds no run; name a directory of outputs/")
-    first = (
-        "run",
-        "run_id",
-        "status",
-        "setting",
-        "seed",
-        "error",
-        "other",
-        "data",
-        "warnings",
-        "score_name",
-        "score",
-        "repeats",
-    )
-    table = pd.DataFrame(list(rows.values()))
-    table = table.reindex(columns=[*first, *(name for name in table if name not in first)])
-    settings = varied(table)
-    words = [
-        " ".join(f"{bare(key)}={one[key]}" for key in settings if pd.notna(one[key])) for _, one in table.iterrows()
-    ]
-    told = {run_id: re.sub(r"(^| )seed=\d+", "", job.overrides).strip() for run_id, (_, job) in planned.items()}
-    table["setting"] = [word or told.get(run_id) or SAME for word, run_id in zip(words, table.run_id, strict=True)]
-    return mark(table)
-
-
-def standing(row: dict[str, Any]) -> tuple[bool, float]:
-    """What makes one of two runs of the same configuration count."""
-    return row["status"] == "completed", row.get("written", 0.0)
-
-
-def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
-    """What a run's results.json tells, flat."""
-    told = {name: value for name, value in results["metrics"].items() if METRIC.fullmatch(name)}
-    told |= {key: results.get(key) for key in ("run_id", "status", "seed", "error", "epochs", "fit_seconds", "seconds")}
-    told["error"] = " ".join((told["error"] or "").split()).replace("|", "/")  # one cell of a table
-    told |= {"run": str(run), "warnings": results.get("warnings", [])}
-    told |= {"written": (run / "results.json").stat().st_mtime}
-    told |= {key: str(results.get(key)) for key in ("code", "data", "versions")}
-    told |= {f"config.{key}": show(value) for key, value in runs.flat(results["config"]).items()}
-    told |= {f"baseline/{name}": value for name, value in results.get("baselines", {}).items()}
-    if results["status"] == "completed":
-        told["score_name"], told["score"] = runs.score(results["metrics"])
-    return told
-
-
-def show(value: Any) -> str:
-    """A value as a command line writes it."""
-    return "null" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value).replace(" ", "")
-
-
-def mark(table: pd.DataFrame) -> pd.DataFrame:
-    """Name in the column `other` what each result was not made by or of, that the last one was."""
-    table["other"] = ""
-    finished = table[table.status == "completed"]
-    if len(finished):
-        last = finished.loc[finished[finished.data == commonest(finished.data)].written.idxmax()]
-        for name in ("code", "data", "versions"):
-            table.loc[finished.index[finished[name] != last[name]], "other"] += f"{name} "
-    return table
-
-
-# -- telling ------------------------------------------------------------------------------------------
 
 
 def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
@@ -232,10 +129,9 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
             f" the difference is "
             f"{beside_chance(means[second] - means[first], spread(both), spread(done), seeds, 2)}."
         )
-    place = "" if best.setting == SAME else f"{best.setting}, "
     what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
     lines.append(
-        f"Best on {what}: {best.score:.4f} with {place}seed {best.seed:.0f}; its test loss is"
+        f"Best on {what}: {best.score:.4f} with {where(best)}; its test loss is"
         f" {best['test/loss']:.4f} (" + ", ".join(f"{k} {v:.4f}" for k, v in trivial(best.to_frame().T).items()) + ")."
     )
     for name in ("mean_image", "pca"):
@@ -307,13 +203,17 @@ def pictures(page: Path) -> set[str]:
     return set(re.findall(r"\]\(((?:effect|best)_[\w.+-]+\.png)\)", page.read_text(errors="replace")))
 
 
+def where(best: pd.Series) -> str:
+    """The settings of a run, where there are several, and its seed."""
+    return f"{'' if best.setting == SAME else f'{best.setting}, '}seed {best.seed:.0f}"
+
+
 def best_run(done: pd.DataFrame, out: Path) -> list[str]:
     """The page's lines on the best run, and its pictures in `out`."""
     if not len(done):
         return []
     best = done.loc[done.score.idxmin()]
-    place = "" if best.setting == SAME else f"{best.setting}, "
-    page = ["## The best run", "", f"{place}seed {best.seed:.0f}: `{best.run}`", ""]
+    page = ["## The best run", "", f"{where(best)}: `{best.run}`", ""]
     for name in PICTURES:
         source = Path(best.run) / "figures" / f"{name}.png"
         if source.is_file() and source.resolve().is_relative_to(Path(best.run).resolve()):
