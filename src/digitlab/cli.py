@@ -233,7 +233,8 @@ def check_rate(job: Job) -> None:
     if cfg.optimizer.lr == default and not any("optimizer.lr=" in word for word in job.overrides):
         own = " and ".join(f"{key}={name}" for key, name in zip(PAIRED, pair, strict=True))
         raise ValueError(
-            f"optimizer.lr={default}: is the autoencoder's; with {own} say k-means' own, as optimizer.lr=4.5"
+            f"optimizer.lr={default}: is the autoencoder's; with {own} say k-means' own, as optimizer.lr=4.5,"
+            " or on the command line the same, if it is meant"
         )
 
 

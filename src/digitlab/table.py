@@ -1,4 +1,4 @@
-"""Runs on disk as a table: a row a run, and one for a job of a sweep that never began. Strangers' files are passed over."""
+"""Runs on disk as a table: a row a run, and one for a job of a sweep that never began. What others wrote is no row."""
 
 import re
 from collections.abc import Sequence
