@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
 
 
 logging.raiseExceptions = False  # where train.log finds the disk full the run says so once, not each line of its log
+log = logging.getLogger("digitlab")
 failed: list[Path] = []  # of the jobs of this process those that did
 
 
@@ -35,15 +36,12 @@ def experiment(cfg: DictConfig) -> float:
         raise ValueError("dry_run=true: beside these flags nothing can be told; leave them out, but for -m")
     if settings.runtime.choices.get("hydra/launcher") == "submitit_local":  # all jobs start at once on this machine
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    first = "digitlab.train" not in sys.modules
-    gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
-    from digitlab.train import log, run  # torch takes seconds: not for --help or a mistake in the command
+    directory, swept = Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
+    if swept:
+        log.info(sweep.opening(directory.parent, directory.name))
+    import_torch()
+    from digitlab.train import run
 
-    if first:  # a later job would freeze what those before it left
-        gc.freeze()
-    gc.enable()
-
-    directory = Path(settings.runtime.output_dir)
     if cfg.resume is not None:
         asked, cfg = cfg, config.restore(cfg.resume)
         cfg.force = asked.force
@@ -52,17 +50,27 @@ def experiment(cfg: DictConfig) -> float:
     config.check(cfg)  # again: a sweeper of another kind makes its own jobs
     score = float("nan")
     try:
-        swept = settings.mode == RunMode.MULTIRUN
         score = run(cfg, directory, sweep.read_plan(directory.parent).since if swept else 0.0)
     except RunFailed:
         failed.append(directory)
     except Busy:
         log.warning("Left alone: another process works on %s", directory)
-        if settings.mode != RunMode.MULTIRUN:  # a sweep waits for that process
+        if not swept:  # a sweep waits for that process
             failed.append(directory)
-    if settings.mode == RunMode.MULTIRUN:
+    if swept:
         log.info(sweep.progress(directory.parent, directory.name))
     return score
+
+
+def import_torch() -> None:
+    """Import what takes seconds: not for --help or a mistake in the command."""
+    first = "digitlab.train" not in sys.modules
+    gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
+    import digitlab.train  # noqa: F401
+
+    if first:  # a later job would freeze what those before it left
+        gc.freeze()
+    gc.enable()
 
 
 def main() -> int:
@@ -74,7 +82,7 @@ def main() -> int:
     cli.compose_once()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes reach this function, which says them in a line or two
     try:
-        command = cli.parse(cli.in_place(sys.argv[1:]))
+        command = cli.parse(cli.in_place(cli.at_home(sys.argv[1:])))
         for job in command.jobs:
             config.check(job.cfg)
         if command.jobs and not command.multirun:
@@ -95,6 +103,7 @@ def main() -> int:
             if runs.state(command.directory) == "running":
                 print(f"Left alone: another process works on {command.directory}", file=sys.stderr)
                 return 1
+            import_torch()  # now: who interrupts it is left no directory without a run
         experiment()
     except KeyboardInterrupt as stop:
         told = "Interrupted; no run was cut short"
@@ -137,6 +146,8 @@ def multirun(command: cli.Command) -> int:
         cli.require_threads(command.workers)
     if planned and len(planned) < len(command.jobs):
         print(sweep.merged(command.jobs, planned))
+    if planned:
+        print(f"{len(planned)} job{'s' * (len(planned) != 1)} in {directory}")
     if kept and not command.jobs[0].cfg.force:
         other = sum(bool(sweep.other_origin(folder, command.jobs[0].cfg.data.root)) for folder in kept)
         told = f", {other} of them by other code or from another data.root" if other else ""

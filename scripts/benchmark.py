@@ -6,7 +6,6 @@ the figure, and what a job of a sweep costs, are measured once.
 Writes benchmark.json, .md and .png.
 """
 
-import argparse
 import importlib.util
 import json
 import multiprocessing
@@ -24,13 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command
 import contenders as peers
 import pandas as pd
 import torch
 from contenders import Contender, Outcome, ours
 from matplotlib.figure import Figure
 
-from digitlab import mistakes, runs
+from digitlab import runs
 from digitlab.sources import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -228,20 +228,16 @@ def draw(paths: Mapping[str, Mapping[str, list[Outcome]]], grown: Mapping[str, M
 
 def main() -> None:
     """Time all, or one part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="times that each is run (default 3)")
+    line = command.study_parser(__doc__, "outputs/benchmark", "what is written")
+    line.add_argument("--rounds", type=int, default=3, help="times that each is run (default 3)")
     parts = ("kmeans", "autoencoder", "laboratory", "growth")
-    parser.add_argument("--only", choices=parts, help="leave the other parts out")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"), help="folder of what is written")
-    parser.add_argument("--root", default=os.environ.get("DIGITLAB_DATA", "data"), help="folder of MNIST's files")
-    options = parser.parse_args()
+    line.add_argument("--only", choices=parts, help="leave the other parts out")
+    options = line.parse_args()
     if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: must be >= 1")
-    try:
+        line.error(f"--rounds {options.rounds}: must be >= 1")
+    with command.mistakes_told(line):
         source = load(options.root)
         options.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as mistake:
-        parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
     began, root, rounds = time.perf_counter(), options.root, options.rounds
     chosen = [options.only] if options.only else parts
     raw: dict[str, Any] = {"versions": runs.library_versions(), "cores": os.cpu_count(), "machine": platform.machine()}

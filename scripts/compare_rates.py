@@ -4,21 +4,19 @@ Ten epochs in minibatches of 64 on all training images, the rates as conf/sweep/
 held-out images. Writes rates.md. Seconds are those of training.
 """
 
-import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import command
 import numpy as np
 import pandas as pd
 import torch
 from contenders import floats, plain, trained
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from digitlab import mistakes, runs
+from digitlab import runs
 from digitlab.data import Source, Split, split
 from digitlab.kmeans import agreement
 from digitlab.process import cpu_threads
@@ -73,18 +71,14 @@ def row(name: str, over_seeds: list[Metrics]) -> dict[str, str]:
 
 def main() -> None:
     """Run all of them and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10, help="how many seeds, from 0 (default 10)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/rates"), help="folder of rates.md")
-    parser.add_argument("--root", default=os.environ.get("DIGITLAB_DATA", "data"), help="folder of MNIST's files")
-    options = parser.parse_args()
+    line = command.study_parser(__doc__, "outputs/rates", "rates.md")
+    line.add_argument("--seeds", type=int, default=10, help="how many seeds, from 0 (default 10)")
+    options = line.parse_args()
     if options.seeds < 1:
-        parser.error(f"--seeds {options.seeds}: must be >= 1")
-    try:
+        line.error(f"--seeds {options.seeds}: must be >= 1")
+    with command.mistakes_told(line):
         source = load(options.root)
         options.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as mistake:
-        parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
     data, seeds = split(source, None, 0, None, seed=0), range(options.seeds)
     peers: dict[str, tuple[Callable[[int], Any], range]] = {
         "scikit-learn MiniBatchKMeans, 64": (

@@ -1,31 +1,30 @@
 """Recompute a run's metrics from its checkpoint and compare them with its results.json."""
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
-from omegaconf.errors import OmegaConfBaseException
+import command
 
-from digitlab import config, mistakes, runs
+from digitlab import config, runs
 
 
 def main() -> None:
     """Print each metric recomputed and recorded; exit 1 where they differ by more than rounding, 2 for a mistake."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a completed run")
-    parser.add_argument("--root", help="folder of MNIST's files (default: where the run read them)")
-    options = parser.parse_args()
+    line = command.parser(__doc__)
+    line.add_argument("run", type=Path, metavar="RUN", help="directory of a completed run")
+    line.add_argument("--root", help="folder of MNIST's files (default: where the run read them)")
+    options = line.parse_args()
     recorded = runs.read_results(options.run)
     if recorded is None:
-        parser.exit(2, f"Error: {options.run}: holds no run; name its directory, as outputs/runs/NAME\n")
+        line.exit(2, f"Error: {options.run}: holds no run; name its directory, as outputs/runs/NAME\n")
     if (status := recorded["status"]) != "completed":
         remedy = f"; complete it with train.py resume={options.run}" if status == "interrupted" else ""
-        parser.exit(2, f"Error: {options.run}: its run has {status.replace('interrupted', 'not ended')}{remedy}\n")
+        line.exit(2, f"Error: {options.run}: its run has {status.replace('interrupted', 'not ended')}{remedy}\n")
     from digitlab import checkpoints, experiment  # torch takes seconds: not for --help or a mistake in the command
 
     data = recorded.get("data") or {}
-    try:
+    with command.mistakes_told(line):
         runs.refuse_links(options.run)
         cfg = config.restore(str(options.run))
         config.check(cfg)
@@ -36,8 +35,6 @@ def main() -> None:
         model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
         source, split = experiment.read_data(wanted, data, "name the folder of the run's data with --root")
         metrics = model.evaluate(source, split)
-    except (ValueError, OSError, OmegaConfBaseException) as mistake:
-        parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
     print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
     agree = True
     for name, value in metrics.items():

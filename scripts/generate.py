@@ -1,24 +1,25 @@
 """Draw digits from a trained autoencoder: its checkpoint alone is enough, neither data nor configuration is read."""
 
-import argparse
 from pathlib import Path
 
-from digitlab import mistakes, runs, schema
+import command
+
+from digitlab import runs, schema
 
 
 def main() -> None:
     """Write a PNG grid, or with --out FILE.npz the images as one array."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a completed autoencoder run")
-    parser.add_argument("--n", type=int, default=20, help="digits to draw (default 20)")
-    parser.add_argument(
+    line = command.parser(__doc__)
+    line.add_argument("run", type=Path, metavar="RUN", help="directory of a completed autoencoder run")
+    line.add_argument("--n", type=int, default=20, help="digits to draw (default 20)")
+    line.add_argument(
         "--prior", choices=schema.choices("prior"), help="where z comes from (default: as the run was configured)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of z (default 0)")
-    parser.add_argument("--out", type=Path, help="a .png, or an .npz with images uint8 (n, 28, 28) (default: in RUN)")
-    options = parser.parse_args()
+    line.add_argument("--seed", type=int, default=0, help="seed of z (default 0)")
+    line.add_argument("--out", type=Path, help="a .png, or an .npz with images uint8 (n, 28, 28) (default: in RUN)")
+    options = line.parse_args()
     if options.n < 1 or options.seed < 0:
-        parser.error("--n must be >= 1 and --seed >= 0")
+        line.error("--n must be >= 1 and --seed >= 0")
     import numpy as np  # this and torch take seconds: not for --help or a mistake in the command
     import torch
     from torchvision.utils import save_image
@@ -26,7 +27,7 @@ def main() -> None:
     from digitlab import checkpoints
     from digitlab.autoencoder import Autoencoder
 
-    try:
+    with command.mistakes_told(line):
         runs.refuse_links(options.run)
         model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
         if not isinstance(model, Autoencoder):
@@ -42,8 +43,6 @@ def main() -> None:
             else:
                 enlarged = images.repeat_interleave(3, 1).repeat_interleave(3, 2)  # 84 x 84: 28 are small to look at
                 save_image(enlarged[:, None], part, nrow=max(10, round(options.n**0.5)), padding=1, pad_value=0.3)
-    except (ValueError, OSError) as mistake:
-        parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
     print(f"{options.n} digits, z from {prior}, seed {options.seed}: {out}")
 
 

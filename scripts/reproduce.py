@@ -4,7 +4,6 @@ A row names its experiment between backquotes, and has one loss a seed, from see
 so, else the test loss. Finished runs are kept in outputs/reproduce, so that an interrupted call goes on.
 """
 
-import argparse
 import re
 import statistics
 import subprocess
@@ -12,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command
 import numpy as np
 from PIL import Image
 
@@ -107,7 +107,7 @@ def autoencoder(words: str, seed: int) -> Autoencoder:
 
 def main() -> None:
     """Run, compare, draw."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    command.parser(__doc__).parse_args()
     lines = [run(row) for row in table((ROOT / "README.md").read_text())]
     best = results("experiment=kmeans_best")[0]["path"]
     centers = np.load(best / "centers.npy")

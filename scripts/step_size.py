@@ -24,18 +24,17 @@ points drawn with replacement. Drawn without, as an epoch does, (3) is (N - B)/(
 loss, the mean over D = 784 pixels, the same step is optimizer.lr = 784 eta.
 """
 
-import argparse
-import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+import command
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from digitlab import mistakes, runs
+from digitlab import runs
 from digitlab.data import PIXELS, Images, scale
 from digitlab.kmeans import assign, draw_centers, gradient, nearest
 from digitlab.process import cpu_threads
@@ -180,22 +179,18 @@ def draw_course(course: dict[str, list[list[float]]], batch_size: int) -> Figure
 
 def main() -> None:
     """Measure, draw and tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=64, help="images a minibatch (default 64)")
-    parser.add_argument("--batches", type=int, default=2000, help="minibatches that a simulation draws (default 2000)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/step_size"), help="folder of the figures")
-    parser.add_argument("--root", default=os.environ.get("DIGITLAB_DATA", "data"), help="folder of MNIST's files")
-    options = parser.parse_args()
+    line = command.study_parser(__doc__, "outputs/step_size", "the figures")
+    line.add_argument("--batch-size", type=int, default=64, help="images a minibatch (default 64)")
+    line.add_argument("--batches", type=int, default=2000, help="minibatches that a simulation draws (default 2000)")
+    line.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
+    options = line.parse_args()
     if options.batch_size < 1 or options.batches < 2 or min(options.seeds) < 0:
-        parser.error("--batch-size must be >= 1, --batches >= 2 and --seeds >= 0")
-    try:
+        line.error("--batch-size must be >= 1, --batches >= 2 and --seeds >= 0")
+    with command.mistakes_told(line):
         data = load(options.root).train
         options.out.mkdir(parents=True, exist_ok=True)
         with cpu_threads(1):  # products this small are over sooner than a second thread has woken
             study(data, options.batch_size, options.batches, options.seeds, options.out)
-    except (ValueError, OSError) as mistake:
-        parser.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
 
 
 def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Path) -> None:

@@ -524,6 +524,14 @@ def test_a_yaml_of_another_ending_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert refusal("optimizer=mine") == "optimizer=mine: conf/optimizer/mine.yml must end in .yaml; rename it"
 
 
+def test_home_is_spelt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell does it behind a key: ~ may begin a folder there, bare and in quotes; elsewhere it is a sign."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    typed = ["data.root=~/mnist", "hydra.run.dir='~/a b'", '+resume="~/run"', "hydra.sweep.dir=a/~/b", "~init", "a=~/b"]
+    spelt = ["data.root=/home/ada/mnist", "hydra.run.dir='/home/ada/a b'", '+resume="/home/ada/run"']
+    assert cli.at_home(typed) == spelt + typed[3:]
+
+
 def test_a_resumed_folder_without_a_run_is_named_once() -> None:
     """The line names the folder, what it lacks and what to name instead; so for a name that no file can have."""
     with pytest.raises(

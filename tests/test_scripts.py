@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,6 @@ def source(tiny: Path) -> Source:
 @pytest.fixture
 def script(source: Source, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that gives a script as a module which finds the tiny data; what it spawns finds none."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
 
     def give(name: str) -> Any:
         module = importlib.import_module(name)
@@ -38,6 +39,15 @@ def script(source: Source, monkeypatch: pytest.MonkeyPatch) -> Any:
         return module
 
     return give
+
+
+@pytest.mark.parametrize("path", [ROOT / "train.py", *(ROOT / "scripts").glob("*.py")], ids=lambda path: path.stem)
+def test_without_the_environment_its_remedy_is_told(path: Path) -> None:
+    """A Python that has no libraries: a line that names what is missing, this Python, and the two set-up commands."""
+    done = subprocess.run([sys.executable, "-S", path], capture_output=True, text=True, timeout=60)
+    told = rf"\w+ is not installed in {re.escape(sys.executable)}: run 'make setup', then '. .venv/bin/activate'\n"
+    assert path.stem == "contenders" or re.fullmatch(told, done.stderr)
+    assert done.returncode == 1
 
 
 # -- step_size ----------------------------------------------------------------------------------------------

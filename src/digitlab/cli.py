@@ -9,7 +9,7 @@ import re
 import textwrap
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -34,6 +34,7 @@ OTHER_CONF |= {"--experimental-rerun"}
 PRINT = {"--cfg", "-c", "--info", "-i"}
 UNREAD = OTHER_CONF | {"--run", "-r"}  # beside these Hydra composes and runs what `parse` has not seen
 FOR_SWEEPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.", "hydra.sweep.dir")
+UNNAMED = "outputs/sweeps/unnamed"  # conf/config.yaml's place for a sweep
 CHDIR = "leave it out, paths are relative to where the command is run"
 SET = {  # what no word may change, with what to do instead
     "hydra.mode": "leave it out, -m asks for a sweep",
@@ -100,15 +101,13 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
     parsed = parser.parse_overrides(overrides)
     if any(override.key_or_group == "sweep" and override.is_sweep_override() for override in parsed):
         raise ValueError("sweep: names one grid; run several one after the other")
-    place = "hydra.sweep.dir"
-    if not any(override.key_or_group == place for override in parsed):
-        overrides = [*overrides, f"{place}='outputs/sweeps/{sweep_name(parsed)}'"]
     cfg = compose(hydra, [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
-    if any(override.key_or_group == place and "${" in (override.input_line or "") for override in parsed):
-        # Each job would find a place of its own by it, as by ${now:...}.
-        fixed = cfg.hydra.sweep.dir.replace("'", "\\'")
-        overrides = [word for word in overrides if word.lstrip("+").partition("=")[0] != place]
-        return parse_sweep(hydra, [*overrides, f"{place}='{fixed}'"], flags)
+    unresolved: Any = OmegaConf.to_container(cfg.hydra.sweep)
+    place = unresolved["dir"]
+    if place == UNNAMED or "${" in place:  # each job would find a place of its own by ${now:...}
+        fixed = f"outputs/sweeps/{sweep_name(parsed)}" if place == UNNAMED else cfg.hydra.sweep.dir
+        overrides = [word for word in overrides if word.lstrip("+").partition("=")[0] != "hydra.sweep.dir"]
+        return parse_sweep(hydra, [*overrides, f"hydra.sweep.dir={quoted(fixed)}"], flags)
     node = cfg.hydra
     if node.job.chdir:
         raise ValueError(f"hydra.job.chdir=true: {CHDIR}")
@@ -330,8 +329,18 @@ def in_place(words: list[str]) -> list[str]:
             f"resume={run}: goes on with the configuration of that run; leave out"
             f" {' '.join(other) or '--multirun'}, or start a new run"
         )
-    folder = run.replace("'", "\\'")
-    return [*kept, f"resume='{folder}'", f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
+    return [*kept, f"resume={quoted(run)}", f"hydra.run.dir={quoted(run)}", "hydra.output_subdir=null"]
+
+
+def quoted(text: str) -> str:
+    """A value as Hydra reads it with any sign in it."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def at_home(words: list[str]) -> list[str]:
+    """The words with the ~ of a folder spelt out: behind a key no shell does."""
+    folders = r"^(\+*(?:data\.root|resume|hydra\.run\.dir|hydra\.sweep\.dir)=['\"]?)~(?=/)"
+    return [re.sub(folders, lambda found: found[1] + str(Path.home()), word) for word in words]
 
 
 def choices_text() -> str:

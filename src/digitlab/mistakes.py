@@ -45,7 +45,7 @@ def explain(error: BaseException, words: list[str]) -> str:
         return f"{error.override}: is a folder; resume={error.override} goes on with the run in it"
     if isinstance(error, OverrideParseException):
         told = "is no key=value; leave out spaces about =, close brackets and quotes, and put other signs in quotes"
-        return f"{error.override}: {told}, as data.root='\"~/a b\"'"
+        return f"{error.override}: {told}, as data.root='\"/a b\"'"
     if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
         return _misfit(lines, words)
     if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):

@@ -163,6 +163,13 @@ def wait_for_others(directory: Path, jobs: Sequence[Planned]) -> bool:
     return False
 
 
+def opening(directory: Path, this: str) -> str:
+    """Which job of the sweep begins, by its id."""
+    jobs = read_plan(directory).jobs
+    told = [f"Job {n} of {len(jobs)}: {job.overrides}" for n, job in enumerate(jobs, 1) if job.run_id == this]
+    return told[0] if told else f"A job: {this}"  # of a sweeper that makes its jobs as it goes
+
+
 def progress(directory: Path, this: str) -> str:
     """How far the sweep is after the job with the id `this`: job k of n, the best so far, the time left."""
     began, jobs, *_ = read_plan(directory)
