@@ -42,11 +42,7 @@ def experiment(cfg: DictConfig) -> float:
     import_torch()
     from digitlab.train import run
 
-    if cfg.resume is not None:
-        asked, cfg = cfg, config.restore(cfg.resume)
-        cfg.force = asked.force
-        if any(word.lstrip("+").startswith("data.root=") for word in settings.overrides.task):
-            cfg.data.root = asked.data.root
+    cfg = config.resumed(cfg, settings.overrides.task)
     config.check(cfg)  # again: a sweeper of another kind makes its own jobs
     score = float("nan")
     try:
@@ -98,8 +94,7 @@ def main() -> int:
         for job in command.jobs:  # Hydra writes into the directory before the job can look at it
             assert command.directory is not None
             runs.refuse_links(command.directory)
-            asked = job.cfg if job.cfg.resume is None else config.restore(job.cfg.resume)
-            runs.refuse_other(command.directory, runs.run_id(config.to_plain(asked)))
+            runs.refuse_other(command.directory, runs.run_id(config.to_plain(job.cfg)))
             if runs.state(command.directory) == "running":
                 print(f"Left alone: another process works on {command.directory}", file=sys.stderr)
                 return 1

@@ -514,6 +514,10 @@ def test_a_dry_run_says_what_would_become_of_one_run(lab: Lab, words: list[str],
     told += [lab(*command, "dry_run=true", *more).stdout for more in ([], ["force=true"], ["seed=1"])]
     for line, act in zip(told, ("run", "skip", "do again", "refuse"), strict=True):
         assert line.endswith(f"1 job in {run}: 1 to {act}\n")
+    new = lab(*[word for word in command if "hydra.run.dir" not in word], "dry_run=true").stdout
+    assert new.endswith("1 job in a new folder of outputs/runs: 1 to run\n")
+    for more, act in ([], "skip"), (["force=true"], "do again"):
+        assert lab(f"resume={run}", "dry_run=true", *more).stdout.endswith(f"1 job in {run}: 1 to {act}\n")
 
 
 def test_a_directory_keeps_to_its_configuration(lab: Lab, words: list[str], tmp_path: Path) -> None:

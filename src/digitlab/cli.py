@@ -92,7 +92,7 @@ def parse(words: list[str]) -> Command:
         check_rate(job)
         with open_dict(job.cfg):
             del job.cfg["hydra"]
-    return command
+    return command._replace(jobs=[job._replace(cfg=config.resumed(*job)) for job in command.jobs])
 
 
 def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command:
@@ -322,7 +322,7 @@ def in_place(words: list[str]) -> list[str]:
         run = run[1:-1]
     config.restore(run)
     kept = [word for word in words if not word.lstrip("+").startswith("resume=")]
-    beside = ("-", "hydra.", "force=", "data.root=")
+    beside = ("-", "hydra.", "force=", "dry_run=", "data.root=")
     other = [word for word in kept if not word.lstrip("+").startswith(beside) or "hydra.run.dir=" in word]
     if other or MULTIRUN & set(words):
         raise ValueError(

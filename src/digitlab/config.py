@@ -4,7 +4,7 @@ Imported before any job: it must not import torch, but for an optimizer without 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,17 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 
 # Names a job's directory in a sweep. Here, as a launcher's worker process imports this module but calls no main().
 OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(to_plain(_root_)), replace=True)
+
+
+def resumed(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
+    """The configuration of the run that `cfg` asks to resume, with what the words may say beside; else `cfg`."""
+    if cfg.resume is None:
+        return cfg
+    saved = restore(cfg.resume)
+    saved.force, saved.dry_run = cfg.force, cfg.dry_run
+    if any(word.lstrip("+").startswith("data.root=") for word in words):
+        saved.data.root = cfg.data.root
+    return saved
 
 
 def restore(run: str) -> DictConfig:

@@ -24,13 +24,18 @@ def pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def band(heading: str) -> float:
+    """The inches above a picture that its heading's lines need."""
+    return 0.2 + 0.2 * len(heading.splitlines())
+
+
 def sheet(width: float, height: float, heading: str, right: float = 0.97) -> tuple[Figure, Axes]:
-    """A figure of so many inches with one pair of axes, in margins for two lines of title, labels and ticks.
+    """A figure of so many inches with one pair of axes, in margins for the title, labels and ticks.
 
     Matplotlib's own search for the margins and for the title's height takes longer than the drawing.
     """
     figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(left=0.9 / width, right=right, bottom=0.55 / height, top=1 - 0.55 / height)
+    figure.subplots_adjust(left=0.9 / width, right=right, bottom=0.55 / height, top=1 - band(heading) / height)
     axes = figure.subplots()
     axes.set_title(heading, y=1.0)
     return figure, axes
@@ -45,8 +50,9 @@ def image_grid(
     """
     rows, edge = ceil(len(images) / columns), images.shape[1]
     wide, high = edge + 2, edge + 14 if titles else edge + 2
-    figure = Figure(figsize=(max(4.5, 1.25 * columns), 1.25 * high / wide * rows + 0.6))
-    axes = figure.add_axes((0.05 if names else 0.01, 0, 0.94 if names else 0.98, 1 - 0.6 / figure.get_figheight()))
+    figure = Figure(figsize=(max(4.5, 1.25 * columns), 1.25 * high / wide * rows + band(heading)))
+    share = 1 - band(heading) / figure.get_figheight()
+    axes = figure.add_axes((0.05 if names else 0.01, 0, 0.94 if names else 0.98, share))
     axes.axis("off")
     paper = np.ones((rows * high, columns * wide))
     for i, image in enumerate(images):
@@ -58,7 +64,7 @@ def image_grid(
         axes.text(-3, row * high + edge / 2, name, ha="right", va="center", rotation=90, fontsize=8)
     axes.imshow(paper, cmap="gray", vmin=0, vmax=1, extent=(0, columns * wide, rows * high, 0))
     axes.set_anchor("N")
-    figure.suptitle(heading, fontsize=11, y=max(0.98, 1 - 0.08 / figure.get_figheight()))  # above a tall grid, too
+    figure.suptitle(heading, fontsize=11, y=1 - 0.08 / figure.get_figheight())
     return figure
 
 

@@ -130,7 +130,9 @@ def dry_run(command: Command) -> str:
     count = ", ".join(f"{n} to {what}" for what, n in Counter(acts).items())
     if len(jobs) < len(command.jobs):
         lines.append(merged(command.jobs, jobs))
-    return "\n".join([*lines, f"{len(jobs)} job{'s' * (len(jobs) != 1)} in {directory}: {count}"])
+    typed = command.multirun or any("hydra.run.dir=" in word for word in command.words)
+    place = directory if typed else f"a new folder of {directory.parent}"  # named by the time that it is made
+    return "\n".join([*lines, f"{len(jobs)} job{'s' * (len(jobs) != 1)} in {place}: {count}"])
 
 
 def stands(folder: Path, run_id: str) -> str:
