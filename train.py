@@ -18,7 +18,7 @@ try:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from digitlab import Busy, RunFailed, cli, config, mistakes, runs, schema, sweep
+    from digitlab import Busy, RunFailed, cli, config, mistakes, refusals, runs, schema, sweep
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed in {sys.executable}: run 'make setup', then '. .venv/bin/activate'")
 
@@ -138,7 +138,7 @@ def multirun(command: cli.Command) -> int:
         runs.refuse_other(folder, folder.name)
     kept = [folder for folder in jobs if runs.state(folder) == "completed"]
     if command.workers > 1:
-        cli.require_threads(command.workers)
+        refusals.require_threads(command.workers)
     if planned and len(planned) < len(command.jobs):
         print(sweep.merged(command.jobs, planned))
     if planned:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from digitlab import Busy, RunFailed, cli, config, runs, schema, sweep, train
+from digitlab import Busy, RunFailed, cli, config, refusals, runs, schema, sweep, train
 
 from .conftest import ROOT, Fork, Lab, compose, results, run_here
 from .test_train import assert_same, weights
@@ -205,7 +205,7 @@ def test_joblib_refuses_a_full_process_table(
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    cli.require_threads(cli.parse(command).workers)
+    refusals.require_threads(cli.parse(command).workers)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", *command])
     monkeypatch.setattr(threading.Thread, "start", few)

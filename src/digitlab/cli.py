@@ -7,7 +7,6 @@ import copy
 import hashlib
 import re
 import textwrap
-import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -23,30 +21,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from digitlab import config, schema
+from digitlab import config, refusals, schema
 from digitlab.mistakes import misnamed
-from digitlab.runs import foreign
+from digitlab.refusals import MULTIRUN
 
-MULTIRUN = {"-m", "--multirun"}
 NAMELESS = ("seed", "force", "dry_run", "data.root", "data.verify")  # not what a sweep is about, nor is Hydra's own
-OTHER_CONF = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"}
-OTHER_CONF |= {"--experimental-rerun"}
-PRINT = {"--cfg", "-c", "--info", "-i"}
-UNREAD = OTHER_CONF | {"--run", "-r"}  # beside these Hydra composes and runs what `parse` has not seen
-FOR_SWEEPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.", "hydra.sweep.dir")
-UNNAMED = "outputs/sweeps/unnamed"  # conf/config.yaml's place for a sweep
-CHDIR = "leave it out, paths are relative to where the command is run"
-SET = {  # what no word may change, with what to do instead
-    "hydra.mode": "leave it out, -m asks for a sweep",
-    "hydra.sweep.subdir": "a job is found again by the name that its configuration gives",
-    "pairing": "it follows from model and optimizer",
-    "hydra.run": "its folder is hydra.run.dir=...",
-    "hydra.sweep": "its folder is hydra.sweep.dir=...",
-    "hydra.launcher": "a launcher is a choice, hydra/launcher=joblib",
-    "hydra.sweeper": "a sweeper is a choice, hydra/sweeper=basic",
-}
-PAIRED = ("model", "optimizer")
-PLACES = {"init": "model.init", "prior": "model.prior"}  # of groups that are not at the top
+UNNAMED = "outputs/sweeps/<name>"  # conf/config.yaml's place for a sweep, which no sweep gives a name to
 
 
 class Job(NamedTuple):
@@ -72,7 +52,7 @@ def parse(words: list[str]) -> Command:
     As Hydra's own sweeper will, so that the last job's mistake is told before the first job runs.
     """
     flags = {word for word in words if word.startswith("-")}
-    refuse(words, flags)
+    refusals.check_words(words, flags)
     if flags - MULTIRUN:  # --help and the like run no job
         return Command([], None, False, words)
     overrides = [word for word in words if word not in flags]
@@ -84,12 +64,11 @@ def parse(words: list[str]) -> Command:
             command = parse_sweep(hydra, overrides, sorted(flags) or ["-m"])
         else:
             cfg = compose(hydra, [*overrides, "hydra.mode=RUN"], RunMode.RUN)
-            if cfg.hydra.job.chdir:
-                raise ValueError(f"hydra.job.chdir=true: {CHDIR}")
+            refusals.check_place(cfg)
             command = Command([Job(cfg, overrides)], Path(cfg.hydra.run.dir), False, words)
     for job in command.jobs:
-        check_names(job)
-        check_rate(job)
+        refusals.check_names(*job)
+        refusals.check_rate(*job)
         with open_dict(job.cfg):
             del job.cfg["hydra"]
     return command._replace(jobs=[job._replace(cfg=config.resumed(*job)) for job in command.jobs])
@@ -109,8 +88,7 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
         overrides = [word for word in overrides if word.lstrip("+").partition("=")[0] != "hydra.sweep.dir"]
         return parse_sweep(hydra, [*overrides, f"hydra.sweep.dir={quoted(fixed)}"], flags)
     node = cfg.hydra
-    if node.job.chdir:
-        raise ValueError(f"hydra.job.chdir=true: {CHDIR}")
+    refusals.check_place(cfg)
     if node.launcher._target_.endswith(".RayLauncher") and node.launcher.ray.init.get("address"):
         # The plugin asks for an object store of its own, which Ray refuses where the cluster is there already.
         overrides = [*overrides, "++hydra.launcher.ray.init.object_store_memory=null"]
@@ -135,20 +113,7 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
         raise ValueError(f"{empty}: names no value, so that there is no job to run")
     # In the order in which Hydra's launchers will ask for them: see compose_once.
     jobs = [Job(compose(hydra, [*node.overrides.hydra, *job], RunMode.RUN), job) for job in grid]
-    for job in jobs if joblib else ():
-        if (devices := job.cfg.trainer.devices) > 1:
-            raise ValueError(
-                f"trainer.devices={devices}: joblib's workers cannot start processes of their own;"
-                " leave out hydra/launcher=joblib, or choose ray or submitit_local"
-            )
-    for key in ("force", "dry_run"):
-        if len({job.cfg[key] for job in jobs}) > 1:
-            raise ValueError(f"{key}: is for the whole sweep; give it one value")
-    for key in ("root", "verify"):
-        values = dict.fromkeys(str(job.cfg.data[key]) for job in jobs)
-        if len(values) > 1:  # jobs that differ in nothing else have one name
-            told = "a sweep reads one data set; run one for each, with a hydra.sweep.dir of its own"
-            raise ValueError(f"data.{key}={','.join(values)}: {told}")
+    refusals.check_grid([job.cfg for job in jobs], joblib=joblib)
     return Command(jobs, directory, True, words, workers)
 
 
@@ -159,104 +124,6 @@ def refuse_mode(words: list[str]) -> None:
         assert hydra is not None
         if hydra.get_mode("config", words) == RunMode.MULTIRUN:  # Hydra asks the same again: see compose_once
             raise ValueError("hydra.mode=MULTIRUN: leave it out of the YAML; -m asks for a sweep")
-
-
-def used(run: Path) -> bool:
-    """Whether there is a run in a directory, or what is none of ours."""
-    return (run / "results.json").exists() or foreign(run)
-
-
-def refuse(words: list[str], flags: set[str]) -> None:
-    """Raise ValueError for a flag that Hydra does not know, and for what it would let a word change behind our back."""
-    known = get_args_parser()._option_string_actions
-    multirun = flags & MULTIRUN or any(word.startswith("sweep=") for word in words)
-    names = {flag.partition("=")[0] for flag in flags}
-    for flag in flags:
-        name = flag.partition("=")[0]
-        if name not in known and not re.match("-[a-zA-Z]", flag):
-            raise ValueError(f"{flag}: there is no such flag; a value is key=value, as trainer.max_epochs=5")
-        if name in OTHER_CONF and multirun:
-            raise ValueError(f"{flag}: a sweep is composed of conf/ alone; put your file there, or leave out -m")
-    for word in words:
-        key = word.lstrip("+").partition("=")[0]
-        if remedy := SET.get(key.lstrip("~")):
-            raise ValueError(f"{word}: cannot be chosen; {remedy}")
-        if key in ("~experiment", "~sweep"):
-            raise ValueError(f"{word}: none is chosen unless you do; leave it out")
-        if word.startswith("~") and (options := schema.choices(word[1:].partition("=")[0])):
-            raise ValueError(f"{word}: cannot be taken away; choose one of {', '.join(options)}")
-        value = word.partition("=")[2].strip("'\"")
-        if key in ("hydra.run.dir", "hydra.sweep.dir") and not value:
-            raise ValueError(f"{word}: must name a folder")
-        unread = " ".join(names & UNREAD)
-        if unread and key == "resume":
-            raise ValueError(f"{unread}: a run goes on with its own configuration; leave it out")
-        if unread and key == "hydra.run.dir" and not names & PRINT and used(Path(value)):
-            told = f"holds a run, which is not compared with the command beside {unread}"
-            raise ValueError(f"{word}: {told}; name a new folder, or go on with resume={value}")
-        if not flags - MULTIRUN and (key == "hydra.run.dir" if multirun else key.startswith(FOR_SWEEPS)):
-            raise ValueError(
-                f"{word}: is for {'one run; leave out -m' if multirun else 'a sweep; add -m'}, or leave it out"
-            )
-
-
-def check_names(job: Job) -> None:
-    """Raise ValueError for a YAML that was copied and not renamed inside: it would be its model under a new name.
-
-    `adamw_slow.yaml` may be adamw with other values.
-    """
-    for group, choice in job.cfg.hydra.runtime.choices.items():
-        if group not in ("optimizer", "scheduler", *PLACES) or not isinstance(choice, str):
-            continue
-        path = PLACES.get(group, group)
-        name, told = OmegaConf.select(job.cfg, f"{path}.name"), choice.rpartition("/")[2]
-        if any(word.lstrip("+~").startswith(f"{path}.name") for word in job.overrides):
-            continue
-        if isinstance(name, str) and told != name and not told.startswith(f"{name}_"):
-            own = f"call the file {name}.yaml or {name}_....yaml, or mend the name"
-            if name.lower() == told.lower():
-                own = "write both in small letters"
-            raise ValueError(f"{group}={choice}: its YAML says name: {name}; {own}")
-
-
-def check_rate(job: Job) -> None:
-    """Raise ValueError for k-means with a copy of sgd.yaml, or a copy of kmeans.yaml, at the autoencoder's rate.
-
-    conf/pairing has k-means' own, and goes by the names of the files.
-    """
-    cfg, chosen = job.cfg, job.cfg.hydra.runtime.choices
-    pair, names = (chosen.model, chosen.optimizer), [OmegaConf.select(cfg, f"{key}.name") for key in PAIRED]
-    if names != ["kmeans", "sgd"] or pair == ("kmeans", "sgd"):
-        return
-    default = OmegaConf.load(schema.CONF / "optimizer" / "sgd.yaml").lr
-    if cfg.optimizer.lr == default and not any("optimizer.lr=" in word for word in job.overrides):
-        own = " and ".join(f"{key}={name}" for key, name in zip(PAIRED, pair, strict=True))
-        raise ValueError(
-            f"optimizer.lr={default}: is the autoencoder's; with {own} say k-means' own, as optimizer.lr=4.5,"
-            " or on the command line the same, if it is meant"
-        )
-
-
-def require_threads(workers: int) -> None:
-    """Raise ValueError where so many workers' threads do not start: joblib would wait for them without end."""
-    from joblib import cpu_count
-
-    needed = 8 * workers + cpu_count()  # each has some of its own, and its share of the cores to compute on
-    over, started = threading.Event(), []
-    try:
-        for _ in range(needed):
-            thread = threading.Thread(target=over.wait)
-            thread.start()
-            started.append(thread)
-    except RuntimeError as error:
-        raise ValueError(
-            f"hydra/launcher=joblib: its workers need some {needed} processes and threads, {len(started)} start here;"
-            " end others, raise `ulimit -u`, or leave the launcher out"
-        ) from error
-    finally:
-        over.set()
-        for thread in started:
-            thread.join()
 
 
 def compose(hydra: Hydra, words: list[str], mode: RunMode) -> DictConfig:
