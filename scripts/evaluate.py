@@ -19,8 +19,10 @@ def main() -> None:
     if recorded is None:
         line.exit(2, f"Error: {options.run}: holds no run; name its directory, as outputs/runs/NAME\n")
     if (status := recorded["status"]) != "completed":
-        remedy = f"; complete it with train.py resume={options.run}" if status == "interrupted" else ""
-        line.exit(2, f"Error: {options.run}: its run has {status.replace('interrupted', 'not ended')}{remedy}\n")
+        remedy = (
+            f"complete it with train.py resume={options.run}" if status == "interrupted" else "name a completed run"
+        )
+        line.exit(2, f"Error: {options.run}: its run has {status.replace('interrupted', 'not ended')}; {remedy}\n")
     from digitlab import checkpoints, experiment  # torch takes seconds: not for --help or a mistake in the command
 
     data = recorded.get("data") or {}
