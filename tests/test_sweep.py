@@ -388,7 +388,7 @@ def test_a_result_of_other_code_or_data_is_used_and_marked(
 
 @pytest.mark.slow
 def test_a_sweep_says_under_its_table_that_its_results_are_of_other_data(
-    words: list[str], shell: Lab, tiny: Path, tmp_path: Path
+    words: list[str], lab: Lab, shell: Lab, tiny: Path, tmp_path: Path
 ) -> None:
     """The same sweep with a copy of the data: skipped without a word; with other labels: skipped, and told last.
 
@@ -399,12 +399,12 @@ def test_a_sweep_says_under_its_table_that_its_results_are_of_other_data(
     labels = tmp_path / "other" / "t10k-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1] + bytes([0]))
     command = ["-m", *KMEANS, *words, "seed=0,1", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    told = [shell(*command, f"data.root={root}").stdout for root in (tiny, tmp_path / "same")]
+    told = [lab(*command, f"data.root={root}").stdout for root in (tiny, tmp_path / "same")]
     told.append(shell(*command, f"data.root={tmp_path / 'other'}", "hydra/launcher=joblib").stdout)
     assert "were made before" not in told[0] + told[1]
     assert "earlier commands" not in told[0] + told[1]
     assert "2 of 2 jobs are finished already, 2 of them by other code or from another data.root\n" in told[2]
-    again = shell(*command, "seed=1").stdout
+    again = lab(*command, "seed=1").stdout
     assert again.startswith(f"1 job in {tmp_path / 'sweep'}\n1 of 1 jobs are finished already\n")
     assert again.endswith("Runs of earlier commands among these: 1\n")
     assert "2 of these results were made before, by other code or of other data" in told[2].splitlines()[-2]
