@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -59,14 +60,27 @@ def experiment(cfg: DictConfig) -> float:
 
 
 def import_torch() -> None:
-    """Import what takes seconds: not for --help or a mistake in the command."""
-    first = "digitlab.train" not in sys.modules
-    gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
-    import digitlab.train  # noqa: F401
+    """Import what takes seconds: not for --help or a mistake in the command.
 
-    if first:  # a later job would freeze what those before it left
+    A Ctrl-C waits for the end of it: in half an import it would turn up as an error of another kind, or as none.
+    """
+    if "digitlab.train" in sys.modules:  # to freeze again would keep what earlier jobs left
+        return
+    asked: list[int] = []
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard:
+        signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
+    try:
+        import digitlab.train  # noqa: F401
+
         gc.freeze()
-    gc.enable()
+    finally:
+        gc.enable()
+        if heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def main() -> int:

@@ -226,6 +226,7 @@ def draw(paths: Mapping[str, Mapping[str, list[Outcome]]], grown: Mapping[str, M
     return figure
 
 
+@command.ends_in_words
 def main() -> None:
     """Time all, or one part."""
     line = command.study_parser(__doc__, "outputs/benchmark", "what is written")
@@ -235,9 +236,8 @@ def main() -> None:
     options = line.parse_args()
     if options.rounds < 1:
         line.error(f"--rounds {options.rounds}: must be >= 1")
-    with command.mistakes_told(line):
-        source = load(options.root)
-        options.out.mkdir(parents=True, exist_ok=True)
+    source = load(options.root)
+    options.out.mkdir(parents=True, exist_ok=True)
     began, root, rounds = time.perf_counter(), options.root, options.rounds
     chosen = [options.only] if options.only else parts
     raw: dict[str, Any] = {"versions": runs.library_versions(), "cores": os.cpu_count(), "machine": platform.machine()}

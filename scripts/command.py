@@ -3,8 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 try:
@@ -23,16 +23,32 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def study_parser(description: str | None, out: str, what: str) -> argparse.ArgumentParser:
     """The parser of a study on MNIST that writes `what` into a folder."""
     options = parser(description)
-    options.add_argument("--out", type=Path, default=Path(out), help=f"folder of {what} (default {out})")
+    options.add_argument("--out", type=path, default=Path(out), help=f"folder of {what} (default {out})")
     root = os.environ.get("DIGITLAB_DATA", "data")
     options.add_argument("--root", default=root, help="folder of MNIST's files (default DIGITLAB_DATA or data)")
     return options
 
 
-@contextmanager
-def mistakes_told(by: argparse.ArgumentParser) -> Iterator[None]:
-    """End the program with a line and exit code 2 for a mistake of its user, or of the disk."""
-    try:
-        yield
-    except (ValueError, OSError, OmegaConfBaseException) as mistake:
-        by.exit(2, f"Error: {mistakes.explain(mistake, [])}\n")
+def path(name: str) -> Path:
+    """The path that a word names: behind = no shell spells ~ out."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111, as pathlib's raises for ~nobody
+
+
+def ends_in_words(main: Callable[[], None]) -> Callable[[], None]:
+    """Make a program end in a line: with exit code 2 for a mistake of its user or of the disk, 130 for Ctrl-C."""
+
+    @wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except BrokenPipeError:  # whoever read what is printed has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except (ValueError, OSError, OmegaConfBaseException) as mistake:
+            print(f"Error: {mistakes.explain(mistake, [])}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("Interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return run

@@ -69,6 +69,7 @@ def row(name: str, over_seeds: list[Metrics]) -> dict[str, str]:
     return told
 
 
+@command.ends_in_words
 def main() -> None:
     """Run all of them and print the table."""
     line = command.study_parser(__doc__, "outputs/rates", "rates.md")
@@ -76,9 +77,8 @@ def main() -> None:
     options = line.parse_args()
     if options.seeds < 1:
         line.error(f"--seeds {options.seeds}: must be >= 1")
-    with command.mistakes_told(line):
-        source = load(options.root)
-        options.out.mkdir(parents=True, exist_ok=True)
+    source = load(options.root)
+    options.out.mkdir(parents=True, exist_ok=True)
     data, seeds = split(source, None, 0, None, seed=0), range(options.seeds)
     peers: dict[str, tuple[Callable[[int], Any], range]] = {
         "scikit-learn MiniBatchKMeans, 64": (

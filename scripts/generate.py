@@ -1,22 +1,23 @@
 """Draw digits from a trained autoencoder: its checkpoint alone is enough, neither data nor configuration is read."""
 
-from pathlib import Path
-
 import command
 
 from digitlab import runs, schema
 
 
+@command.ends_in_words
 def main() -> None:
     """Write a PNG grid, or with --out FILE.npz the images as one array."""
     line = command.parser(__doc__)
-    line.add_argument("run", type=Path, metavar="RUN", help="directory of a completed autoencoder run")
+    line.add_argument("run", type=command.path, metavar="RUN", help="directory of a completed autoencoder run")
     line.add_argument("--n", type=int, default=20, help="digits to draw (default 20)")
     line.add_argument(
         "--prior", choices=schema.choices("prior"), help="where z comes from (default: as the run was configured)"
     )
     line.add_argument("--seed", type=int, default=0, help="seed of z (default 0)")
-    line.add_argument("--out", type=Path, help="a .png, or an .npz with images uint8 (n, 28, 28) (default: in RUN)")
+    line.add_argument(
+        "--out", type=command.path, help="a .png, or an .npz with images uint8 (n, 28, 28) (default: in RUN)"
+    )
     options = line.parse_args()
     if options.n < 1 or options.seed < 0:
         line.error("--n must be >= 1 and --seed >= 0")
@@ -27,22 +28,21 @@ def main() -> None:
     from digitlab import checkpoints
     from digitlab.autoencoder import Autoencoder
 
-    with command.mistakes_told(line):
-        runs.refuse_links(options.run)
-        model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
-        if not isinstance(model, Autoencoder):
-            raise ValueError(f"{options.run}: holds no autoencoder, and nothing else here can generate")
-        prior = options.prior or model.prior_name
-        out = options.out or options.run / f"generated_{prior}_n{options.n}_seed{options.seed}.png"
-        if out.suffix not in (".png", ".npz"):
-            raise ValueError(f"--out {out}: must end in .png or .npz")
-        images = model.generate(options.n, options.seed, prior)
-        with runs.whole(out) as part:
-            if out.suffix == ".npz":
-                np.savez(part, images=(images * 255).round().to(torch.uint8).numpy(), prior=prior, seed=options.seed)
-            else:
-                enlarged = images.repeat_interleave(3, 1).repeat_interleave(3, 2)  # 84 x 84: 28 are small to look at
-                save_image(enlarged[:, None], part, nrow=max(10, round(options.n**0.5)), padding=1, pad_value=0.3)
+    runs.refuse_links(options.run)
+    model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
+    if not isinstance(model, Autoencoder):
+        raise ValueError(f"{options.run}: holds no autoencoder, and nothing else here can generate")
+    prior = options.prior or model.prior_name
+    out = options.out or options.run / f"generated_{prior}_n{options.n}_seed{options.seed}.png"
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"--out {out}: must end in .png or .npz")
+    images = model.generate(options.n, options.seed, prior)
+    with runs.whole(out) as part:
+        if out.suffix == ".npz":
+            np.savez(part, images=(images * 255).round().to(torch.uint8).numpy(), prior=prior, seed=options.seed)
+        else:
+            enlarged = images.repeat_interleave(3, 1).repeat_interleave(3, 2)  # 84 x 84: 28 are small to look at
+            save_image(enlarged[:, None], part, nrow=max(10, round(options.n**0.5)), padding=1, pad_value=0.3)
     print(f"{options.n} digits, z from {prior}, seed {options.seed}: {out}")
 
 

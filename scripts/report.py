@@ -8,17 +8,17 @@ import command
 from digitlab import report, runs
 
 
+@command.ends_in_words
 def main() -> None:
     """Write report.md, runs.csv and their pictures, and print the table."""
     line = command.parser(__doc__)
-    line.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="directory with runs in it")
-    line.add_argument("--out", type=Path, help="where to write (default: report/ in SWEEP, or above several)")
+    line.add_argument("sweeps", type=command.path, nargs="+", metavar="SWEEP", help="directory with runs in it")
+    line.add_argument("--out", type=command.path, help="where to write (default: report/ in SWEEP, or above several)")
     options = line.parse_args()
-    with command.mistakes_told(line):
-        out = options.out or Path(os.path.commonpath([folder.resolve() for folder in options.sweeps])) / "report"
-        if options.out is None:
-            runs.refuse_links(out.parent, runs.SWEEP)
-        print(report.write(options.sweeps, out))
+    out = options.out or Path(os.path.commonpath([folder.resolve() for folder in options.sweeps])) / "report"
+    if options.out is None:
+        runs.refuse_links(out.parent, runs.SWEEP)
+    print(report.write(options.sweeps, out))
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ def autoencoder(words: str, seed: int) -> Autoencoder:
     return model
 
 
+@command.ends_in_words
 def main() -> None:
     """Run, compare, draw."""
     command.parser(__doc__).parse_args()

@@ -177,6 +177,7 @@ def draw_course(course: dict[str, list[list[float]]], batch_size: int) -> Figure
     return figure
 
 
+@command.ends_in_words
 def main() -> None:
     """Measure, draw and tell."""
     line = command.study_parser(__doc__, "outputs/step_size", "the figures")
@@ -186,11 +187,10 @@ def main() -> None:
     options = line.parse_args()
     if options.batch_size < 1 or options.batches < 2 or min(options.seeds) < 0:
         line.error("--batch-size must be >= 1, --batches >= 2 and --seeds >= 0")
-    with command.mistakes_told(line):
-        data = load(options.root).train
-        options.out.mkdir(parents=True, exist_ok=True)
-        with cpu_threads(1):  # products this small are over sooner than a second thread has woken
-            study(data, options.batch_size, options.batches, options.seeds, options.out)
+    data = load(options.root).train
+    options.out.mkdir(parents=True, exist_ok=True)
+    with cpu_threads(1):  # products this small are over sooner than a second thread has woken
+        study(data, options.batch_size, options.batches, options.seeds, options.out)
 
 
 def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Path) -> None:

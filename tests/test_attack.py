@@ -242,7 +242,7 @@ def test_a_strange_results_json_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each key of a results.json, also inside, gone or of another kind: skipped, shown, or refused in words."""
-    good, evaluate = results(finished[model]), importlib.import_module("scripts.evaluate")
+    good, evaluate = results(finished[model]), importlib.import_module("evaluate")
     assert good["status"] == "completed"
     run = tmp_path / "run"
     (run / "figures").mkdir(parents=True)
@@ -351,7 +351,7 @@ def test_scripts_follow_no_link_out_of_a_run(
     (run / "report").symlink_to(tmp_path / "outside")
     monkeypatch.setattr(sys, "argv", [name, str(run)])
     with pytest.raises(SystemExit) as done:
-        importlib.import_module(f"scripts.{name}").main()
+        importlib.import_module(name).main()
     assert done.value.code == 2
     assert f"{run / 'report'}: is a link that leads out of {run}" in capsys.readouterr().err
 

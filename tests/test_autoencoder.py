@@ -305,7 +305,7 @@ def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def call(name: str, *words: str | Path) -> tuple[Any, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
         with pytest.raises(SystemExit) as done:
-            importlib.import_module(f"scripts.{name}").main()
+            importlib.import_module(name).main()
         printed = capsys.readouterr()
         return done.value.code, f"{done.value.code}{printed.err}{printed.out}"
 
@@ -344,7 +344,7 @@ def test_generate_draws_from_the_checkpoint_alone(
     for name, prior in (("a", "mixture"), ("b", "mixture"), ("c", "standard_normal")):
         words = ["--n", "3000", "--prior", prior, "--seed", "3", "--out", str(tmp_path / f"{name}.npz")]
         monkeypatch.setattr(sys, "argv", ["generate.py", str(tmp_path), *words])
-        importlib.import_module("scripts.generate").main()
+        importlib.import_module("generate").main()
     a, b, c = (np.load(tmp_path / f"{name}.npz")["images"] for name in "abc")
     assert (a.shape, a.dtype) == ((3000, 28, 28), np.uint8)
     assert (a == b).all()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -90,7 +91,10 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ),
         ("~pairing", "~pairing: cannot be chosen; it follows from model and optimizer"),
         ("~sweep", "~sweep: none is chosen unless you do; leave it out"),
-        ("--config-dir=a resume=b", "--config-dir: a run goes on with its own configuration; leave it out"),
+        (
+            "--config-dir=a resume=b",
+            "--config-dir: a run goes on with its own configuration, in its results.json; leave",
+        ),
         ("~optimizer", "~optimizer: cannot be taken away; choose one of adamw, inverse_count"),
         ("~init=random", "~init=random: cannot be taken away; choose one of digit, kmeans++"),
         ("~model.n_clusters", "~model.n_clusters: nothing can be taken away; give it another value"),
@@ -524,12 +528,24 @@ def test_a_yaml_of_another_ending_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert refusal("optimizer=mine") == "optimizer=mine: conf/optimizer/mine.yml must end in .yaml; rename it"
 
 
-def test_home_is_spelt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quoted_folder_may_have_any_sign() -> None:
+    """What `quoted` makes of a name Hydra reads as that name: quotes, backslashes before them, ${."""
+    for name in ("a b", "it's", "r\\", r"a\'b", "r${a}", r"r\${a}", "a=b,c", "~", r"c\d"):
+        cfg = OmegaConf.create({"x": 0})
+        (override,) = OverridesParser.create().parse_overrides([f"x={cli.quoted(name)}"])
+        cfg.x = override.value()
+        assert cfg.x == name
+
+
+def test_home_is_spelt_out(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """No shell does it behind a key: ~ may begin a folder there, bare and in quotes; elsewhere it is a sign."""
     monkeypatch.setenv("HOME", "/home/ada")
     typed = ["data.root=~/mnist", "hydra.run.dir='~/a b'", '+resume="~/run"', "hydra.sweep.dir=a/~/b", "~init", "a=~/b"]
     spelt = ["data.root=/home/ada/mnist", "hydra.run.dir='/home/ada/a b'", '+resume="/home/ada/run"']
     assert cli.at_home(typed) == spelt + typed[3:]
+    assert cli.at_home(["data.root=~", "resume='~'"]) == ["data.root=/home/ada", "resume='/home/ada'"]
+    monkeypatch.undo()
+    assert lab("hydra.run.dir=~/nowhere", "dry_run=true").stdout.endswith(f"1 job in {Path.home()}/nowhere: 1 to run\n")
 
 
 def test_a_resumed_folder_without_a_run_is_named_once() -> None:

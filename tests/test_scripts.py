@@ -22,6 +22,8 @@ from digitlab.sources import load
 
 from .conftest import ROOT, compose
 
+PROGRAMS = [path for path in (ROOT / "scripts").glob("*.py") if path.stem != "contenders"]  # which is a module
+
 
 @pytest.fixture
 def source(tiny: Path) -> Source:
@@ -41,13 +43,39 @@ def script(source: Source, monkeypatch: pytest.MonkeyPatch) -> Any:
     return give
 
 
-@pytest.mark.parametrize("path", [ROOT / "train.py", *(ROOT / "scripts").glob("*.py")], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [ROOT / "train.py", *PROGRAMS], ids=lambda path: path.stem)
 def test_without_the_environment_its_remedy_is_told(path: Path) -> None:
     """A Python that has no libraries: a line that names what is missing, this Python, and the two set-up commands."""
     done = subprocess.run([sys.executable, "-S", path], capture_output=True, text=True, timeout=60)
     told = rf"\w+ is not installed in {re.escape(sys.executable)}: run 'make setup', then '. .venv/bin/activate'\n"
-    assert path.stem == "contenders" or re.fullmatch(told, done.stderr)
+    assert re.fullmatch(told, done.stderr)
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ValueError("x=1: must be 2"), 2, "Error: x=1: must be 2\n"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "Error: [Errno 28] No space left on device: nothing could be written",
+        ),
+        (KeyboardInterrupt(), 130, "Interrupted\n"),
+    ],
+)
+def test_a_script_ends_in_words(
+    error: BaseException, code: int, told: str, script: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistake, a full disk, Ctrl-C: a line and its exit code."""
+
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as done:
+        script("command").ends_in_words(main)()
+    assert done.value.code == code
+    assert capsys.readouterr().err.startswith(told)
 
 
 # -- step_size ----------------------------------------------------------------------------------------------

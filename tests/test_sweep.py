@@ -1,6 +1,5 @@
 """Sweeps: found again, skipped, gone on with, repaired, locked, reported on; whatever is killed and in any launcher."""
 
-import importlib
 import json
 import os
 import random
@@ -120,21 +119,34 @@ def test_jobs_that_are_the_same_are_told_and_done_once(lab: Lab, words: list[str
     assert "2 jobs: 2 completed." in done.stdout
 
 
-@pytest.mark.parametrize("where", ["digitlab.cli.parse", "train.import_torch"])
-def test_an_interrupt_before_a_run_began_says_so(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Ctrl-C while the command is read or torch is imported: a line, exit code 130, and no folder without a run."""
-    program = importlib.import_module("train")
-
-    def interrupted(*_: list[str]) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(where, interrupted)
-    monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
-    monkeypatch.chdir(tmp_path)
-    assert program.main() == 130
-    assert capsys.readouterr().err == "Interrupted; no run was cut short\n"
+@pytest.mark.parametrize("where", ["digitlab.cli.parse", "digitlab.train"])
+def test_an_interrupt_before_a_run_began_says_so(where: str, tmp_path: Path) -> None:
+    """Ctrl-C while the command is read or torch is imported, in an import that swallows it: a line, exit code 130, and
+    no folder without a run.
+    """
+    script = (
+        "import importlib.machinery, os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        return importlib.machinery.ModuleSpec(name, self) if name == 'digitlab.train' else None\n"
+        "    def create_module(self, spec):\n"
+        "        return None\n"
+        "    def exec_module(self, module):\n"
+        "        try:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        except KeyboardInterrupt:\n"
+        "            pass\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import train\n"
+        "if sys.argv.pop(1) == 'digitlab.train':\n"
+        "    sys.meta_path.insert(0, Finder())\n"
+        "else:\n"
+        "    train.cli.parse = lambda _: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.exit(train.main())\n"
+    )
+    command = [sys.executable, "-c", script, where, "seed=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "Interrupted; no run was cut short\n")
     assert not any(tmp_path.iterdir())
 
 
@@ -457,10 +469,22 @@ def test_a_sweep_of_one_s_own_may_name_its_place(tmp_path: Path) -> None:
     assert cli.parse(["sweep=other", conf]).directory == Path("outputs/sweeps/other")
 
 
+def test_a_yaml_resumes_no_run(tmp_path: Path) -> None:
+    """`resume` in an experiment would pass over the words beside it: refused."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nresume: there\n")
+    with pytest.raises(ValueError, match=r"^resume=there: is for the command line; leave it out of the YAML$"):
+        cli.parse(["experiment=mine", "seed=5", f"hydra.searchpath=[file://{tmp_path}]"])
+
+
 def test_one_folder_of_data_has_one_name(words: list[str], tiny: Path, tmp_path: Path) -> None:
-    """A finished run is not told to be of another data.root where that is the same folder by another path."""
+    """A finished run is not told to be of another data.root where that is the same folder by another path; nor does a
+    sweep that is forced begin anew for it.
+    """
     run_here([*KMEANS, *words, "trainer.max_epochs=1"], tmp_path)
-    assert sweep.other_origin(tmp_path, str(tiny / ".." / tiny.name)) == ""
+    by_another = str(tiny / ".." / tiny.name)
+    assert sweep.other_origin(tmp_path, by_another) == ""
+    assert sweep.origin_of(by_another) == sweep.origin_of(str(tiny)) != sweep.origin_of("elsewhere")
     assert sweep.other_origin(tmp_path, "elsewhere") == f"of data.root={tiny}"
 
 
@@ -611,8 +635,10 @@ def test_every_launcher_runs_skips_and_reports(
     states = sorted(results(run)["status"] for run in jobs_of(tmp_path / "sweep").values())
     assert states == ["completed", "diverged"]
     assert "1 diverged" in done.stdout
+    stamp = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/results.json")}
     right = shell(*grid, *choice)
     assert right.returncode == 0, right.stdout + right.stderr
+    assert sum(path.stat().st_mtime_ns == at for path, at in stamp.items()) == 2  # one is skipped, one not asked for
     command = [*KMEANS, *[word for word in grid if word.startswith(("data", "trainer"))], "optimizer.lr=100", "seed=1"]
     assert shell(*command, f"hydra.run.dir={tmp_path / 'alone'}", threads=2).returncode == 0
     (cfg,) = compose(*command)

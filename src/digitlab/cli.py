@@ -67,11 +67,12 @@ def parse(words: list[str]) -> Command:
             refusals.check_place(cfg)
             command = Command([Job(cfg, overrides)], Path(cfg.hydra.run.dir), False, words)
     for job in command.jobs:
-        refusals.check_names(*job)
-        refusals.check_rate(*job)
+        refusals.check_resume(job.cfg, job.overrides)
+        refusals.check_names(job.cfg, job.overrides)
+        refusals.check_rate(job.cfg, job.overrides)
         with open_dict(job.cfg):
             del job.cfg["hydra"]
-    return command._replace(jobs=[job._replace(cfg=config.resumed(*job)) for job in command.jobs])
+    return command._replace(jobs=[job._replace(cfg=config.resumed(job.cfg, job.overrides)) for job in command.jobs])
 
 
 def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command:
@@ -190,7 +191,8 @@ def in_place(words: list[str]) -> list[str]:
     config.restore(run)
     kept = [word for word in words if not word.lstrip("+").startswith("resume=")]
     beside = ("-", "hydra.", "force=", "dry_run=", "data.root=")
-    other = [word for word in kept if not word.lstrip("+").startswith(beside) or "hydra.run.dir=" in word]
+    kept_by_it = [word for word in kept if "=" in word]  # a word without belongs to a flag
+    other = [word for word in kept_by_it if not word.lstrip("+").startswith(beside) or "hydra.run.dir=" in word]
     if other or MULTIRUN & set(words):
         raise ValueError(
             f"resume={run}: goes on with the configuration of that run; leave out"
@@ -200,13 +202,13 @@ def in_place(words: list[str]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """A value as Hydra reads it with any sign in it."""
-    return "'" + text.replace("'", "\\'") + "'"
+    """A value as Hydra reads it with any sign in it: there a backslash counts where a quote or ${ follows."""
+    return "'" + re.sub(r"(\\*)('|\$\{|$)", lambda found: 2 * found[1] + (found[2] and "\\" + found[2]), text) + "'"
 
 
 def at_home(words: list[str]) -> list[str]:
-    """The words with the ~ of a folder spelt out: behind a key no shell does."""
-    folders = r"^(\+*(?:data\.root|resume|hydra\.run\.dir|hydra\.sweep\.dir)=['\"]?)~(?=/)"
+    """The words with the ~ of a folder spelt out: behind a key with a dot no shell does."""
+    folders = r"^(\+*(?:data\.root|resume|hydra\.run\.dir|hydra\.sweep\.dir)=['\"]?)~(?=['\"/]|$)"
     return [re.sub(folders, lambda found: found[1] + str(Path.home()), word) for word in words]
 
 

@@ -50,9 +50,10 @@ def image_grid(
     """
     rows, edge = ceil(len(images) / columns), images.shape[1]
     wide, high = edge + 2, edge + 14 if titles else edge + 2
-    figure = Figure(figsize=(max(4.5, 1.25 * columns), 1.25 * high / wide * rows + band(heading)))
-    share = 1 - band(heading) / figure.get_figheight()
-    axes = figure.add_axes((0.05 if names else 0.01, 0, 0.94 if names else 0.98, share))
+    left, share = (0.05, 0.94) if names else (0.01, 0.98)
+    width, height = max(4.5, 1.25 * columns), 1.25 * high / wide * rows * share + 0.05
+    figure = Figure(figsize=(width, height + band(heading)))
+    axes = figure.add_axes((left, 0, share, height / (height + band(heading))))
     axes.axis("off")
     paper = np.ones((rows * high, columns * wide))
     for i, image in enumerate(images):

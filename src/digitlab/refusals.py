@@ -61,8 +61,8 @@ def check_words(words: list[str], flags: set[str]) -> None:
         if key in ("hydra.run.dir", "hydra.sweep.dir") and not value:
             raise ValueError(f"{word}: must name a folder")
         unread = " ".join(names & UNREAD)
-        if unread and key == "resume":
-            raise ValueError(f"{unread}: a run goes on with its own configuration; leave it out")
+        if key == "resume" and (beside := " ".join(names & (UNREAD | PRINT))):
+            raise ValueError(f"{beside}: a run goes on with its own configuration, in its results.json; leave it out")
         if unread and key == "hydra.run.dir" and not names & PRINT and used(Path(value)):
             told = f"holds a run, which is not compared with the command beside {unread}"
             raise ValueError(f"{word}: {told}; name a new folder, or go on with resume={value}")
@@ -94,6 +94,12 @@ def check_grid(cfgs: Sequence[DictConfig], *, joblib: bool) -> None:
         if len(values) > 1:  # jobs that differ in nothing else have one name
             told = "a sweep reads one data set; run one for each, with a hydra.sweep.dir of its own"
             raise ValueError(f"data.{key}={','.join(values)}: {told}")
+
+
+def check_resume(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise ValueError where a YAML resumes a run: the words beside would be read, and count for nothing."""
+    if cfg.resume is not None and not any(word.lstrip("+").startswith("resume=") for word in overrides):
+        raise ValueError(f"resume={cfg.resume}: is for the command line; leave it out of the YAML")
 
 
 def check_names(cfg: DictConfig, overrides: Sequence[str]) -> None:

@@ -25,6 +25,11 @@ LARGEST_JSON = 2**26  # bytes: a sweep of 300,000 jobs
 # -- files ----------------------------------------------------------------------------------------------
 
 
+def resolved(name: str) -> Path:
+    """The one path of a folder that may be named by several: relative, from ~ on, through links."""
+    return Path(os.path.realpath(os.path.expanduser(name)))  # noqa: PTH111, as pathlib's raises for ~nobody
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file to write beside `path`, which takes its place when the block ends without an error."""

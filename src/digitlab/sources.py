@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from digitlab.data import IMAGE_SHAPE, Images, Source, hold_out
+from digitlab.runs import resolved
 from digitlab.seeds import Stream, generator
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def load(root: str, source: str = "auto", verify: bool = True) -> Source:
     """
     if not root:
         raise ValueError("data.root=: must name a folder; unset DIGITLAB_DATA for data/")
-    return _load(str(Path(root).expanduser().resolve()), source, verify)
+    return _load(str(resolved(root)), source, verify)
 
 
 @lru_cache(maxsize=2)  # the jobs of a sweep read the files once

@@ -10,6 +10,7 @@ from digitlab import runs
 from digitlab.cli import Command, Job
 from digitlab.config import to_plain
 
+ONLY = "(the only job)"
 PLAN = "sweep.json"  # in the sweep's directory; a job's own directory is named by its run id
 # What a dry run says of a job in each state.
 NEXT = {
@@ -74,7 +75,7 @@ def begin(directory: Path, jobs: Sequence[Planned], *, force: bool = False, root
 
 def origin_of(root: str) -> str:
     """The code that runs and the folder of data, in words that tell them from others."""
-    return f"{runs.code_version()} {root}"
+    return f"{runs.code_version()} {runs.resolved(root)}"
 
 
 def end(directory: Path, began: float) -> None:
@@ -124,13 +125,11 @@ def dry_run(command: Command) -> str:
     lines = []
     for job, folder, act, now in zip(jobs, folders, acts, states, strict=True):
         other = other_origin(folder, root) if now == "completed" else ""
-        lines.append(
-            f"{job.run_id}  {act:10} {now:12} {job.overrides or '(the only job)'}{other and f'  (made {other})'}"
-        )
+        lines.append(f"{job.run_id}  {act:10} {now:12} {job.overrides or ONLY}{other and f'  (made {other})'}")
     count = ", ".join(f"{n} to {what}" for what, n in Counter(acts).items())
     if len(jobs) < len(command.jobs):
         lines.append(merged(command.jobs, jobs))
-    typed = command.multirun or any("hydra.run.dir=" in word for word in command.words)
+    typed = command.multirun or directory.exists() or any("hydra.run.dir=" in word for word in command.words)
     place = directory if typed else f"a new folder of {directory.parent}"  # named by the time that it is made
     return "\n".join([*lines, f"{len(jobs)} job{'s' * (len(jobs) != 1)} in {place}: {count}"])
 
@@ -148,7 +147,7 @@ def other_origin(folder: Path, root: str) -> str:
     results = runs.read_results(folder) or {}
     data = results.get("config", {}).get("data")
     read = data.get("root") if isinstance(data, dict) else None
-    elsewhere = not isinstance(read, str) or Path(read).resolve() != Path(root).resolve()
+    elsewhere = not isinstance(read, str) or runs.resolved(read) != runs.resolved(root)
     return ", ".join(filter(None, (runs.other_code(results), f"of data.root={read}" if elsewhere else "")))
 
 
@@ -168,8 +167,10 @@ def wait_for_others(directory: Path, jobs: Sequence[Planned]) -> bool:
 def opening(directory: Path, this: str) -> str:
     """Which job of the sweep begins, by its id."""
     jobs = read_plan(directory).jobs
-    told = [f"Job {n} of {len(jobs)}: {job.overrides}" for n, job in enumerate(jobs, 1) if job.run_id == this]
-    return told[0] if told else f"A job: {this}"  # of a sweeper that makes its jobs as it goes
+    for n, job in enumerate(jobs, 1):
+        if job.run_id == this:
+            return f"Job {n} of {len(jobs)}: {job.overrides or ONLY}"
+    return f"A job: {this}"  # of a sweeper that makes its jobs as it goes, or another command replaced the plan
 
 
 def progress(directory: Path, this: str) -> str:
@@ -177,7 +178,7 @@ def progress(directory: Path, this: str) -> str:
     began, jobs, *_ = read_plan(directory)
     number = {job.run_id: n for n, job in enumerate(jobs, 1)}
     if this not in number:
-        return "A job ended"  # of a sweeper that makes its jobs as it goes
+        return "A job ended"
     found = {job.run_id: runs.read_results(directory / job.run_id) or {} for job in jobs}
     done = [job for job in jobs if found[job.run_id].get("status") in ("completed", "failed", "diverged")]
     told = f"Job {number[this]} of {len(jobs)} ended"
