@@ -22,6 +22,8 @@ try:
     from digitlab import Busy, RunFailed, cli, config, mistakes, refusals, runs, schema, sweep
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed in {sys.executable}: run 'make setup', then '. .venv/bin/activate'")
+except KeyboardInterrupt:
+    sys.exit(130)
 
 
 logging.raiseExceptions = False  # where train.log finds the disk full the run says so once, not each line of its log
@@ -39,7 +41,10 @@ def experiment(cfg: DictConfig) -> float:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     directory, swept = Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
     if swept:
-        log.info(sweep.opening(directory.parent, directory.name))
+        opening = sweep.opening(directory.parent, directory.name)
+        log.info(opening)
+        if settings.runtime.choices.get("hydra/launcher") == "joblib":  # whose workers all write to one terminal
+            label(opening.partition(":")[0])
     import_torch()
     from digitlab.train import run
 
@@ -57,6 +62,13 @@ def experiment(cfg: DictConfig) -> float:
     if swept:
         log.info(sweep.progress(directory.parent, directory.name))
     return score
+
+
+def label(told: str) -> None:
+    """Put a job's name before each line that it writes to the terminal."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setFormatter(logging.Formatter(f"{told} | %(message)s"))
 
 
 def import_torch() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from types import TracebackType
 
 try:
     from omegaconf.errors import OmegaConfBaseException
@@ -35,7 +36,7 @@ def path(name: str) -> Path:
 
 
 def ends_in_words(main: Callable[[], None]) -> Callable[[], None]:
-    """Make a program end in a line: with exit code 2 for a mistake of its user or of the disk, 130 for Ctrl-C."""
+    """Make a program end in a line: with exit code 2 for a mistake of its user or of the disk."""
 
     @wraps(main)
     def run() -> None:
@@ -47,8 +48,16 @@ def ends_in_words(main: Callable[[], None]) -> Callable[[], None]:
         except (ValueError, OSError, OmegaConfBaseException) as mistake:
             print(f"Error: {mistakes.explain(mistake, [])}", file=sys.stderr)
             sys.exit(2)
-        except KeyboardInterrupt:
-            print("Interrupted", file=sys.stderr)
-            sys.exit(130)
 
     return run
+
+
+def tell_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say of Ctrl-C what it is; Python then exits with 130."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("Interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = tell_uncaught  # from here on, while a script imports as well

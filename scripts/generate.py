@@ -19,8 +19,10 @@ def main() -> None:
         "--out", type=command.path, help="a .png, or an .npz with images uint8 (n, 28, 28) (default: in RUN)"
     )
     options = line.parse_args()
-    if options.n < 1 or options.seed < 0:
-        line.error("--n must be >= 1 and --seed >= 0")
+    if not 1 <= options.n <= 100_000 or options.seed < 0:
+        line.error("--n must be from 1 to 100000 and --seed >= 0")
+    if options.out is not None and options.out.suffix not in (".png", ".npz"):
+        raise ValueError(f"--out {options.out}: must end in .png or .npz")
     import numpy as np  # this and torch take seconds: not for --help or a mistake in the command
     import torch
     from torchvision.utils import save_image
@@ -34,8 +36,6 @@ def main() -> None:
         raise ValueError(f"{options.run}: holds no autoencoder, and nothing else here can generate")
     prior = options.prior or model.prior_name
     out = options.out or options.run / f"generated_{prior}_n{options.n}_seed{options.seed}.png"
-    if out.suffix not in (".png", ".npz"):
-        raise ValueError(f"--out {out}: must end in .png or .npz")
     images = model.generate(options.n, options.seed, prior)
     with runs.whole(out) as part:
         if out.suffix == ".npz":

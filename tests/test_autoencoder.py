@@ -354,7 +354,7 @@ def test_generate_draws_from_the_checkpoint_alone(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--n", "0"], "--n must be >= 1"),
+        (["--n", "0"], "--n must be from 1 to 100000"),
         (["--out", "x.gif"], "must end in .png or .npz"),
         (["--prior", "flow"], "invalid choice"),
         (["--out", "/dev/null/x.png"], "Error: /dev/null: File exists; choose another place, as with"),

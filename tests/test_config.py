@@ -83,6 +83,12 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ),
         ("optimizer.lr=[1", "optimizer.lr=[1: is no key=value; leave out spaces about =, close brackets and quotes"),
         ("data.root=~/mnist", "data.root=~/mnist: is no key=value"),
+        ("kmeans", "kmeans: is no key=value; did you mean model=kmeans?"),
+        ("dry_run", "dry_run: is no key=value; did you mean dry_run=true?"),
+        ("--dry-run", "--dry-run: there is no such flag; did you mean dry_run=...?"),
+        ("--model kmeans", "--model: there is no such flag; did you mean model=...?"),
+        ("-m seed=[0,1]", "could not be converted to Integer; several values are seed=1,2 and -m, in the YAML of a"),
+        ("-m --cfg=job resume=b", "--cfg: a run goes on with its own configuration, in its results.json; leave it out"),
         ("model.init=digit", "model.init=digit: is chosen by init=..., which must be one of digit, kmeans++, random"),
         ("model.init=digit model=autoencoder", "model.init=digit: model=autoencoder has no such key; init needs model"),
         (
@@ -269,6 +275,14 @@ def test_an_experiment_of_one_s_own_is_told_what_it_lacks(
     assert len(message.splitlines()) == 1
 
 
+def test_an_init_of_one_s_own_is_told_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its YAML without the line that Hydra places it by: the line is named."""
+    shutil.copytree(schema.CONF, tmp_path / "conf")
+    monkeypatch.setattr(schema, "CONF", tmp_path / "conf")
+    (tmp_path / "conf" / "init" / "mine.yaml").write_text("name: mine\n")
+    assert refusal("model=kmeans", "init=mine").endswith("; begin it with the line `# @package model.init`")
+
+
 def test_a_glob_names_choices() -> None:
     """`init=glob(*)` is a job for each file of conf/init."""
     jobs = compose("-m", "model=kmeans", "init=glob(*)", "optimizer.lr=1")
@@ -409,8 +423,8 @@ def rmsprop(folder: Path) -> str:
         ("optimizer.name=optimizer", "optimizer=optimizer: must be one of torch.optim's adadelta"),
         ("optimizer.name=muon", "optimizer=muon: must be one of torch.optim's adadelta"),
         ("optimizer.lr=true", "optimizer.lr=True: must be > 0 and finite"),
-        ("~optimizer.name", "optimizer.name=None: must name a class of torch.optim"),
-        ("optimizer.name=[a]", "optimizer.name=['a']: must name a class of torch.optim"),
+        ("~optimizer.name", "optimizer.name=None: its YAML must name a class of torch.optim"),
+        ("optimizer.name=[a]", "optimizer.name=['a']: its YAML must name a class of torch.optim"),
         ("optimizer.name=lbfgs", "optimizer=lbfgs: must be one of torch.optim's adadelta"),
         ("model=kmeans", "optimizer=rmsprop: with model=kmeans it must be one of sgd, inverse_count, sqrt_share"),
     ],
@@ -526,6 +540,18 @@ def test_a_yaml_of_another_ending_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "conf" / "optimizer" / "mine.yml").write_text("name: rmsprop\n")
     monkeypatch.setattr(schema, "CONF", tmp_path / "conf")
     assert refusal("optimizer=mine") == "optimizer=mine: conf/optimizer/mine.yml must end in .yaml; rename it"
+
+
+def test_a_sweep_and_a_run_named_by_half_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """resume= of a sweep's folder, or of a run without outputs/runs/ before it: the line says what to do."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "outputs" / "runs" / "mine" / "results.json").write_text("{}")
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"; it is a sweep, which goes on with its own command$"):
+        config.restore(".")
+    with pytest.raises(ValueError, match=r"; did you mean resume=outputs/runs/mine\?$"):
+        config.restore("mine")
 
 
 def test_a_quoted_folder_may_have_any_sign() -> None:

@@ -61,13 +61,12 @@ def test_without_the_environment_its_remedy_is_told(path: Path) -> None:
             2,
             "Error: [Errno 28] No space left on device: nothing could be written",
         ),
-        (KeyboardInterrupt(), 130, "Interrupted\n"),
     ],
 )
 def test_a_script_ends_in_words(
     error: BaseException, code: int, told: str, script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mistake, a full disk, Ctrl-C: a line and its exit code."""
+    """A mistake, a full disk: a line and its exit code."""
 
     def main() -> None:
         raise error

@@ -111,7 +111,7 @@ def test_a_mistake_in_the_last_job_is_told_before_the_first(lab: Lab, words: lis
 
 def test_jobs_that_are_the_same_are_told_and_done_once(lab: Lab, words: list[str], tmp_path: Path) -> None:
     """A seed named twice is one job, said before it begins: by a dry run, and by the sweep itself."""
-    told = "3 jobs were asked for, of which 2 differ; each is done once\n"
+    told = "3 jobs were asked for, with 2 different configurations; each is done once\n"
     command = ["-m", *KMEANS, *words, "trainer.max_epochs=1", "seed=0,0,1"]
     assert told in lab(*command, "dry_run=true").stdout
     done = lab(*command)
@@ -635,6 +635,8 @@ def test_every_launcher_runs_skips_and_reports(
     states = sorted(results(run)["status"] for run in jobs_of(tmp_path / "sweep").values())
     assert states == ["completed", "diverged"]
     assert "1 diverged" in done.stdout
+    if launcher[0] == "joblib":  # a line of many workers' says whose it is
+        assert "Job 1 of 2 | epoch 3/3  train/loss" in done.stdout
     stamp = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/results.json")}
     right = shell(*grid, *choice)
     assert right.returncode == 0, right.stdout + right.stderr

@@ -233,6 +233,21 @@ def test_a_signal_leaves_a_run_that_resume_completes(
     assert_same(run, whole)
 
 
+@pytest.mark.slow
+def test_a_run_of_two_processes_ends_at_once_by_sigterm(words: list[str], tmp_path: Path) -> None:
+    """Nothing is left of it that would hold its output open, and nothing is said but how to go on."""
+    command = [*KMEANS, *words, "trainer=ddp", "trainer.max_epochs=5000", f"hydra.run.dir={tmp_path / 'run'}"]
+    arguments = [sys.executable, str(ROOT / "train.py"), *command]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=30)  # which waits for all that could write
+    assert (process.returncode, errors) == (130, f"Continue with: python train.py resume={tmp_path / 'run'}\n")
+    assert results(tmp_path / "run")["status"] == "interrupted"
+
+
 def test_a_diverging_run_stops_at_once_and_says_why(words: list[str], tmp_path: Path) -> None:
     """A rate beyond all bounds makes the loss infinite: status, error with the remedy, the baselines found before."""
     command = [*KMEANS, *words, "optimizer.lr=1e30"]

@@ -6,6 +6,7 @@ import sys
 import time
 from multiprocessing import current_process
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -130,6 +131,7 @@ class Progress(Callback):
             done = steps * trainer.current_epoch
             # Where there is no terminal tqdm disables itself; joblib's workers would all draw on one line of theirs.
             quiet = True if current_process().name.startswith("Loky") else None
+            tqdm.set_lock(RLock())  # its own is a semaphore, which a killed process leaves, to be warned of
             self.bar = tqdm(
                 total=steps * epochs, initial=done, unit="step", disable=quiet, leave=False, desc="training"
             )

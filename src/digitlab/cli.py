@@ -214,6 +214,5 @@ def at_home(words: list[str]) -> list[str]:
 
 def choices_text() -> str:
     """What conf/ offers, a paragraph for each group, for --help."""
-    groups = sorted(path.name for path in schema.CONF.iterdir() if path.is_dir() and path.name != "pairing")
-    told = [f"{f'{group}:':<12}{', '.join(schema.choices(group))}" for group in groups]
+    told = [f"{f'{group}:':<12}{', '.join(schema.choices(group))}" for group in schema.groups()]
     return "\n".join(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 14) for line in told)

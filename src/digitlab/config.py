@@ -6,6 +6,7 @@ Imported before any job: it must not import torch, but for an optimizer without 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from os.path import isfile  # says False where pathlib's raises, as of a name too long
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,9 @@ def check(cfg: DictConfig) -> None:
         if not isinstance(cfg.get(group), DictConfig):
             raise ValueError(f"{group}={cfg.get(group)}: must be a choice of conf/{group}")
     if not isinstance(cfg.optimizer.get("name"), str):
-        raise ValueError(f"optimizer.name={cfg.optimizer.get('name')}: must name a class of torch.optim, as rmsprop")
+        raise ValueError(
+            f"optimizer.name={cfg.optimizer.get('name')}: its YAML must name a class of torch.optim, as name: rmsprop"
+        )
     wrong = list(_strangers(cfg))
     for key, holds, rule in RULES:
         value = OmegaConf.select(cfg, key, default=MISSING)
@@ -152,9 +155,12 @@ def restore(run: str) -> DictConfig:
         saved = OmegaConf.create(plain)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", error)
-        raise ValueError(
-            f"resume={run}: holds no run ({path.name}: {reason}); name its directory, as outputs/runs/NAME"
-        ) from error
+        remedy = "name its directory, as outputs/runs/NAME"
+        if isfile(f"{run}/sweep.json"):  # noqa: PTH113
+            remedy = "it is a sweep, which goes on with its own command"
+        elif isfile(f"outputs/runs/{run}/{path.name}"):  # noqa: PTH113
+            remedy = f"did you mean resume=outputs/runs/{run}?"
+        raise ValueError(f"resume={run}: holds no run ({path.name}: {reason}); {remedy}") from error
     cfg = OmegaConf.structured(Config)
     for group, schemas in SCHEMAS.items():
         name = OmegaConf.select(saved, f"{group}.name")

@@ -138,7 +138,7 @@ def fit(
         raise kind(last_line.partition(": ")[2] or last_line) from None
     finally:
         if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-            trainer.strategy.launcher.kill(signal.SIGTERM)  # none may train on after an interrupt
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # to SIGTERM they would answer together, and wait for it
         results["fit_seconds"] += time.perf_counter() - began
         rows: list[dict[str, float]] = []
         if last.is_file():  # under DDP the training happened in another process

@@ -43,6 +43,8 @@ def explain(error: BaseException, words: list[str]) -> str:
         return f"{word}: {rule}"
     if isinstance(error, OverrideParseException) and Path(error.override).is_dir():
         return f"{error.override}: is a folder; resume={error.override} goes on with the run in it"
+    if isinstance(error, OverrideParseException) and (meant := _meant(error.override)):
+        return f"{error.override}: is no key=value; {meant}"
     if isinstance(error, OverrideParseException):
         told = "is no key=value; leave out spaces about =, close brackets and quotes, and put other signs in quotes"
         return f"{error.override}: {told}, as data.root='\"/a b\"'"
@@ -57,6 +59,8 @@ def explain(error: BaseException, words: list[str]) -> str:
         key, reason = str(cause.full_key or ""), str(cause).strip().splitlines()[0]
         if "is not a ListConfig" in reason:
             reason = f"must be a list, as {key}=[8,16,32]"
+        elif "of type 'list'" in reason:
+            reason = f"{reason}; several values are {key}=1,2 and -m, in the YAML of a sweep '1,2'"
         elif "does not support deletion" in reason:
             reason = "nothing can be taken away; give it another value"
         elif key and (options := schema.choices(group := key.rpartition(".")[2])):
@@ -66,7 +70,8 @@ def explain(error: BaseException, words: list[str]) -> str:
         return f"{_word(words, key)}: {reason}" if key else reason
     if "Ambiguous value for argument" in str(error):
         word = lines[0].split("'")[1]
-        return f"{word}: several values are a sweep, which -m asks for; a list is key=[1,2]"
+        also = "; a list is model.channels=[8,16]" if "channels" in word else ""
+        return f"{word}: several values are a sweep, which -m asks for{also}"
     if isinstance(error, OSError):
         return _of_the_disk(error)
     if "does not support sweep type" in lines[0]:
@@ -86,6 +91,18 @@ def _of_the_disk(error: OSError) -> str:
     if error.errno is None:  # OmegaConf's, for a file that holds a number
         return f"{error}: a YAML holds no keys; mend the file"
     return f"{error}: nothing could be written; make room on the disk, or choose another hydra.run.dir"
+
+
+def _meant(word: str) -> str:
+    """What somebody meant by a word without an equals sign, or with several; empty where it could be anything."""
+    groups = [group for group in schema.groups() if word in schema.choices(group)]
+    if groups:
+        return f"did you mean {groups[0]}={word}?"
+    if word in ("force", "dry_run"):
+        return f"did you mean {word}=true?"
+    if " " in word.strip() and all("=" in part for part in word.split()):
+        return "in one pair of quotes stand several words; leave the quotes out"
+    return ""
 
 
 def misnamed(words: list[str]) -> str:
@@ -115,6 +132,9 @@ def _misfit(lines: list[str], words: list[str]) -> str:
             remedy = f"leave out {chosen[0]}" if chosen else f"add `override /{model}` above it"
             return f"{file}.yaml: chooses {group}, which needs {NEEDS[group]}; {remedy}"
     path = schema.CONF / f"{file}.yaml"
+    within = file.partition("/")[0]
+    if within in ("init", "prior") and path.is_file() and "@package" not in path.read_text():
+        return f"{file}.yaml: {found.rstrip('.')}; begin it with the line `# @package model.{within}`"
     if of_many and path.is_file() and "@package _global_" not in path.read_text():
         remedy = "begin it with the line `# @package _global_`"
     elif "Did you mean to override" in found or f"Could not override '{file.partition('/')[0]}/" in found:

@@ -46,7 +46,10 @@ def check_words(words: list[str], flags: set[str]) -> None:
     for flag in flags:
         name = flag.partition("=")[0]
         if name not in known and not re.match("-[a-zA-Z]", flag):
-            raise ValueError(f"{flag}: there is no such flag; a value is key=value, as trainer.max_epochs=5")
+            meant = name.lstrip("-").replace("-", "_")
+            known_here = meant in schema.groups() or meant in ("resume", "force", "dry_run", "seed")
+            told = f"did you mean {meant}=...?" if known_here else "a value is key=value, as trainer.max_epochs=5"
+            raise ValueError(f"{flag}: there is no such flag; {told}")
         if name in OTHER_CONF and multirun:
             raise ValueError(f"{flag}: a sweep is composed of conf/ alone; put your file there, or leave out -m")
     for word in words:
@@ -115,7 +118,7 @@ def check_names(cfg: DictConfig, overrides: Sequence[str]) -> None:
         if any(word.lstrip("+~").startswith(f"{path}.name") for word in overrides):
             continue
         if isinstance(name, str) and told != name and not told.startswith(f"{name}_"):
-            own = f"call the file {name}.yaml or {name}_....yaml, or mend the name"
+            own = f"call the file {name.lower()}.yaml or {name.lower()}_....yaml, or mend the name"
             if name.lower() == told.lower():
                 own = "write both in small letters"
             raise ValueError(f"{group}={choice}: its YAML says name: {name}; {own}")

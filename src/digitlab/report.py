@@ -30,8 +30,9 @@ SHOWN = 20  # rows of a table in the terminal
 PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
 WIDE = 80  # letters of an error there; report.md has all
 LINES = 12  # in one picture; more cannot be told apart
-LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation; `of mean image`: the
-test loss as a share of that baseline's; seconds: of a run."""
+LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation, in a comparison pooled
+over the settings compared; `of mean image`: the test loss as a share of that baseline's; seconds: of a run, all that it
+did, training or not."""
 OTHER = "`other`: in what a run differs from the last one beside its settings (code, data, library versions)."
 
 

@@ -18,6 +18,11 @@ INITS = ("digit", "kmeans++", "random", "sample")  # of k-means, those that come
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
+def groups() -> list[str]:
+    """The groups of conf/ that a command line chooses from."""
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "pairing")
+
+
 def choices(group: str) -> list[str]:
     """The names that conf/ offers for a group, as `init` or `sweep`."""
     folder = CONF / group

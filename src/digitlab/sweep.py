@@ -49,7 +49,7 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
 
 def merged(asked: Sequence[Job], jobs: Sequence[Planned]) -> str:
     """A sentence for a command that asks for the same configuration in several words."""
-    return f"{len(asked)} jobs were asked for, of which {len(jobs)} differ; each is done once"
+    return f"{len(asked)} jobs were asked for, with {len(jobs)} different configurations; each is done once"
 
 
 class Plan(NamedTuple):
