@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -79,7 +80,8 @@ def import_torch() -> None:
     if "digitlab.train" in sys.modules:  # to freeze again would keep what earlier jobs left
         return
     asked: list[int] = []
-    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    first = threading.current_thread() is threading.main_thread()  # which alone hears signals
+    heard = first and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heard:
         signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
     gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
