@@ -126,6 +126,11 @@ def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:1/"])
 
 
+def heed() -> None:
+    """Let a process hear of Ctrl-C although the tests run in the background, where shells have it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 Lab = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -21,7 +21,7 @@ import torch
 
 from digitlab import Busy, RunFailed, cli, config, refusals, runs, schema, sweep, train
 
-from .conftest import ROOT, Fork, Lab, compose, results, run_here
+from .conftest import ROOT, Fork, Lab, compose, heed, results, run_here
 from .test_train import assert_same, weights
 
 KMEANS = ["model=kmeans", "init=digit"]
@@ -145,7 +145,7 @@ def test_an_interrupt_before_a_run_began_says_so(where: str, tmp_path: Path) -> 
         "sys.exit(train.main())\n"
     )
     command = [sys.executable, "-c", script, where, "seed=1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, preexec_fn=heed)
     assert (done.returncode, done.stderr) == (130, "Interrupted; no run was cut short\n")
     assert not any(tmp_path.iterdir())
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from digitlab import RunFailed, callbacks, checkpoints, config, data, runs, schema
 from digitlab.sources import load
 
-from .conftest import ROOT, Lab, compose, results, run_here
+from .conftest import ROOT, Lab, compose, heed, results, run_here
 
 KMEANS = ["model=kmeans", "init=digit"]
 
@@ -199,11 +199,6 @@ def test_an_empty_resume_is_refused_in_a_line(lab: Lab, tmp_path: Path) -> None:
     assert done.stderr.startswith("Error: resume=: holds no run")
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def heed() -> None:
-    """Let a process hear of Ctrl-C although the tests run in the background, where shells have it ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow
@@ -554,7 +549,12 @@ def test_on_a_terminal_epochs_are_told_as_well(
 ) -> None:
     """A bar erases itself: what is left is a line an epoch, and it says what is no better than the mean image."""
     caplog.set_level("INFO")
-    monkeypatch.setattr(callbacks, "tqdm", lambda **options: tqdm(**(options | {"disable": False})))
+
+    class Shown(tqdm):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**(options | {"disable": False}))
+
+    monkeypatch.setattr(callbacks, "tqdm", Shown)
     run_here(["model=kmeans", "init=random", *words], tmp_path)
     assert "epoch 3/3  train/loss" in caplog.text
     assert "(no better than the mean image," in caplog.text
