@@ -40,6 +40,9 @@ def explain(error: BaseException, words: list[str]) -> str:
         rule = f"must be one of {', '.join(options)}" if options else "there is no such choice; see --help"
         if group == "optimizer":
             rule += "; another of torch.optim takes a YAML (docs/usage.md)"
+        alike = [each for each in options if each.endswith(f"/{name}")] or difflib.get_close_matches(name, options, n=1)
+        if alike:
+            rule += f"; did you mean {group}={alike[0]}?"
         return f"{word}: {rule}"
     if isinstance(error, OverrideParseException) and Path(error.override).is_dir():
         return f"{error.override}: is a folder; resume={error.override} goes on with the run in it"
