@@ -330,6 +330,7 @@ def test_a_run_that_a_yaml_makes_a_sweep_is_refused(
     assert capsys.readouterr().err == "Error: hydra.mode=MULTIRUN: leave it out of the YAML; -m asks for a sweep\n"
 
 
+@pytest.mark.slow
 def test_beside_another_conf_no_run_is_written_over(lab: Lab, words: list[str], tmp_path: Path) -> None:
     """--config-dir goes past our look at the directory: one that is there is refused, and not a byte changes."""
     (tmp_path / "own").mkdir()

@@ -335,6 +335,7 @@ def test_force_does_a_finished_run_again(words: list[str], tmp_path: Path) -> No
     assert all(torch.equal(before[key], value) for key, value in weights(tmp_path).items())
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_forced_does_each_job_once(lab: Lab, grid: list[str], tmp_path: Path) -> None:
     """A seed named twice is trained once. Cut short after one of its jobs, the same command does the other three; and
     once that has ended, all four. A dry run tells it before.

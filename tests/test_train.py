@@ -585,6 +585,7 @@ def test_a_batch_larger_than_the_data_is_told(words: list[str], tmp_path: Path) 
     assert outcome["steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_done_again_in_its_place(lab: Lab, words: list[str], tmp_path: Path) -> None:
     """`resume=RUN force=true`, the remedy that a finished run names."""
     lab(*KMEANS, *words, "trainer.max_epochs=1", "hydra.run.dir=run")
