@@ -191,8 +191,8 @@ def in_place(words: list[str]) -> list[str]:
     config.restore(run)
     kept = [word for word in words if not word.lstrip("+").startswith("resume=")]
     beside = ("-", "hydra.", "force=", "dry_run=", "data.root=")
-    kept_by_it = [word for word in kept if "=" in word]  # a word without belongs to a flag
-    other = [word for word in kept_by_it if not word.lstrip("+").startswith(beside) or "hydra.run.dir=" in word]
+    values = [word for word in kept if "=" in word]  # a word without belongs to a flag
+    other = [word for word in values if not word.lstrip("+").startswith(beside) or "hydra.run.dir=" in word]
     if other or MULTIRUN & set(words):
         raise ValueError(
             f"resume={run}: goes on with the configuration of that run; leave out"

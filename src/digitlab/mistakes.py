@@ -29,21 +29,7 @@ def explain(error: BaseException, words: list[str]) -> str:
         near = error.object[max(0, error.start - 30) : error.end]
         return f"a YAML holds {near!r}, which is not UTF-8; save it as UTF-8"
     if isinstance(error, MissingConfigException):
-        missing = str(error.missing_cfg_file)
-        group, _, name = missing.partition("/")
-        word = next((word for word in words if word.replace("=", "/", 1) == missing), f"{group}={name}")
-        if group == "schema":
-            return f"{missing}: a YAML's `defaults` name it, and there is no such schema; leave `defaults` out"
-        if (schema.CONF / f"{missing}.yml").is_file():
-            return f"{word}: conf/{missing}.yml must end in .yaml; rename it"
-        options = error.options or schema.choices(group)
-        rule = f"must be one of {', '.join(options)}" if options else "there is no such choice; see --help"
-        if group == "optimizer":
-            rule += "; another of torch.optim takes a YAML (docs/usage.md)"
-        alike = [each for each in options if each.endswith(f"/{name}")] or difflib.get_close_matches(name, options, n=1)
-        if alike:
-            rule += f"; did you mean {group}={alike[0]}?"
-        return f"{word}: {rule}"
+        return _unknown_choice(error, words)
     if isinstance(error, OverrideParseException) and Path(error.override).is_dir():
         return f"{error.override}: is a folder; resume={error.override} goes on with the run in it"
     if isinstance(error, OverrideParseException) and (meant := _meant(error.override)):
@@ -85,6 +71,25 @@ def explain(error: BaseException, words: list[str]) -> str:
     if isinstance(error, HydraException):
         return misnamed(words) or "; ".join(lines[:2])
     return str(error)
+
+
+def _unknown_choice(error: MissingConfigException, words: list[str]) -> str:
+    """A choice that conf/ lacks, with those that there are."""
+    missing = str(error.missing_cfg_file)
+    group, _, name = missing.partition("/")
+    word = next((word for word in words if word.replace("=", "/", 1) == missing), f"{group}={name}")
+    if group == "schema":
+        return f"{missing}: a YAML's `defaults` name it, and there is no such schema; leave `defaults` out"
+    if (schema.CONF / f"{missing}.yml").is_file():
+        return f"{word}: conf/{missing}.yml must end in .yaml; rename it"
+    options = error.options or schema.choices(group)
+    rule = f"must be one of {', '.join(options)}" if options else "there is no such choice; see --help"
+    if group == "optimizer":
+        rule += "; another of torch.optim takes a YAML (docs/usage.md)"
+    alike = [each for each in options if each.endswith(f"/{name}")] or difflib.get_close_matches(name, options, n=1)
+    if alike:
+        rule += f"; did you mean {group}={alike[0]}?"
+    return f"{word}: {rule}"
 
 
 def _of_the_disk(error: OSError) -> str:
