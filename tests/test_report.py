@@ -379,6 +379,18 @@ def test_failed_and_missing_jobs_are_listed_with_their_reasons(tmp_path: Path) -
     assert "| optimizer.lr=3 | not begun" in page
 
 
+def test_jobs_that_never_began_vary_in_no_setting(tmp_path: Path) -> None:
+    """Of a sweep of two rates and two seeds that was cut after its first job: that is told by its words in the plan.
+
+    Not by each of its settings because a job of the same seed has none.
+    """
+    made(tmp_path, "a", 1, 0, 0.05)
+    words = [f"optimizer.lr={lr} seed={seed}" for lr in (1, 2) for seed in (0, 1)]
+    sweep.begin(tmp_path, [sweep.Planned(run, word, 2) for run, word in zip("abcd", words, strict=True)])
+    assert comparison.varied(table.collect([tmp_path])) == []
+    assert "Best on val/loss: 0.0500 with optimizer.lr=1, seed 0" in report.write([tmp_path], tmp_path / "report")
+
+
 def test_results_of_other_code_or_data_are_marked(tmp_path: Path) -> None:
     """Of three runs the last one written sets the standard; the two that differ from it are named."""
     made(tmp_path, "a", 1, 0, 0.05, code={"sha": "old", "dirty": False})

@@ -47,9 +47,11 @@ def comparable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def varied(table: pd.DataFrame) -> list[str]:
     """The columns of the settings that are not the same in all runs.
 
-    One that some runs lack counts where nothing else tells them from others of their seed.
+    One that some runs lack counts where nothing else tells them from others of their seed. Jobs that never began have
+    no settings, and say nothing.
     """
     names = [name for name in table if name.startswith("config.") and bare(name) not in NO_SETTING]
+    table = table.dropna(subset=names, how="all")
     told = [name for name in names if table[name].nunique() > 1]
     alike = table[table.duplicated([*told, "seed"], keep=False)]
     for _, group in alike.groupby([*told, "seed"], dropna=False):
