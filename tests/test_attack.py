@@ -233,7 +233,7 @@ GONE = object()
 STRANGE: tuple[Any, ...] = (None, 3, -1.5, "../../x", [], {}, [1], {"a": 1}, True, float("nan"), [[]], {"a": {"b": []}})
 
 
-@pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
+@pytest.mark.parametrize("model", ["kmeans", pytest.param("autoencoder", marks=pytest.mark.slow)])
 def test_a_strange_results_json_is_no_traceback(
     model: str,
     finished: dict[str, Path],
