@@ -190,10 +190,15 @@ def laboratory(root: str, rounds: int) -> dict[str, list[float]]:
             "python train.py --cfg job": [run(entry, *KMEANS, "--cfg", "job") for _ in range(rounds)],
             "from the command to the first step": [run("-c", START, entry, *KMEANS) for _ in range(rounds)],
         }
-        few, many = sweep("few", 2, "trainer.max_epochs=1"), sweep("many", 10, "trainer.max_epochs=1")
-        lines["each job of a sweep, beside its training"] = [(many[0] - many[1] - few[0] + few[1]) / 8]
-        lines["six runs of k-means in one process"] = [sweep("one", 6)[0]]
-        lines["the same on all cores (hydra/launcher=joblib)"] = [sweep("all", 6, "hydra/launcher=joblib")[0]]
+        beside, one, every = [], [], []
+        for turn in range(rounds):
+            few, many = (sweep(f"{jobs}.{turn}", jobs, "trainer.max_epochs=1") for jobs in (2, 10))
+            beside.append((many[0] - many[1] - few[0] + few[1]) / 8)
+            one.append(sweep(f"one.{turn}", 6)[0])
+            every.append(sweep(f"all.{turn}", 6, "hydra/launcher=joblib")[0])
+        lines["each further job of a sweep, beside its training"] = beside
+        lines["six runs of k-means in one process"] = one
+        lines["the same on all cores (hydra/launcher=joblib)"] = every
     return lines
 
 
