@@ -102,10 +102,10 @@ def main() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"digitlab {version('digitlab')}, Hydra {hydra.__version__}")
         return 0
-    config.register()
-    cli.compose_once()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes reach this function, which says them in a line or two
     try:
+        config.register()
+        cli.compose_once()
         command = cli.parse(cli.in_place(cli.at_home(sys.argv[1:])))
         for job in command.jobs:
             config.check(job.cfg)

@@ -119,10 +119,10 @@ def test_jobs_that_are_the_same_are_told_and_done_once(lab: Lab, words: list[str
     assert "2 jobs: 2 completed." in done.stdout
 
 
-@pytest.mark.parametrize("where", ["digitlab.cli.parse", "digitlab.train"])
+@pytest.mark.parametrize("where", ["register", "parse", "digitlab.train"])
 def test_an_interrupt_before_a_run_began_says_so(where: str, tmp_path: Path) -> None:
-    """Ctrl-C while the command is read or torch is imported, in an import that swallows it: a line, exit code 130, and
-    no folder without a run.
+    """Ctrl-C before or while the command is read, or torch is imported, in an import that swallows it: a line, exit
+    code 130, and no folder without a run.
     """
     script = (
         "import importlib.machinery, os, signal, sys\n"
@@ -138,10 +138,12 @@ def test_an_interrupt_before_a_run_began_says_so(where: str, tmp_path: Path) -> 
         "            pass\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "import train\n"
-        "if sys.argv.pop(1) == 'digitlab.train':\n"
+        "where, room = sys.argv.pop(1), train.cli\n"
+        "if where == 'digitlab.train':\n"
         "    sys.meta_path.insert(0, Finder())\n"
-        "else:\n"
-        "    train.cli.parse = lambda _: os.kill(os.getpid(), signal.SIGINT)\n"
+        "elif where == 'register':\n"
+        "    room = train.config\n"
+        "setattr(room, where, lambda *_: os.kill(os.getpid(), signal.SIGINT))\n"
         "sys.exit(train.main())\n"
     )
     command = [sys.executable, "-c", script, where, "seed=1"]
