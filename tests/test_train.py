@@ -569,6 +569,13 @@ def test_a_gpu_that_is_not_there_is_told(words: list[str], lab: Lab) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_more_processes_than_cores_are_refused(lab: Lab, words: list[str]) -> None:
+    """A thousand devices on processors would take half a terabyte: exit code 1, and a line tells the most."""
+    done = lab(*KMEANS, *words, "data.batch_size=1000", "trainer.devices=1000", "trainer.accelerator=cpu")
+    assert done.returncode == 1
+    assert f"trainer.devices=1000: must be <= {max(2, os.cpu_count() or 1)} here, a process a core\n" in done.stdout
+
+
 def test_a_cycle_of_one_step_is_refused(words: list[str], tmp_path: Path) -> None:
     """scheduler=one_cycle goes up and down: two steps are too few, told with what to do; three will do."""
     command = [*KMEANS, *words, "scheduler=one_cycle", "data.batch_size=250"]

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import signal
 import time
 from dataclasses import replace
@@ -101,6 +102,9 @@ def fit(
     options = config["trainer"]
     if options["accelerator"] == "gpu" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=gpu: torch finds no GPU here; choose auto or cpu")
+    most = max(2, os.cpu_count() or 1)  # each process takes half a gigabyte
+    if options["devices"] > most and (options["accelerator"] == "cpu" or not torch.cuda.is_available()):
+        raise ValueError(f"trainer.devices={options['devices']}: must be <= {most} here, a process a core")
     record = Record(directory, config["model"]["name"], results)
     trainer = Trainer(
         max_epochs=options["max_epochs"],
