@@ -179,6 +179,7 @@ def multirun(command: cli.Command) -> int:
     began = sweep.begin(directory, planned, force=bool(first and first.force), root=first.data.root if first else "")
     if planned:  # all jobs are composed and checked; to compose them again takes 0.1 s each
         Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: else a launcher's workers would train on
     try:
         experiment()
         while sweep.wait_for_others(directory, planned):
@@ -207,7 +208,9 @@ def multirun(command: cli.Command) -> int:
         if count:
             print(f"WARNING: {count} of these results were made before, by other code or of other data (see above);")
             print("  force=true makes them anew, hydra.sweep.dir=... keeps both.")
-    return 0 if all(runs.state(folder) == "completed" for folder in jobs) and not failed else 1
+    since = sweep.read_plan(directory).since if first and first.force else 0.0
+    undone = [folder for folder in jobs if since and not runs.begun_since(folder, since)]  # for want of data
+    return 0 if all(runs.state(folder) == "completed" for folder in jobs) and not failed and not undone else 1
 
 
 if __name__ == "__main__":
