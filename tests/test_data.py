@@ -257,6 +257,17 @@ def test_the_split_depends_on_the_seed_alone(tiny: Path) -> None:
     assert not torch.equal(first, other)
 
 
+def test_one_size_moves_the_images_of_no_other(tiny: Path) -> None:
+    """Of a seed the same images are held out with any train_size, and the same tested with any size of the others."""
+    source = load(str(tiny), "files", verify=False)
+    sizes = ((None, 50, 40), (200, 50, 40), (200, 60, 40))
+    one, other, more = (split(source, train, val, test, 0) for train, val, test in sizes)
+    assert torch.equal(one.val.images, other.val.images)
+    assert torch.equal(one.test.images, other.test.images)
+    assert torch.equal(one.test.images, more.test.images)
+    assert not torch.equal(one.test.images, split(source, None, 50, 40, 1).test.images)
+
+
 def test_sizes_beyond_the_data_are_refused(tiny: Path) -> None:
     """More images than there are cannot be used or held out."""
     source = load(str(tiny), "files", verify=False)

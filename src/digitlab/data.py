@@ -75,10 +75,10 @@ def hold_out(data: Images, size: int, rng: torch.Generator) -> tuple[Images, Ima
 def split(source: Source, train_size: int | None, val_size: int, test_size: int | None, seed: int) -> Split:
     """Hold out the validation images, and slice the other training images and the test images to size, per class.
 
-    Of one seed the validation images are the same with any train_size, of which they are a part.
+    Of one seed the validation images are the same with any train_size, of which they are a part, and the test images
+    with any sizes of the others.
     Raises ValueError where a size is larger than what is there.
     """
-    rng = generator(seed, Stream.SPLIT)
     train, test = source.train, source.test
     for key, part, size in (("train_size", train, train_size), ("test_size", test, test_size)):
         if size is not None and size > len(part.labels):
@@ -88,11 +88,11 @@ def split(source: Source, train_size: int | None, val_size: int, test_size: int 
             f"data.val_size={val_size}: is held out of the {size} training images of the {source.name} source and must"
             " be smaller"
         )
-    train, val = hold_out(train, val_size, rng)
+    train, val = hold_out(train, val_size, generator(seed, Stream.SPLIT))
     if train_size is not None:
-        _, train = hold_out(train, train_size - val_size, rng)
+        _, train = hold_out(train, train_size - val_size, generator(seed, Stream.SPLIT, 1))
     if test_size is not None:
-        _, test = hold_out(test, test_size, rng)
+        _, test = hold_out(test, test_size, generator(seed, Stream.SPLIT, 2))
     return Split(train, val, test)
 
 
