@@ -30,14 +30,22 @@ def commonest(values: pd.Series) -> Any:
 def comparable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """The completed runs that are rivals, and a sentence on those that are none.
 
-    A loss on other images is no rival, nor is one on training images to one on held-out ones.
+    A loss on other images is no rival, nor is one on training images to one on held-out ones, or one on so many of them
+    to one on fewer.
     """
     completed = table[table.status == "completed"]
     alike = completed[completed.data == commonest(completed.data)]
     held_out = alike[alike.score_name == "val/loss"]
-    rivals = held_out if len(held_out) else alike
+    held_out = held_out if len(held_out) else alike
+    size = "config.data.val_size" if held_out.score_name.eq("val/loss").all() else "config.data.train_size"
+    sizes = held_out.get(size, pd.Series("", held_out.index)).fillna("")
+    rivals = held_out[sizes == commonest(sizes)]
     told = []
-    for few, many, why in ((alike, completed, "are of other data"), (rivals, alike, "held no images out")):
+    for few, many, why in (
+        (alike, completed, "are of other data"),
+        (held_out, alike, "held no images out"),
+        (rivals, held_out, f"are of another {bare(size)}"),
+    ):
         if len(few) < len(many):
             left = len(many) - len(few)
             told.append(f"{left} of {len(many)} completed runs {why}: in runs.csv, not compared.")
