@@ -24,8 +24,8 @@ from .conftest import ROOT, Lab, compose, heed, results, run_here
 KMEANS = ["model=kmeans", "init=digit"]
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = checkpoints.read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = checkpoints.read_checkpoint(run / "checkpoints" / f"{name}.ckpt")["state_dict"]
     return state
 
 
@@ -39,8 +39,9 @@ def assert_same(first: Path, second: Path) -> None:
         b["steps"],
     )
     assert (first / "metrics.csv").read_text() == (second / "metrics.csv").read_text()
-    mine, yours = weights(first), weights(second)
-    assert all(torch.equal(mine[key], yours[key]) for key in mine | yours)
+    for name in ("last", "best"):  # of which the second has what is fitted after training
+        mine, yours = weights(first, name), weights(second, name)
+        assert all(torch.equal(mine[key], yours[key]) for key in mine | yours)
 
 
 def test_the_command_of_the_readme_leaves_a_whole_run(shell: Lab, words: list[str], tmp_path: Path) -> None:
@@ -288,6 +289,25 @@ def test_a_finite_loss_beyond_any_picture_is_told_as_exploded(words: list[str], 
     outcome = run_here([*KMEANS, *words, "optimizer.lr=1e6", "trainer.max_epochs=1"], tmp_path)
     assert outcome["metrics"]["test/loss"] > 1
     assert outcome["warnings"][1:] == ["Exploded: no picture is off by more than 1. Lower optimizer.lr."]
+
+
+def test_training_that_got_worse_after_its_best_epoch_says_so(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At a rate that overshoots more with each epoch the results are of an early one, by its number; at a good one of
+    the best, without a word.
+    """
+    caplog.set_level("INFO")
+    outcome = run_here([*KMEANS, *words, "optimizer.lr=4000", "trainer.max_epochs=8"], tmp_path / "worse")
+    rows = [line.split(",") for line in (tmp_path / "worse" / "metrics.csv").read_text().splitlines()[1:]]
+    losses = [float(row[3]) for row in rows]
+    assert outcome["best_epoch"] == 1 + losses.index(min(losses)) < 8
+    assert outcome["metrics"]["val/loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert f"got worse after its best epoch, {outcome['best_epoch']}, which" in " ".join(outcome["warnings"])
+    assert re.search(r"epoch 8/8  train/loss \d\.\d+e\+\d+ ", caplog.text)
+    outcome = run_here([*KMEANS, *words], tmp_path / "good")
+    assert outcome["warnings"] == []
+    assert outcome["machine"] == {"device": "cpu", "precision": "32-true", "threads": 1}
 
 
 def test_uniform_noise_collapses_and_says_so(words: list[str], tmp_path: Path) -> None:

@@ -65,10 +65,15 @@ class Watch(Callback):
             )
 
 
+def rank(row: dict[str, float]) -> float:
+    """What is least in the best epoch: val/loss; without held-out images the last epoch is the best one."""
+    return row.get("val/loss", -row["epoch"])
+
+
 class Record(Checkpoint):
     """After each epoch: a row of metrics.csv, last.ckpt, and best.ckpt where val/loss is the lowest so far.
 
-    Without validation images the last epoch is the best one. The rows are part of the checkpoint, so that
+    The rows are part of the checkpoint, so that
     a resumed run goes on with the table it had. results.json has the epochs and the time so far, which a killed process
     cannot tell any more.
     """
@@ -85,8 +90,7 @@ class Record(Checkpoint):
         row |= epoch_losses(trainer)
         self.rows.append(row)
         folder = self.directory / "checkpoints"
-        score = [r.get("val/loss", -r["epoch"]) for r in self.rows]
-        if score[-1] == min(score):
+        if rank(row) == min(map(rank, self.rows)):
             trainer.save_checkpoint(folder / "best.ckpt")
         trainer.save_checkpoint(folder / "last.ckpt")
         if trainer.is_global_zero:
@@ -151,7 +155,7 @@ class Progress(Callback):
         hint = ""
         if runs.no_better(min(losses.values()), self.mean_image):
             hint = f"  (no better than the mean image, {self.mean_image:.4f})"
-        words = "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
+        words = "  ".join(f"{name} {figures.four(value)}" for name, value in losses.items())
         self.bar.clear()  # it is drawn again below the line
         log.info(
             "epoch %*d/%d  %s%s",

@@ -21,7 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from digitlab import artifacts, baselines, checkpoints, figures, runs
 from digitlab.autoencoder import Autoencoder
-from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch
+from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch, rank
 from digitlab.data import MNISTData, Source, Split, split
 from digitlab.model import Model
 from digitlab.process import cpu_threads, keep_freed_memory
@@ -128,8 +128,18 @@ def fit(
         use_distributed_sampler=False,
     )
     last = directory / "checkpoints" / "last.ckpt"
+    device = trainer.strategy.root_device
+    machine = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": trainer.precision,
+        "threads": torch.get_num_threads(),
+    }
     if last.is_file():
         log.info("Resuming from %s", last)
+        if results["machine"] not in (None, machine):
+            told = ", ".join(f"{key} {results['machine'].get(key)}" for key in machine)
+            results["warnings"].append(f"Begun with other means ({told}): its last digits may differ from another's.")
+    results["machine"] = machine
     batches = MNISTData(data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"])
     keep_freed_memory()
     began = time.perf_counter()
@@ -148,6 +158,7 @@ def fit(
         if last.is_file():  # under DDP the training happened in another process
             rows = checkpoints.read_rows(last)
             results["epochs"], results["steps"] = int(rows[-1]["epoch"]), int(rows[-1]["steps"])
+            results["best_epoch"] = int(min(rows, key=rank)["epoch"])
             runs.write_csv(directory / "metrics.csv", list(rows[0]), [list(row.values()) for row in rows])
     return rows
 
@@ -184,6 +195,7 @@ def finish(
     metrics |= model.evaluate(source, data)
     if not math.isfinite(metrics["test/loss"]):
         raise Diverged(f"test/loss is {metrics['test/loss']} after training: lower optimizer.lr")
+    results["warnings"] += worse_than_before(history, trivial)
     no_better = beaten_by_baselines(metrics["test/loss"], trivial)
     results["warnings"] += no_better
     if metrics["test/loss"] > 1:
@@ -193,7 +205,7 @@ def finish(
 
     title = f"{results['model']}, seed {results['seed']}: test loss {metrics['test/loss']:.4f}"
     title += "\nnot better than predicting the mean image" if no_better else ""
-    pictures = {"loss": figures.loss(history, metrics["test/loss"], trivial, title)}
+    pictures = {"loss": figures.loss(history, results["best_epoch"], metrics["test/loss"], trivial, title)}
     pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
     with SummaryWriter(str(directory)) as writer:
         for name, figure in pictures.items():
@@ -208,6 +220,18 @@ def finish(
         for name, value in metrics.items():
             writer.add_scalar(f"final/{name}", value, len(history))
         writer._get_file_writer().add_summary(hparams({}, {})[2])  # the session is a success
+
+
+def worse_than_before(history: list[dict[str, float]], trivial: dict[str, float]) -> list[str]:
+    """A sentence where training ended far above its best epoch, of which the results are."""
+    best = min(history, key=rank)
+    then, now = (row.get("val/loss", 0.0) for row in (best, history[-1]))
+    if now <= max(2 * then, trivial["mean_image"]):
+        return []
+    return [
+        f"Training got worse after its best epoch, {best['epoch']:.0f}, which the results are of: val/loss from"
+        f" {figures.four(then)} to {figures.four(now)}. Lower optimizer.lr, or let it decay (scheduler=linear)."
+    ]
 
 
 def beaten_by_baselines(test_loss: float, trivial: dict[str, float]) -> list[str]:

@@ -190,15 +190,22 @@ def shapes(rows: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], heading
     return figure
 
 
-def loss(history: Sequence[Mapping[str, float]], test: float, baselines: Mapping[str, float], heading: str) -> Figure:
-    """Training and validation loss by epoch, the final test loss, and the baselines to beat."""
+def four(loss: float) -> str:
+    """A loss in four places; one that exploded in four digits."""
+    return f"{loss:.4f}" if loss < 10 else f"{loss:.4g}"
+
+
+def loss(
+    history: Sequence[Mapping[str, float]], best: int, test: float, baselines: Mapping[str, float], heading: str
+) -> Figure:
+    """Training and validation loss by epoch, the test loss of the epoch `best`, and the baselines to beat."""
     figure, axes = sheet(7, 4.2, heading)
     epochs = [row["epoch"] for row in history]
     for name, marker in (("train/loss", "o"), ("val/loss", "s")):
         values = [row.get(name, np.nan) for row in history]
         if np.isfinite(values).any():
-            axes.plot(epochs, values, marker=marker, markersize=4, label=f"{name} (last {values[-1]:.4f})")
-    axes.plot(epochs[-1:], [test], "k*", markersize=11, label=f"test/loss {test:.4f}")
+            axes.plot(epochs, values, marker=marker, markersize=4, label=f"{name} (last {four(values[-1])})")
+    axes.plot([best], [test], "k*", markersize=11, label=f"test/loss {test:.4f} (epoch {best})")
     for (name, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
         axes.axhline(value, color="gray", linestyle=style, label=f"{name.replace('_', ' ')} {value:.4f}")
         axes.update_datalim([(epochs[-1], value)])  # else a line at the edge would lie under the frame
