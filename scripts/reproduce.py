@@ -57,7 +57,7 @@ def results(words: str) -> list[dict[str, Any]]:
 def forget(words: str) -> None:
     """Have what other code made for a row made anew: it says nothing of this code. Leaves alone what is at work."""
     for result in results(words):
-        if result.get("code") != runs.code_version():
+        if runs.other_code(result):
             with runs.lock(result["path"]) as mine:
                 if mine:
                     runs.wipe(result["path"])

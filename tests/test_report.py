@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from digitlab import comparison, figures, report, sweep, table
+from digitlab import comparison, figures, report, runs, sweep, table
 
 from .conftest import ROOT, Lab
 
@@ -252,7 +252,7 @@ def test_numbers_stand_at_their_distance(names: list[str], at: list[float], scal
 
 def test_one_epoch_is_one_tick() -> None:
     """The axis of epochs has no fractions of one, also where there is no other."""
-    figure = figures.loss([{"epoch": 1, "train/loss": 0.1}], 0.1, {}, "one")
+    figure = figures.loss([{"epoch": 1, "train/loss": 0.1}], 1, 0.1, {}, "one")
     (axes,) = figure.axes
     low, high = axes.get_xlim()
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
@@ -379,6 +379,36 @@ def test_failed_and_missing_jobs_are_listed_with_their_reasons(tmp_path: Path) -
     assert "| optimizer.lr=3 | not begun" in page
 
 
+def test_losses_on_other_held_out_images_are_no_rivals(tmp_path: Path) -> None:
+    """Of three runs with 100 images held out and a better one with 10, which says less: that is told, not compared.
+
+    Without held-out images it is the number of training images that must be alike.
+    """
+    for run, lr, loss, held_out in (("a", 1, 0.05, 100), ("b", 2, 0.06, 100), ("c", 3, 0.07, 100), ("d", 4, 0.01, 10)):
+        optimizer, data = {"name": "sgd", "lr": lr}, {"root": "r", "val_size": held_out, "train_size": None}
+        made(tmp_path / "1", run, lr, 0, loss, config={"seed": 0, "optimizer": optimizer, "data": data})
+        data = {"root": "r", "val_size": 0, "train_size": held_out}
+        metrics = {"train/loss": loss, "test/loss": loss}
+        config = {"seed": 0, "optimizer": optimizer, "data": data}
+        made(tmp_path / "2", run, lr, 0, loss, config=config, metrics=metrics)
+    for place, size in (("1", "val_size"), ("2", "train_size")):
+        told = report.write([tmp_path / place], tmp_path / "report")
+        assert f"1 of 4 completed runs are of another data.{size}: in runs.csv, not compared." in told
+        assert "0.0500 with optimizer.lr=1" in told
+        page = (tmp_path / "report" / "report.md").read_text()
+        assert "What optimizer.lr did" in page
+        assert f"What data.{size} did" not in page
+
+
+def test_a_run_that_is_at_work_is_told_as_such(tmp_path: Path) -> None:
+    """What results.json calls interrupted, for the case that its process is killed, is running while one is at it."""
+    made(tmp_path, "a", 1, 0, 0.05)
+    made(tmp_path, "b", 2, 0, 0.05, status="interrupted")
+    with runs.lock(tmp_path / "b"):
+        assert sorted(table.collect([tmp_path]).status) == ["completed", "running"]
+    assert sorted(table.collect([tmp_path]).status) == ["completed", "interrupted"]
+
+
 def test_jobs_that_never_began_vary_in_no_setting(tmp_path: Path) -> None:
     """Of a sweep of two rates and two seeds that was cut after its first job: that is told by its words in the plan.
 
@@ -442,8 +472,10 @@ def test_values_at_which_runs_did_not_complete_are_named(tmp_path: Path) -> None
 def test_a_baseline_above_all_losses_is_inside_the_frame() -> None:
     """The mean image at 0.0675, where the first epoch has 0.0668: matplotlib would leave the line under the frame."""
     history = [{"epoch": 1.0, "train/loss": 0.0668}, {"epoch": 2.0, "train/loss": 0.0526}]
-    (axes,) = figures.loss(history, 0.0523, {"mean_image": 0.0675}, "").axes
+    (axes,) = figures.loss(history, 1, 0.0523, {"mean_image": 0.0675}, "").axes
     assert axes.get_ylim()[1] > 0.068
+    (star,) = [line for line in axes.lines if line.get_marker() == "*"]
+    assert np.asarray(star.get_xdata()).tolist() == [1], "the test loss is the best epoch's"
 
 
 @pytest.mark.parametrize(

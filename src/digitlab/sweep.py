@@ -65,8 +65,9 @@ class Plan(NamedTuple):
 def begin(directory: Path, jobs: Sequence[Planned], *, force: bool = False, root: str = "") -> float:
     """Leave the plan in the sweep's directory, for its jobs and its report; returns when the sweep began."""
     old, origin, cut_short = read_plan(directory), origin_of(root), forced_since(directory, jobs, root)
-    # Another process may share the sweep, and do all again: without force this one leaves the mark as it is.
-    plan = Plan(time.time(), [*jobs], old.since if old.origin == origin else 0.0, origin, False)
+    # Another process may be doing all again, or have been cut short in it: then this one leaves the mark as it is.
+    since = old.since if old.origin == origin and not old.ended else 0.0
+    plan = Plan(time.time(), [*jobs], since, origin, False)
     _write(directory, plan)
     if force:
         _write(directory, plan._replace(since=cut_short or (directory / PLAN).stat().st_mtime))
@@ -75,7 +76,7 @@ def begin(directory: Path, jobs: Sequence[Planned], *, force: bool = False, root
 
 def origin_of(root: str) -> str:
     """The code that runs and the folder of data, in words that tell them from others."""
-    return f"{runs.code_version()} {runs.resolved(root)}"
+    return f"{runs.code_version()['digest']} {runs.resolved(root)}"
 
 
 def end(directory: Path, began: float) -> None:

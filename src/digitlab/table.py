@@ -83,9 +83,13 @@ def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     told = {name: value for name, value in results["metrics"].items() if METRIC.fullmatch(name)}
     told |= {key: results.get(key) for key in ("run_id", "status", "seed", "error", "epochs", "fit_seconds", "seconds")}
     told["error"] = " ".join((told["error"] or "").split()).replace("|", "/")  # one cell of a table
+    if told["status"] == "interrupted" and runs.busy(run):
+        told["status"] = "running"
     told |= {"run": str(run), "warnings": results.get("warnings", [])}
     told |= {"written": (run / "results.json").stat().st_mtime}
-    told |= {key: str(results.get(key)) for key in ("code", "data", "versions")}
+    told |= {key: str(results.get(key)) for key in ("data", "versions")}
+    code = results.get("code") or {}
+    told["code"] = str(code.get("digest", code.get("sha")))
     told |= {f"config.{key}": show(value) for key, value in runs.flat(results["config"]).items()}
     told |= {f"baseline/{name}": value for name, value in results.get("baselines", {}).items()}
     if results["status"] == "completed":

