@@ -98,6 +98,17 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
             "init=digit init.name=digit",
             "init.name=digit: the configuration has no such key; a value of the choice is model",
         ),
+        ("sweep=q2c/latent sweep=kmeans/init", "sweep=q2c/latent sweep=kmeans/init: choose one; several are sweep=A,B"),
+        ("init=digit init=random", "init=digit init=random: choose one; several are init=A,B and -m"),
+        ("+experiment=q1b", "+experiment=q1b: leave out the +, experiment is there to be chosen"),
+        ("-model=kmeans", "-model=kmeans: there is no such flag; did you mean model=...?"),
+        (
+            "-m hydra.sweeper.params={seed:'0,1'}",
+            "cannot be chosen; several values are words of their own, as seed=0,1",
+        ),
+        ("-m +hydra.sweeper.params.seed=1", "cannot be chosen; several values are words of their own, as seed=0,1"),
+        ("hydra.output_subdir=figures", "hydra.output_subdir=figures: cannot be chosen; a run's settings are in"),
+        ("hydra/job_logging=disabled", "hydra/job_logging=disabled: cannot be chosen; a run's log is train.log"),
         ("~pairing", "~pairing: cannot be chosen; it follows from model and optimizer"),
         ("~sweep", "~sweep: none is chosen unless you do; leave it out"),
         (
@@ -182,6 +193,12 @@ def test_a_mistake_is_refused_in_one_line_that_names_key_value_and_rule(words: s
     message = refusal(*default, *words.split())
     assert told in message
     assert len(message.splitlines()) == 1
+
+
+def test_a_sweep_and_an_experiment_of_two_models_are_told_apart() -> None:
+    """The experiment's file is in order, and needs no line more: the grid beside it is of the other model."""
+    told = "experiment/q1b.yaml: chooses init, which needs model=kmeans; sweep=q2c/latent is of another model"
+    assert refusal("sweep=q2c/latent", "experiment=q1b") == told
 
 
 def test_a_folder_for_a_word_is_a_run_to_go_on_with(tmp_path: Path) -> None:

@@ -100,11 +100,15 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train to the last epoch, from last.ckpt where there is one; returns a row of losses an epoch."""
     options = config["trainer"]
-    if options["accelerator"] == "gpu" and not torch.cuda.is_available():
-        raise ValueError("trainer.accelerator=gpu: torch finds no GPU here; choose auto or cpu")
-    most = max(2, os.cpu_count() or 1)  # each process takes half a gigabyte
-    if options["devices"] > most and (options["accelerator"] == "cpu" or not torch.cuda.is_available()):
-        raise ValueError(f"trainer.devices={options['devices']}: must be <= {most} here, a process a core")
+    found = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not found.get(options["accelerator"], True):
+        raise ValueError(f"trainer.accelerator={options['accelerator']}: torch finds none here; choose auto or cpu")
+    if options["accelerator"] != "cpu" and found["gpu"]:
+        most, what = torch.cuda.device_count(), "GPU"
+    else:
+        most, what = max(2, os.cpu_count() or 1), "core"  # each process takes half a gigabyte
+    if options["devices"] > most:
+        raise ValueError(f"trainer.devices={options['devices']}: must be <= {most} here, a process a {what}")
     record = Record(directory, config["model"]["name"], results)
     trainer = Trainer(
         max_epochs=options["max_epochs"],

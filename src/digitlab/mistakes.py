@@ -137,6 +137,8 @@ def _misfit(lines: list[str], words: list[str]) -> str:
         if of_many and f"Could not override '{group}'" in found:
             chosen = [word for word in words if word.startswith("model=")]
             model = NEEDS[group].replace("=", ": ")
+            if grid := next((word for word in words if word.startswith("sweep=")), ""):
+                return f"{file}.yaml: chooses {group}, which needs {NEEDS[group]}; {grid} is of another model"
             remedy = f"leave out {chosen[0]}" if chosen else f"add `override /{model}` above it"
             return f"{file}.yaml: chooses {group}, which needs {NEEDS[group]}; {remedy}"
     path = schema.CONF / f"{file}.yaml"

@@ -28,6 +28,10 @@ SET = {  # what no word may change, with what to do instead
     "hydra.sweep": "its folder is hydra.sweep.dir=...",
     "hydra.launcher": "a launcher is a choice, hydra/launcher=joblib",
     "hydra.sweeper": "a sweeper is a choice, hydra/sweeper=basic",
+    "hydra.sweeper.params": "several values are words of their own, as seed=0,1",
+    "hydra.output_subdir": "a run's settings are in .hydra",
+    "hydra/job_logging": "a run's log is train.log",
+    "hydra/hydra_logging": "what a command says goes to the terminal",
 }
 PAIRED = ("model", "optimizer")
 PLACES = {"init": "model.init", "prior": "model.prior"}  # of groups that are not at the top
@@ -45,16 +49,25 @@ def check_words(words: list[str], flags: set[str]) -> None:
     names = {flag.partition("=")[0] for flag in flags}
     for flag in flags:
         name = flag.partition("=")[0]
-        if name not in known and not re.match("-[a-zA-Z]", flag):
+        if name not in known and ("=" in flag or not re.match("-[a-zA-Z]", flag)):
             meant = name.lstrip("-").replace("-", "_")
             known_here = meant in schema.groups() or meant in ("resume", "force", "dry_run", "seed")
             told = f"did you mean {meant}=...?" if known_here else "a value is key=value, as trainer.max_epochs=5"
             raise ValueError(f"{flag}: there is no such flag; {told}")
         if name in OTHER_CONF and multirun:
             raise ValueError(f"{flag}: a sweep is composed of conf/ alone; put your file there, or leave out -m")
+    chosen: dict[str, str] = {}
     for word in words:
         key = word.lstrip("+").partition("=")[0]
-        if remedy := SET.get(key.lstrip("~")):
+        if key in chosen:  # of a value the last one counts, as Hydra has it; a choice brings others with it
+            raise ValueError(f"{chosen[key]} {word}: choose one; several are {key}=A,B and -m, a grid one at a time")
+        if "=" in word and key in schema.groups():
+            chosen[key] = word
+        if word.startswith("+") and key in schema.groups():
+            raise ValueError(f"{word}: leave out the +, {key} is there to be chosen")
+        if key.startswith("hydra.sweeper.params."):
+            key = "hydra.sweeper.params"
+        if word != "hydra.output_subdir=null" and (remedy := SET.get(key.lstrip("~"))):
             raise ValueError(f"{word}: cannot be chosen; {remedy}")
         if key in ("~experiment", "~sweep"):
             raise ValueError(f"{word}: none is chosen unless you do; leave it out")
