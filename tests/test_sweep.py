@@ -489,10 +489,18 @@ def test_a_finished_run_does_not_give_way_to_data_that_is_gone(words: list[str],
     command = [*KMEANS, *words[1:], "data.source=auto", "trainer.max_epochs=1"]
     run_here([*command, f"data.root={tiny}"], tmp_path / "run")
     before = files_of(tmp_path / "run")
-    with pytest.raises(RunFailed, match=r"nothing could be downloaded.*; the finished run stays as it is"):
+    with pytest.raises(RunFailed, match=r"nothing could be downloaded.*; what is there stays as it is"):
         run_here([*command, f"data.root={tmp_path / 'gone'}", "force=true"], tmp_path / "run")
     assert len(before) > 7
     assert files_of(tmp_path / "run") == before
+    (tmp_path / "run" / "centers.npy").unlink()  # damaged, and done again without being told to
+    with pytest.raises(RunFailed, match="what is there stays as it is"):
+        run_here([*command, f"data.root={tmp_path / 'gone'}"], tmp_path / "run")
+    assert len(files_of(tmp_path / "run")) == len(before) - 1
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results(tmp_path / "run") | {"status": "interrupted"}))
+    with pytest.raises(RunFailed, match="what is there stays as it is"):
+        run_here([*command, f"data.root={tmp_path / 'gone'}", "force=true"], tmp_path / "run")
+    assert len(files_of(tmp_path / "run")) == len(before) - 1
 
 
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
@@ -506,7 +514,7 @@ def test_a_finished_sweep_does_not_give_way_to_data_that_is_gone(
     call = lab if launcher == "basic" else shell
     done = call(*command, "data.root=gone", "force=true", f"hydra/launcher={launcher}")
     assert done.returncode == 1
-    assert done.stdout.count("gone: is no folder, and data.source=files downloads none; the finished run stays") == 2
+    assert done.stdout.count("gone: is no folder, and data.source=files downloads none; what is there stays") == 2
     assert {path for path in before if files_of(tmp_path / "sweep")[path] != before[path]} <= {
         *(tmp_path / "sweep" / "report").iterdir()
     }

