@@ -16,7 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
-from digitlab import RunFailed, callbacks, checkpoints, config, data, runs, schema
+from digitlab import RunFailed, callbacks, checkpoints, config, data, experiment, runs, schema
 from digitlab.sources import load
 
 from .conftest import ROOT, Lab, compose, heed, results, run_here
@@ -428,6 +428,16 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(words: list[str], tm
     assert outcome["metrics"]["val/loss"] == pytest.approx(table["val/loss"][best], rel=1e-5)
 
 
+def test_of_equal_epochs_the_last_is_the_best(words: list[str], tmp_path: Path) -> None:
+    """At a rate too small to move a centre all have one val/loss: best_epoch and best.ckpt are of the same epoch."""
+    rows = [{"epoch": 1, "val/loss": 2.0}, {"epoch": 2, "val/loss": 1.0}, {"epoch": 3, "val/loss": 1.0}]
+    assert callbacks.best_of(rows)["epoch"] == 3
+    assert callbacks.best_of([*rows, {"epoch": 4, "val/loss": 1.5}])["epoch"] == 3
+    assert callbacks.best_of([{"epoch": 1}, {"epoch": 2}])["epoch"] == 2
+    outcome = run_here([*KMEANS, *words, "optimizer.lr=1e-30"], tmp_path)
+    assert outcome["best_epoch"] == checkpoints.read_rows(tmp_path / "checkpoints" / "best.ckpt")[-1]["epoch"] == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", ["init=sample", "init=random", "model=autoencoder"])
 def test_two_processes_equal_one_on_the_same_global_batches(
@@ -594,6 +604,35 @@ def test_more_processes_than_cores_are_refused(lab: Lab, words: list[str]) -> No
     done = lab(*KMEANS, *words, "data.batch_size=1000", "trainer.devices=1000", "trainer.accelerator=cpu")
     assert done.returncode == 1
     assert f"trainer.devices=1000: must be <= {max(2, os.cpu_count() or 1)} here, a process a core\n" in done.stdout
+
+
+def test_what_is_not_there_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes on one GPU, or an accelerator that torch does not find: refused; as many as there are are not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for accelerator in ("auto", "gpu"):
+        with pytest.raises(ValueError, match=r"trainer\.devices=2: must be <= 1 here, a process a GPU"):
+            experiment.require_devices(accelerator, 2)
+        experiment.require_devices(accelerator, 1)
+    experiment.require_devices("cpu", 2)
+    with pytest.raises(ValueError, match=r"trainer\.accelerator=mps: torch finds none here"):
+        experiment.require_devices("mps", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu: torch finds none here"):
+        experiment.require_devices("gpu", 1)
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(words: list[str], tmp_path: Path) -> None:
+    """Begun with eight threads, gone on with one: a warning names the eight; on the same machine there is none."""
+    done = run_here([*KMEANS, *words], tmp_path)
+    for threads, warned in ((1, False), (8, True)):
+        began = done | {"status": "interrupted", "machine": done["machine"] | {"threads": threads}}
+        (tmp_path / "results.json").write_text(json.dumps(began))
+        again = run_here([*KMEANS, *words], tmp_path)
+        told = "Begun with other means (device cpu, precision 32-true, threads 8)"
+        assert any(told in warning for warning in again["warnings"]) is warned
+        assert again["machine"] == done["machine"]
 
 
 def test_a_cycle_of_one_step_is_refused(words: list[str], tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ class Watch(Callback):
             )
 
 
-def rank(row: dict[str, float]) -> float:
-    """What is least in the best epoch: val/loss; without held-out images the last epoch is the best one."""
-    return row.get("val/loss", -row["epoch"])
+def best_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The row of the best epoch: that of the least val/loss, of equal ones and without held-out images the last."""
+    return min(reversed(rows), key=lambda row: row.get("val/loss", -row["epoch"]))
 
 
 class Record(Checkpoint):
@@ -89,7 +89,7 @@ class Record(Checkpoint):
         row |= epoch_losses(trainer)
         self.rows.append(row)
         folder = self.directory / "checkpoints"
-        if rank(row) == min(map(rank, self.rows)):
+        if best_of(self.rows) is row:
             trainer.save_checkpoint(folder / "best.ckpt")
         trainer.save_checkpoint(folder / "last.ckpt")
         if trainer.is_global_zero:

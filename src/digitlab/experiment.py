@@ -21,7 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from digitlab import artifacts, baselines, checkpoints, figures, runs
 from digitlab.autoencoder import Autoencoder
-from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch, rank
+from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch, best_of
 from digitlab.data import MNISTData, Source, Split, split
 from digitlab.model import Model
 from digitlab.process import cpu_threads, keep_freed_memory
@@ -100,15 +100,7 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train to the last epoch, from last.ckpt where there is one; returns a row of losses an epoch."""
     options = config["trainer"]
-    found = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not found.get(options["accelerator"], True):
-        raise ValueError(f"trainer.accelerator={options['accelerator']}: torch finds none here; choose auto or cpu")
-    if options["accelerator"] != "cpu" and found["gpu"]:
-        most, what = torch.cuda.device_count(), "GPU"
-    else:
-        most, what = max(2, os.cpu_count() or 1), "core"  # each process takes half a gigabyte
-    if options["devices"] > most:
-        raise ValueError(f"trainer.devices={options['devices']}: must be <= {most} here, a process a {what}")
+    require_devices(options["accelerator"], options["devices"])
     record = Record(directory, config["model"]["name"], results)
     trainer = Trainer(
         max_epochs=options["max_epochs"],
@@ -132,18 +124,9 @@ def fit(
         use_distributed_sampler=False,
     )
     last = directory / "checkpoints" / "last.ckpt"
-    device = trainer.strategy.root_device
-    machine = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": trainer.precision,
-        "threads": torch.get_num_threads(),
-    }
     if last.is_file():
         log.info("Resuming from %s", last)
-        if results["machine"] not in (None, machine):
-            told = ", ".join(f"{key} {results['machine'].get(key)}" for key in machine)
-            results["warnings"].append(f"Begun with other means ({told}): its last digits may differ from another's.")
-    results["machine"] = machine
+    note_machine(trainer, results)
     batches = MNISTData(data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"])
     keep_freed_memory()
     began = time.perf_counter()
@@ -162,16 +145,46 @@ def fit(
         if last.is_file():  # under DDP the training happened in another process
             rows = checkpoints.read_rows(last)
             results["epochs"], results["steps"] = int(rows[-1]["epoch"]), int(rows[-1]["steps"])
-            results["best_epoch"] = int(min(rows, key=rank)["epoch"])
+            results["best_epoch"] = int(best_of(rows)["epoch"])
             runs.write_csv(directory / "metrics.csv", list(rows[0]), [list(row.values()) for row in rows])
     return rows
+
+
+def on_gpu(accelerator: str) -> bool:
+    """Whether a Trainer with this accelerator takes a GPU of CUDA's."""
+    return accelerator in ("auto", "gpu") and torch.cuda.is_available()
+
+
+def require_devices(accelerator: str, devices: int) -> None:
+    """Raise ValueError for an accelerator that is not there, and for more devices than there are."""
+    if (accelerator == "gpu" and not on_gpu("gpu")) or (accelerator == "mps" and not torch.backends.mps.is_available()):
+        raise ValueError(f"trainer.accelerator={accelerator}: torch finds none here; choose auto or cpu")
+    most, what = max(2, os.cpu_count() or 1), "core"  # each process takes half a gigabyte
+    if on_gpu(accelerator):
+        most, what = torch.cuda.device_count(), "GPU"
+    if devices > most:
+        raise ValueError(f"trainer.devices={devices}: must be <= {most} here, a process a {what}")
+
+
+def note_machine(trainer: Trainer, results: dict[str, Any]) -> None:
+    """Keep what a run is computed on, and how; warn where it was begun otherwise."""
+    device = trainer.strategy.root_device
+    machine = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": trainer.precision,
+        "threads": torch.get_num_threads(),
+    }
+    if results["machine"] not in (None, machine):
+        told = ", ".join(f"{key} {results['machine'].get(key)}" for key in machine)
+        results["warnings"].append(f"Begun with other means ({told}): its last digits may differ from another's.")
+    results["machine"] = machine
 
 
 def choose_precision(wanted: str, accelerator: str, model: Model) -> Any:
     """`auto` as a Trainer's precision: bfloat16 for a model that gains by it, on hardware that computes in it."""
     if wanted != "auto":
         return wanted
-    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+    if on_gpu(accelerator):
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = accelerator != "mps" and torch.cpu._is_avx512_bf16_supported()
@@ -228,7 +241,7 @@ def finish(
 
 def worse_than_before(history: list[dict[str, float]], trivial: dict[str, float]) -> list[str]:
     """A sentence where training ended far above its best epoch, of which the results are."""
-    best = min(history, key=rank)
+    best = best_of(history)
     then, now = (row.get("val/loss", 0.0) for row in (best, history[-1]))
     if now <= max(2 * then, trivial["mean_image"]):
         return []
