@@ -174,8 +174,8 @@ def note_machine(trainer: Trainer, results: dict[str, Any]) -> None:
         "precision": trainer.precision,
         "threads": torch.get_num_threads(),
     }
-    if results["machine"] not in (None, machine):
-        told = ", ".join(f"{key} {results['machine'].get(key)}" for key in machine)
+    if (begun := results.get("machine")) not in (None, machine):
+        told = ", ".join(f"{key} {begun.get(key)}" for key in machine)
         results["warnings"].append(f"Begun with other means ({told}): its last digits may differ from another's.")
     results["machine"] = machine
 
