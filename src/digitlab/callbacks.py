@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
+from torch import distributed
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
@@ -63,6 +64,19 @@ class Watch(Callback):
                 f"{name} is {value} in epoch {trainer.current_epoch + 1}:"
                 " lower optimizer.lr, or let it decay (scheduler=linear)"
             )
+
+
+class LeaveGroup(Callback):
+    """Leave the processes of DDP before this one ends.
+
+    Gloo's threads, were they still there when the interpreter is taken down, may abort a process that has done its
+    work (https://docs.pytorch.org/docs/stable/distributed.html#shutdown).
+    """
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """After the last word between the processes."""
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def best_of(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from digitlab import artifacts, baselines, checkpoints, figures, runs
 from digitlab.autoencoder import Autoencoder
-from digitlab.callbacks import Diverged, Progress, Record, TensorBoard, Watch, best_of
+from digitlab.callbacks import Diverged, LeaveGroup, Progress, Record, TensorBoard, Watch, best_of
 from digitlab.data import MNISTData, Source, Split, split
 from digitlab.model import Model
 from digitlab.process import cpu_threads, keep_freed_memory
@@ -114,6 +114,7 @@ def fit(
             record,
             Progress(results["baselines"]["mean_image"], directory),
             TensorBoard(directory, results["baselines"], runs.flat(config)),
+            LeaveGroup(),
         ],
         plugins=[checkpoints.WholeFileIO()],
         logger=False,
