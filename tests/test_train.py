@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 from digitlab import RunFailed, callbacks, checkpoints, config, data, experiment, runs, schema
+from digitlab.process import cpu_threads, crowded
 from digitlab.sources import load
 
 from .conftest import ROOT, Lab, compose, heed, results, run_here
@@ -92,10 +93,28 @@ def test_tables_agree_with_results(words: list[str], tmp_path: Path) -> None:
     assert (centers.shape, centers.dtype) == ((10, 28, 28), np.float32)
 
 
+@pytest.mark.parametrize(("load", "threads", "told"), [(2.4, 2, False), (4.2, 2, True), (4.2, 1, False)])
+def test_busy_cores_are_told_to_who_would_wait_for_them(
+    load: float, threads: int, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads on two cores that others keep busy wait for one another; one thread waits for none."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with cpu_threads(threads):
+        assert ("(a load of 4.2 on 2): OMP_NUM_THREADS=1 before the command" in crowded()) == told
+
+
+def test_a_run_warns_of_busy_cores(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In its log, and in no result: it is the machine's, not the model's."""
+    monkeypatch.setattr(experiment, "crowded", lambda: "Busy.")
+    assert run_here([*KMEANS, *words], tmp_path)["warnings"] == []
+    assert caplog.messages == ["WARNING: Busy."]
+
+
 def test_the_test_loss_is_the_mean_over_pixels(words: list[str], tmp_path: Path, tiny: Path) -> None:
     """Recomputed with numpy from centers.npy and the test images."""
-    from digitlab.sources import load
-
     outcome = run_here([*KMEANS, *words], tmp_path)
     x = load(str(tiny), "files", verify=False).test.images.numpy() / 255
     centers = np.load(tmp_path / "centers.npy")

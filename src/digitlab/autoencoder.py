@@ -256,7 +256,12 @@ class Autoencoder(Model):
                 f" {baselines['pca']:.4f}. {advice}."
             )
         told, real = metrics["generated/recognized"], metrics["generated/recognized_real"]
-        if told < 0.5 * real:
+        if real < 0.5:
+            found.append(
+                f"The judge of generated digits recognises only {real:.0%} of real ones: generated/... say little here."
+                " It learns from all training images; more of them may help."
+            )
+        elif told < 0.5 * real:
             remedy = "draw z from where the encoder puts the data, prior=mixture"
             if self.prior_name == "mixture":
                 remedy = "the autoencoder itself is too coarse, or model.prior.n_components too few"

@@ -48,7 +48,8 @@ def comparable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     ):
         if len(few) < len(many):
             left = len(many) - len(few)
-            told.append(f"{left} of {len(many)} completed runs {why}: in runs.csv, not compared.")
+            others = "other " * (len(many) < len(completed))
+            told.append(f"{left} of {len(many)} {others}completed runs {why}: in runs.csv, not compared.")
     return rivals, told
 
 

@@ -84,10 +84,7 @@ def split(source: Source, train_size: int | None, val_size: int, test_size: int 
         if size is not None and size > len(part.labels):
             raise ValueError(f"data.{key}={size}: the {source.name} source has only {len(part.labels)}; null takes all")
     if val_size >= (size := len(train.labels) if train_size is None else train_size):
-        raise ValueError(
-            f"data.val_size={val_size}: is held out of the {size} training images of the {source.name} source and must"
-            " be smaller"
-        )
+        raise ValueError(f"data.val_size={val_size}: is held out of the {size} training images and must be smaller")
     train, val = hold_out(train, val_size, generator(seed, Stream.SPLIT))
     if train_size is not None:
         _, train = hold_out(train, train_size - val_size, generator(seed, Stream.SPLIT, 1))

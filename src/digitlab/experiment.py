@@ -24,7 +24,7 @@ from digitlab.autoencoder import Autoencoder
 from digitlab.callbacks import Diverged, LeaveGroup, Progress, Record, TensorBoard, Watch, best_of
 from digitlab.data import MNISTData, Source, Split, split
 from digitlab.model import Model
-from digitlab.process import cpu_threads, keep_freed_memory
+from digitlab.process import cpu_threads, crowded, keep_freed_memory
 from digitlab.sources import load
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,8 @@ def fit(
     note_machine(trainer, results)
     batches = MNISTData(data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"])
     keep_freed_memory()
+    if trainer.strategy.root_device.type == "cpu" and (told := crowded()):
+        log.warning("WARNING: %s", told)  # of the machine, not of the result
     began = time.perf_counter()
     try:
         trainer.fit(model, batches, ckpt_path=last if last.is_file() else None, weights_only=True)

@@ -149,6 +149,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any
 
 def try_optimizer(options: dict[str, Any]) -> None:
     """Raise ValueError where the values of conf/optimizer make no optimizer of weights and biases that can step."""
+    words = [f"optimizer.{key}={value}" for key, value in options.items() if key != "name" and isinstance(value, str)]
+    if words:
+        raise ValueError("\n".join(f"{word}: must be a number" for word in words))
     weights = [nn.Parameter(torch.zeros(*shape)) for shape in ((2,), (2, 2), (2, 2, 3, 3))]
     for weight in weights:
         weight.grad = torch.zeros_like(weight)

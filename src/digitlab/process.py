@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import signal
 import sys
 import threading
@@ -24,6 +25,17 @@ def cpu_threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def crowded() -> str:
+    """A sentence where the cores are busy and torch would use several threads, which then wait for one another."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if torch.get_num_threads() == 1 or load <= cores + 0.5:  # a program that has just ended may have had all cores
+        return ""
+    return (
+        f"The cores are busy (a load of {load:.1f} on {cores}): OMP_NUM_THREADS=1 before the command may make it many"
+        " times as fast, with other last digits."
+    )
 
 
 def keep_freed_memory() -> None:

@@ -24,11 +24,11 @@ from digitlab.comparison import (
     trivial,
     varied,
 )
-from digitlab.table import SAME, collect
+from digitlab.table import SAME, collect, in_words
 
 SHOWN = 20  # rows of a table in the terminal
 PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
-WIDE = 80  # letters of an error there; report.md has all
+WIDE = 80  # letters of a setting or an error there; report.md has all
 LINES = 12  # in one picture; more cannot be told apart
 LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation, in a comparison pooled
 over the settings compared; `of mean image`: the test loss as a share of that baseline's; seconds: of a run, all that it
@@ -44,6 +44,7 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     table = collect(sweeps)
     settings = varied(table)
     done, left_out = comparable(table)
+    done = done.assign(setting=in_words(done))
     ranking, ended = rank(done, settings), table[table.status != "completed"].sort_values(["setting", "seed"])
     failures = ended[["setting", "status", "seed", "error", "run"]].assign(seed=[number(n, 0) for n in ended.seed])
     answers = answer(table, done) + left_out
@@ -69,6 +70,7 @@ def write(sweeps: Sequence[Path], out: Path) -> str:
     told += [f"... and {len(ranking) - SHOWN} more"] if len(ranking) > SHOWN else []
     if len(failures):
         brief = failures.assign(
+            setting=[textwrap.shorten(words, WIDE, placeholder=" ...") for words in failures.setting],
             error=[textwrap.shorten(error, WIDE, placeholder=" ...") for error in failures.error],
             run=[Path(run).name for run in failures.run],
         )
@@ -112,6 +114,7 @@ def number(value: float, places: int) -> str:
 
 def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     """What a reader wants to know first, a sentence each."""
+    which = "completed runs" if len(done) == (table.status == "completed").sum() else "runs compared"
     states = ", ".join(f"{n} {name}" for name, n in table.status.value_counts().items())
     lines = [f"{len(table)} job{'s' * (len(table) != 1)}: {states}."]
     if repeats := int(table.repeats.sum()):
@@ -140,7 +143,7 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
             beaten = done[f"baseline/{name}"].notna() & runs.no_better(done["test/loss"], done[f"baseline/{name}"])
             if beaten.any():
                 rival = "predicting the mean image" if name == "mean_image" else "PCA with as many numbers an image"
-                lines.append(f"{beaten.sum()} of {len(done)} completed runs are no better than {rival}.")
+                lines.append(f"{beaten.sum()} of {len(done)} {which} are no better than {rival}.")
     alike: dict[str, list[str]] = {}  # warnings that differ in their figures alone
     for warning in (
         warning for found in done.warnings for warning in found if "predicting the mean image" not in warning
@@ -150,7 +153,8 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
         lines.append(f"Warned in {len(found)} of {len(done)} runs: {found[0]}")
     if (done.other != "").any():
         lines.append(
-            f"{(done.other != '').sum()} results were made by other code or libraries than the last: column other."
+            f"{(done.other != '').sum()} of {len(done)} {which} were made by other code or libraries than the last:"
+            " column other."
         )
     total = done.seconds.sum()
     lines.append(

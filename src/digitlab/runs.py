@@ -189,6 +189,14 @@ def score(metrics: Mapping[str, float]) -> tuple[str, float]:
     return name, metrics[name]
 
 
+def checkpoint(run: Path) -> Path:
+    """The checkpoint of a run's best epoch. Raises ValueError where there is none."""
+    path = run / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise ValueError(f"{run}: holds no checkpoint; name the directory of a completed run, as outputs/runs/NAME")
+    return path
+
+
 def no_better(loss: float, baseline: float) -> bool:
     """Whether a loss counts as no better than a baseline's: within 1 % it does."""
     return loss >= 0.99 * baseline

@@ -125,12 +125,16 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
         raise ValueError(f"{path}: is no IDX file of bytes with {rank} dimension(s); {remedy}")
     shape = struct.unpack(f">{rank}i", content[4:header])
     if rank == 3 and shape[1:] != IMAGE_SHAPE:
-        raise ValueError(f"{path}: holds images of {shape[1]} x {shape[2]} pixels; they must be 28 x 28")
+        raise ValueError(
+            f"{path}: holds images of {shape[1]} x {shape[2]} pixels; they must be 28 x 28, padded or scaled to it"
+        )
     if len(content) - header != math.prod(shape):
         raise ValueError(f"{path}: holds {len(content) - header} bytes for the shape {shape}; {remedy}")
     array = np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape)
     if rank == 1 and array.size and array.max() > 9:
-        raise ValueError(f"{path}: holds the label {array.max()}; labels must be 0 to 9; {remedy}")
+        raise ValueError(
+            f"{path}: holds the label {array.max()}; labels must be 0 to 9; write it anew with ten classes at most"
+        )
     return array, digest
 
 

@@ -64,13 +64,18 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
     )
     table = pd.DataFrame(list(rows.values()))
     table = table.reindex(columns=[*first, *(name for name in table if name not in first)])
+    told = {run_id: re.sub(r"(^| )seed=\d+", "", job.overrides).strip() for run_id, (_, job) in planned.items()}
+    table["setting"] = [told.get(run_id) or SAME for run_id in table.run_id]  # of jobs that never began all we know
+    return mark(table.assign(setting=in_words(table)))
+
+
+def in_words(table: pd.DataFrame) -> list[str]:
+    """The setting of each run, by what differs among these runs; where nothing does, as it was told before."""
     settings = varied(table)
     words = [
         " ".join(f"{bare(key)}={one[key]}" for key in settings if pd.notna(one[key])) for _, one in table.iterrows()
     ]
-    told = {run_id: re.sub(r"(^| )seed=\d+", "", job.overrides).strip() for run_id, (_, job) in planned.items()}
-    table["setting"] = [word or told.get(run_id) or SAME for word, run_id in zip(words, table.run_id, strict=True)]
-    return mark(table)
+    return [word or before for word, before in zip(words, table.setting, strict=True)]
 
 
 def standing(row: dict[str, Any]) -> tuple[bool, float]:
