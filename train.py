@@ -160,7 +160,7 @@ def multirun(command: cli.Command) -> int:
     directory, planned = command.directory, sweep.plan(command.jobs)
     assert directory is not None
     jobs = {directory / runs.run_id(job): job for job in (config.to_plain(job.cfg) for job in command.jobs)}
-    runs.refuse_links(directory, runs.SWEEP)
+    runs.refuse_links(directory, runs.SWEEP_FILES)
     for folder in jobs:
         runs.refuse_links(folder)
         runs.refuse_other(folder, folder.name)

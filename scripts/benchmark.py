@@ -171,7 +171,7 @@ def curves(root: str) -> dict[str, dict[str, Contender]]:
 
 def laboratory(root: str, rounds: int) -> dict[str, list[float]]:
     """What a user waits for beside training, in seconds."""
-    env = os.environ | {"DIGITLAB_DATA": str(Path(root).resolve())}
+    env = os.environ | {"DIGITLAB_DATA": str(runs.resolved(root))}
 
     def run(*command: str) -> float:
         began = time.perf_counter()

@@ -27,7 +27,8 @@ def main() -> None:
     path = runs.checkpoint(options.run)
     import numpy as np  # this and torch take seconds: not for --help or a mistake in the command
     import torch
-    from torchvision.utils import save_image
+    from PIL import Image
+    from torchvision.utils import make_grid
 
     from digitlab import checkpoints
     from digitlab.autoencoder import Autoencoder
@@ -37,13 +38,14 @@ def main() -> None:
         raise ValueError(f"{options.run}: holds no autoencoder, and nothing else here can generate")
     prior = options.prior or model.prior_name
     out = options.out or options.run / f"generated_{prior}_n{options.n}_seed{options.seed}.png"
-    images = model.generate(options.n, options.seed, prior)
+    images = (model.generate(options.n, options.seed, prior) * 255).round().to(torch.uint8)
     with runs.whole(out) as part:
         if out.suffix == ".npz":
-            np.savez(part, images=(images * 255).round().to(torch.uint8).numpy(), prior=prior, seed=options.seed)
+            np.savez(part, images=images.numpy(), prior=prior, seed=options.seed)
         else:
-            enlarged = images.repeat_interleave(3, 1).repeat_interleave(3, 2)  # 84 x 84: 28 are small to look at
-            save_image(enlarged[:, None], part, nrow=max(10, round(options.n**0.5)), padding=1, pad_value=0.3)
+            grid = make_grid(images[:, None], nrow=max(10, round(options.n**0.5)), padding=1, pad_value=77)[0]
+            enlarged = grid.repeat_interleave(3, 0).repeat_interleave(3, 1)  # an image of 28 is small to look at
+            Image.fromarray(enlarged.numpy()).save(part)
     print(f"{options.n} digits, z from {prior}, seed {options.seed}: {out}")
 
 

@@ -17,7 +17,7 @@ def main() -> None:
     options = line.parse_args()
     out = options.out or Path(os.path.commonpath([folder.resolve() for folder in options.sweeps])) / "report"
     if options.out is None:
-        runs.refuse_links(out.parent, runs.SWEEP)
+        runs.refuse_links(out.parent, runs.SWEEP_FILES)
     print(report.write(options.sweeps, out))
 
 

@@ -9,13 +9,13 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import command
 import numpy as np
 from PIL import Image
 
-from digitlab import checkpoints, figures, runs
+from digitlab import checkpoints, cli, config, figures, runs
 from digitlab.autoencoder import Autoencoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,30 +48,31 @@ def folder(words: str) -> Path:
     return OUT / re.sub(r"[^\w.-]+", "_", words)
 
 
-def results(words: str) -> list[dict[str, Any]]:
-    """What the runs of a row that are there tell, by seed; each with its directory under `path`."""
-    found = [(path.parent, runs.read_results(path.parent)) for path in folder(words).glob("*/results.json")]
-    return sorted((told | {"path": path} for path, told in found if told), key=lambda told: told["seed"])
+def place(words: str, seed: int) -> Path:
+    """The directory of a row's run, where others of an earlier configuration may lie beside."""
+    (job,) = cli.parse([*words.split(), f"seed={seed}"]).jobs
+    return folder(words) / runs.run_id(config.to_plain(job.cfg))
 
 
-def forget(words: str) -> None:
-    """Have what other code made for a row made anew: it says nothing of this code. Leaves alone what is at work."""
-    for result in results(words):
-        if runs.other_code(result):
-            with runs.lock(result["path"]) as mine:
-                if mine:
-                    runs.wipe(result["path"])
+def forget(run: Path) -> None:
+    """Have a run that other code made made anew: it says nothing of this code. Leaves alone what is at work."""
+    if (result := runs.read_results(run)) and runs.other_code(result):
+        with runs.lock(run) as mine:
+            if mine:
+                runs.wipe(run)
 
 
 def run(row: Row) -> str:
     """Run a row's seeds, but for those that are finished; tells in a line what came out, and whether README agrees."""
-    seeds = ",".join(map(str, range(len(row.losses))))
-    command = [*row.words.split(), f"seed={seeds}", f"hydra.sweep.dir={folder(row.words)}"]
-    forget(row.words)
+    seeds = range(len(row.losses))
+    places = [place(row.words, seed) for seed in seeds]
+    command = [*row.words.split(), f"seed={','.join(map(str, seeds))}", f"hydra.sweep.dir={folder(row.words)}"]
+    for run in places:
+        forget(run)
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), "-m", *command], check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    made = results(row.words)
+    made = [runs.read_json(run / "results.json") for run in places]
     losses = [f"{result['metrics'][row.metric]:.4f}" for result in made]
     seconds = statistics.median(result["fit_seconds"] for result in made)
     same = "as in README" if losses == row.losses else f"DIFFERS: README has {', '.join(row.losses)}"
@@ -100,7 +101,7 @@ def draw(centers: np.ndarray, fog: Autoencoder, best: Autoencoder) -> None:
 
 def autoencoder(words: str, seed: int) -> Autoencoder:
     """The autoencoder of a run."""
-    model = checkpoints.load_model(runs.checkpoint(results(words)[seed]["path"]))
+    model = checkpoints.load_model(runs.checkpoint(place(words, seed)))
     assert isinstance(model, Autoencoder)
     return model
 
@@ -109,8 +110,9 @@ def autoencoder(words: str, seed: int) -> Autoencoder:
 def main() -> None:
     """Run, compare, draw."""
     command.parser(__doc__).parse_args()
+    config.register()
     lines = [run(row) for row in table((ROOT / "README.md").read_text())]
-    best = results("experiment=kmeans_best")[0]["path"]
+    best = place("experiment=kmeans_best", 0)
     centers = np.load(best / "centers.npy")
     digit = np.loadtxt(best / "confusion_matrix.csv", delimiter=",", skiprows=1)[:, 1:].argmax(0)
     draw(

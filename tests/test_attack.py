@@ -77,10 +77,11 @@ def bad_words() -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_no_bad_value_is_taken_and_none_ends_in_a_traceback() -> None:
+@pytest.mark.parametrize("part", range(4))
+def test_no_bad_value_is_taken_and_none_ends_in_a_traceback(part: int) -> None:
     """More than a thousand words, made from the configurations' own keys: each refused in at most two lines."""
     words, taken, crude = bad_words(), [], []
-    for base, word in words:
+    for base, word in words[part::4]:
         command = [each for each in base.split() if not word.startswith(each.partition("=")[0] + "=")] + [word]
         try:
             for cfg in compose(*command):
@@ -268,6 +269,27 @@ def test_a_strange_results_json_is_no_traceback(
                 evaluate.main()
             sweep.progress(tmp_path, "run")
         part[key] = kept
+
+
+def test_strange_metrics_are_compared_in_words(
+    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each recorded metric gone or of another kind beside its checkpoint: told as differing, or the whole as no run."""
+    run, evaluate, codes = tmp_path / "run", importlib.import_module("evaluate"), []
+    shutil.copytree(finished["kmeans"], run)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(run)])
+    good = results(run)
+    for key in good["metrics"]:
+        for value in (*STRANGE, GONE):
+            changed = {name: value if name == key else kept for name, kept in good["metrics"].items()}
+            metrics = {name: kept for name, kept in changed.items() if kept is not GONE}
+            (run / "results.json").write_text(json.dumps(good | {"metrics": metrics}))
+            with pytest.raises(SystemExit) as end:
+                evaluate.main()
+            told = capsys.readouterr()
+            codes.append(end.value.code)
+            assert codes[-1] == (2 if "holds no run" in told.err else int("not as recorded" in told.out))
+    assert {1, 2} <= {*codes}
 
 
 @pytest.mark.parametrize(

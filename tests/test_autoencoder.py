@@ -17,8 +17,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from digitlab import RunFailed, baselines, judge
-from digitlab.autoencoder import Autoencoder, build, sizes
+from digitlab import RunFailed, baselines, figures, judge
+from digitlab.autoencoder import Autoencoder, sizes
 from digitlab.data import Images, Split
 from digitlab.prior import Prior
 from digitlab.seeds import Stream, generator
@@ -74,22 +74,6 @@ def test_a_convolution_has_a_bias_just_where_no_normalisation_adds_one() -> None
     down = [stage.get_submodule("0").bias is not None for name, stage in net.encoder.named_children() if "conv" in name]
     up = [stage.get_submodule("0").bias is not None for name, stage in net.decoder.named_children() if "conv" in name]
     assert (down, up) == ([False, True, False], [True, False, True])
-
-
-@pytest.mark.parametrize(
-    ("channels", "latent_dim", "told"),
-    [
-        ([2] * 6, 3, "28 x 28 can be halved 5 times"),
-        ([], 3, "at least one layer"),
-        ([4, 0], 3, "at least one channel"),
-        ([4], 0, "must be from 1 to 784"),
-        ([4], 785, "must be from 1 to 784"),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_the_reason(channels: list[int], latent_dim: int, told: str) -> None:
-    """Too many halvings, no layer, no channel, a latent that compresses nothing."""
-    with pytest.raises(ValueError, match=told):
-        build(channels, latent_dim, None, "none", "relu", "linear")
 
 
 def test_the_memory_format_does_not_change_the_answer() -> None:
@@ -297,6 +281,21 @@ def test_tensorboard_has_pictures_by_epoch_projector_and_one_chart(trained: Path
     assert (trained / "projector_config.pbtxt").read_text().count("embeddings") == 1
 
 
+@pytest.mark.parametrize(("images", "columns", "rows"), [(5, 5, 2), (10, 10, 2), (25, 10, 4)])
+def test_each_image_stands_over_its_reconstruction(images: int, columns: int, rows: int) -> None:
+    """Image i is i / 100 bright, its reconstruction 0.5 more: in a column, whatever their number."""
+    bright = np.repeat(np.arange(images) / 100, 784).reshape(-1, 28, 28)
+    (axes,) = figures.reconstructions(bright, bright + 0.5, "").axes
+    (picture,) = axes.images
+    paper = np.asarray(picture.get_array())
+    assert paper.shape == (rows * 30, columns * 30)
+    for row in range(0, rows, 2):
+        upper, lower = paper[row * 30, ::30], paper[(row + 1) * 30, ::30]
+        assert upper.tolist() == pytest.approx([(row // 2 * columns + i) / 100 for i in range(columns)])
+        assert lower - upper == pytest.approx(0.5)
+    assert [text.get_text() for text in axes.texts] == ["original", "restored"] * (rows // 2)
+
+
 Ends = Callable[..., tuple[Any, str]]
 
 
@@ -395,7 +394,10 @@ def test_a_prior_of_weights_that_are_none_is_refused() -> None:
     ("words", "told"),
     [
         (["prior=mixture", "model.prior.n_components=501"], "model.prior.n_components=501: needs 501 training images"),
-        (["prior=gaussian", "data.train_size=101"], "model.prior.n_components=1: needs 2 training images"),
+        (
+            ["prior=gaussian", "data.train_size=101"],
+            "data.train_size: a density of the latents needs 2 training images",
+        ),
     ],
 )
 def test_too_few_images_for_the_prior_are_told_before_training(

@@ -100,6 +100,8 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ),
         ("sweep=q2c/latent sweep=kmeans/init", "sweep=q2c/latent sweep=kmeans/init: choose one; several are sweep=A,B"),
         ("init=digit init=random", "init=digit init=random: choose one; several are init=A,B and -m"),
+        ("+seed=0", "+seed=0: leave out the +, seed is there to be changed"),
+        ("-m +optimizer.lr=1,2", "+optimizer.lr=1,2: leave out the +, optimizer.lr is there to be changed"),
         ("+experiment=q1b", "+experiment=q1b: leave out the +, experiment is there to be chosen"),
         ("-model=kmeans", "-model=kmeans: there is no such flag; did you mean model=...?"),
         (
@@ -255,6 +257,8 @@ def test_resume_takes_nothing_beside_it_and_needs_a_run(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"config": saved}))
     with pytest.raises(ValueError, match=r"leave out seed=1"):
         cli.in_place([f"resume={tmp_path}", "seed=1"])
+    with pytest.raises(ValueError, match="leave out ~seed, or start a new run"):
+        cli.in_place([f"resume={tmp_path}", "~seed"])
     assert f"hydra.run.dir='{tmp_path}'" in cli.in_place([f"resume={tmp_path}"])
 
 
@@ -410,6 +414,13 @@ def test_help_names_every_group_and_option(lab: Lab) -> None:
 def test_the_version_is_ours(lab: Lab) -> None:
     """--version names digitlab's beside Hydra's, which alone Hydra would tell."""
     assert re.fullmatch(r"digitlab \d+\.\d+\.\d+, Hydra \d+\.\d+\.\d+\n", lab("--version").stdout)
+
+
+def test_a_conf_that_is_not_there_is_told(lab: Lab) -> None:
+    """Hydra's own look at --config-path, in a line that names it."""
+    done = lab("--config-path", "/nowhere")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "/nowhere" in done.stderr
 
 
 def test_completion_is_as_the_docs_say_and_runs_no_other_script(tmp_path: Path) -> None:

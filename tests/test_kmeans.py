@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from digitlab import figures, kmeans, schema
-from digitlab.data import Images
+from digitlab.data import Images, scale
 from digitlab.kmeans import MiniBatchKMeans, agreement, assign, draw_centers, gradient, nearest, own_rate
 from digitlab.seeds import Stream, generator
 
@@ -216,6 +216,15 @@ def test_prediction_agrees_with_numpy() -> None:
     squared = ((x[:, None] - kmeans.centers.detach().numpy()[None]) ** 2).sum(2)
     assert labels.tolist() == squared.argmin(1).tolist()
     assert loss == pytest.approx(np.mean(squared.min(1)) / 784, rel=1e-5)
+
+
+def test_a_loss_is_not_below_zero() -> None:
+    """Of images that are the centres, where rounding alone speaks."""
+    data, kmeans = some_images(500), model()
+    for part in range(0, 500, 10):
+        ten = data.take(torch.arange(part, part + 10))
+        kmeans.centers.data = scale(ten.images).flatten(1)
+        assert 0 <= kmeans.predict(ten)[1] < 1e-6
 
 
 def test_numbers_drawn_as_glyphs_look_like_texts(monkeypatch: pytest.MonkeyPatch) -> None:

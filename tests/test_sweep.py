@@ -21,7 +21,7 @@ import torch
 
 from digitlab import Busy, RunFailed, cli, config, refusals, runs, schema, sweep, train
 
-from .conftest import ROOT, Fork, Lab, compose, heed, results, run_here
+from .conftest import ROOT, Fork, Lab, compose, digits, heed, results, run_here, write_idx
 from .test_train import assert_same, weights
 
 KMEANS = ["model=kmeans", "init=digit"]
@@ -312,6 +312,21 @@ def test_a_damaged_job_is_done_again(damage: str, words: list[str], tmp_path: Pa
     assert runs.state(tmp_path / "cut") == "damaged"
     run_here(command, tmp_path / "cut")
     assert runs.state(tmp_path / "cut") == "completed"
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_checkpoints_without_results_are_of_no_data(words: list[str], tiny: Path, tmp_path: Path) -> None:
+    """A run whose results.json is damaged is trained anew: nothing tells that its checkpoints are of this data."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    images, _ = digits(600, 0)
+    write_idx(other / "train-images-idx3-ubyte.gz", 255 - images)
+    command = [*KMEANS, *words]
+    elsewhere = [f"data.root={other}" if word.startswith("data.root=") else word for word in command]
+    run_here(elsewhere, tmp_path / "whole")
+    run_here(command, tmp_path / "cut")
+    (tmp_path / "cut" / "results.json").write_text("{")
+    run_here(elsewhere, tmp_path / "cut")
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 

@@ -148,24 +148,24 @@ RESUMED = [
 
 
 @pytest.mark.parametrize("command", RESUMED)
-@pytest.mark.parametrize("epoch", [1, 2])
 def test_an_interrupted_run_resumes_bitwise(
-    command: str, epoch: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted inside its second or third epoch and run again, it ends as if it had never stopped."""
+    """Interrupted inside its second and its third epoch and run again, it ends as if it had never stopped."""
     command_line = [*command.split(), *words, "trainer.max_epochs=4"]
     run_here(command_line, tmp_path / "whole")
+    for epoch in (1, 2):
 
-    def interrupt(self: Any, trainer: Any, *_: Any) -> None:
-        if trainer.current_epoch == epoch:
-            raise KeyboardInterrupt
+        def interrupt(self: Any, trainer: Any, *_: Any, epoch: int = epoch) -> None:
+            if trainer.current_epoch == epoch:
+                raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Watch, "on_train_batch_end", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run_here(command_line, tmp_path / "cut")
-    assert results(tmp_path / "cut")["status"] == "interrupted"
-    assert len((tmp_path / "cut" / "metrics.csv").read_text().splitlines()) == 1 + epoch
+        with monkeypatch.context() as patch:
+            patch.setattr(callbacks.Watch, "on_train_batch_end", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run_here(command_line, tmp_path / "cut")
+        assert results(tmp_path / "cut")["status"] == "interrupted"
+        assert len((tmp_path / "cut" / "metrics.csv").read_text().splitlines()) == 1 + epoch
     run_here(command_line, tmp_path / "cut")
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
@@ -549,6 +549,8 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
         raise RuntimeError
     assert json.loads(path.read_text())["loss"] is None
     assert os.listdir(tmp_path) == ["results.json"]  # noqa: PTH208
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode, "as the user's umask has it"
 
 
 def test_a_directory_of_other_results_is_left_alone(lab: Lab, words: list[str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from digitlab import figures, runs
 from digitlab.autoencoder import Autoencoder
-from digitlab.data import IMAGE_SHAPE, Split
+from digitlab.data import IMAGE_SHAPE, Split, scale
 from digitlab.kmeans import MiniBatchKMeans
 
 
@@ -36,7 +36,7 @@ def autoencoder(model: Autoencoder, data: Split, directory: Path, title: str) ->
     """The stages as built, held-out digits restored, digits from random z, and the map of the latents."""
     unseen, whose = (data.val, "held-out") if len(data.val.labels) else (data.test, "test")
     some = unseen.take(torch.arange(min(2000, len(unseen.labels))))
-    originals = (some.images[:30].float() / 255).numpy()
+    originals = scale(some.images[:30]).numpy()
     restored = model.reconstruct(some.images[:30]).numpy()
     digits = model.generate(20, model.seed).numpy()
     latents, labels = model.encode(some), some.labels
@@ -44,7 +44,7 @@ def autoencoder(model: Autoencoder, data: Split, directory: Path, title: str) ->
     shutil.rmtree(directory / "00000" / "latents", ignore_errors=True)
     (directory / "projector_config.pbtxt").unlink(missing_ok=True)
     with SummaryWriter(str(directory)) as writer:
-        sprites = (some.images[:1000, None].float() / 255).repeat(1, 3, 1, 1)
+        sprites = scale(some.images[:1000, None]).repeat(1, 3, 1, 1)
         writer.add_embedding(latents[:1000], labels[:1000].tolist(), sprites, tag="latents")
     prior = model.prior_name.replace("_", " ")
     return {

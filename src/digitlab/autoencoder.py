@@ -34,18 +34,6 @@ def sizes(layers: int) -> list[int]:
     return edges
 
 
-def check_shapes(channels: Sequence[int], latent_dim: int) -> None:
-    """Raise ValueError where no such autoencoder fits 28 x 28 images."""
-    if not channels or min(channels) < 1:
-        raise ValueError(f"model.channels={list(channels)}: needs at least one layer, each of at least one channel")
-    if 1 in sizes(len(channels))[:-1]:
-        raise ValueError(
-            f"model.channels={list(channels)}: 28 x 28 can be halved 5 times (14, 7, 4, 2, 1), not {len(channels)}"
-        )
-    if not 1 <= latent_dim <= PIXELS:
-        raise ValueError(f"model.latent_dim={latent_dim}: must be from 1 to {PIXELS}, the pixels of an image")
-
-
 class Stages(nn.Sequential):
     """Named stages in the order they are applied."""
 
@@ -65,7 +53,6 @@ def build(
 
     `output` is what the decoder's last stage ends in: a sigmoid, or nothing (linear).
     """
-    check_shapes(channels, latent_dim)
     edges = sizes(len(channels))
     flat = channels[-1] * edges[-1] ** 2
 

@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from digitlab.model import Model
 from digitlab.runs import whole
 
-RUNS = ("kmeans", "autoencoder")
+RUN_MODELS = ("kmeans", "autoencoder")
 # The models that a checkpoint may name. A name outside this table is never imported.
 MODELS = {
     "kmeans": ("digitlab.kmeans", "MiniBatchKMeans"),
@@ -64,7 +64,7 @@ def model_class(name: str) -> type[Model]:
     return found
 
 
-def load_model(path: Path, kinds: tuple[str, ...] = RUNS) -> Model:
+def load_model(path: Path, kinds: tuple[str, ...] = RUN_MODELS) -> Model:
     """Rebuild a model from its checkpoint alone, on the CPU, in evaluation mode; `kinds` are the models wanted.
 
     Raises ValueError for a file that is damaged, foreign, or whose weights do not fit its model.

@@ -24,8 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from digitlab import config, refusals, schema
 from digitlab.mistakes import misnamed
 from digitlab.refusals import MULTIRUN
+from digitlab.runs import DATA_PLACE
 
-NAMELESS = ("seed", "force", "dry_run", "data.root", "data.verify")  # not what a sweep is about, nor is Hydra's own
+NAMELESS = ("seed", "force", "dry_run", *DATA_PLACE)  # not what a sweep is about, nor is Hydra's own
 UNNAMED = "outputs/sweeps/<name>"  # conf/config.yaml's place for a sweep, which no sweep gives a name to
 
 
@@ -191,7 +192,7 @@ def in_place(words: list[str]) -> list[str]:
     config.restore(run)
     kept = [word for word in words if not word.lstrip("+").startswith("resume=")]
     beside = ("-", "hydra.", "force=", "dry_run=", "data.root=")
-    values = [word for word in kept if "=" in word]  # a word without belongs to a flag
+    values = [word for word in kept if "=" in word or word.startswith("~")]  # others belong to a flag
     other = [word for word in values if not word.lstrip("+").startswith(beside) or "hydra.run.dir=" in word]
     if other or MULTIRUN & set(words):
         raise ValueError(

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-NO_SETTING = ("seed", "data.root", "data.verify")
+from digitlab.runs import DATA_PLACE
+
+NO_SETTING = ("seed", *DATA_PLACE)
 
 
 def bare(column: str) -> str:

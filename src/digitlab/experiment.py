@@ -164,7 +164,7 @@ def require_devices(accelerator: str, devices: int) -> None:
         raise ValueError(f"trainer.accelerator={accelerator}: torch finds none here; choose auto or cpu")
     most, what = max(2, os.cpu_count() or 1), "core"  # each process takes half a gigabyte
     if on_gpu(accelerator):
-        most, what = torch.cuda.device_count(), "GPU"
+        most, what = torch.cuda.device_count(), "GPU (trainer.accelerator=cpu: a core)"
     if devices > most:
         raise ValueError(f"trainer.devices={devices}: must be <= {most} here, a process a {what}")
 
@@ -224,7 +224,7 @@ def finish(
         results["warnings"] += model.warnings(metrics, trivial)
 
     title = f"{results['model']}, seed {results['seed']}: test loss {metrics['test/loss']:.4f}"
-    title += "\nnot better than predicting the mean image" if no_better else ""
+    title += "".join(f"\n{told.partition(':')[0]}" for told in no_better)
     pictures = {"loss": figures.loss(history, results["best_epoch"], metrics["test/loss"], trivial, title)}
     pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
     with SummaryWriter(str(directory)) as writer:

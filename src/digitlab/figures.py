@@ -131,10 +131,14 @@ def confusion_matrix(confusion: np.ndarray, heading: str) -> Figure:
 
 
 def reconstructions(originals: np.ndarray, restored: np.ndarray, heading: str) -> Figure:
-    """Images (N, 28, 28) in rows of ten, each row of originals over the row of their reconstructions."""
-    rows = [row for i in range(0, len(originals), 10) for row in (originals[i : i + 10], restored[i : i + 10])]
+    """Images (N, 28, 28) in rows of ten, each row of originals over the row of their reconstructions.
+
+    What is left over of a last row is not shown.
+    """
+    n = min(10, len(originals))
+    rows = [row for i in range(0, len(originals) - n + 1, n) for row in (originals[i : i + n], restored[i : i + n])]
     names = ["original", "restored"] * (len(rows) // 2)
-    return image_grid(np.concatenate(rows), None, 10, heading, names)
+    return image_grid(np.concatenate(rows), None, n, heading, names)
 
 
 def latents(z: np.ndarray, digits: np.ndarray, heading: str) -> Figure:

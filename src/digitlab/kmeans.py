@@ -211,7 +211,7 @@ class MiniBatchKMeans(Model):
             share = (self.current_epoch + index / len(self.batches.train_dataloader())) / (self.trainer.max_epochs or 1)
             if self.reassignment_ratio > 0 and share < 0.9:  # later ones would not have the time to settle
                 self._reassign(block.images, won, generator(self.seed, Stream.REASSIGN, self.current_epoch, index))
-        loss = squared / (won.sum() * PIXELS)
+        loss = squared.clamp(min=0) / (won.sum() * PIXELS)
         self.tell(loss, block.total)
         return loss
 
@@ -254,7 +254,7 @@ class MiniBatchKMeans(Model):
         wins = self._reduce(assign(scale(chunk.images).flatten(1), self.centers))
         n = int(wins.counts.sum())
         distributed = self.trainer.world_size > 1  # all have the same already; without the word Lightning warns
-        self.log("val/loss", wins.squared / (n * PIXELS), batch_size=n, sync_dist=distributed)
+        self.log("val/loss", wins.squared.clamp(min=0) / (n * PIXELS), batch_size=n, sync_dist=distributed)
 
     @torch.no_grad()
     def predict(self, data: Images) -> tuple[Tensor, float]:
@@ -264,7 +264,8 @@ class MiniBatchKMeans(Model):
             x = scale(chunk.images.to(self.device)).flatten(1)
             chosen, distances = nearest(x, self.centers)
             labels.append(chosen.cpu())
-            total += float((torch.linalg.vector_norm(x, dim=1).square() + distances).double().sum())
+            squared = torch.linalg.vector_norm(x, dim=1).square() + distances
+            total += float(squared.clamp_(min=0).double().sum())  # below 0 by rounding, of a point on its centre
         return torch.cat(labels), total / (len(data.labels) * PIXELS)
 
     def evaluate(self, source: Source, data: Split) -> dict[str, float]:

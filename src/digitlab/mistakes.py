@@ -39,6 +39,9 @@ def explain(error: BaseException, words: list[str]) -> str:
         return f"{error.override}: {told}, as data.root='\"/a b\"'"
     if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
         return _misfit(lines, words)
+    if isinstance(error, ConfigCompositionException) and "Could not append" in lines[0]:
+        word = _word(words, key := lines[0].split("'")[1])
+        return f"{word}: leave out the +, {key} is there to be changed"
     if isinstance(error, ConfigCompositionException) and "No match in the defaults list" in str(error):
         group = lines[0].split("'")[1]
         return f"{_word(words, group)}: there is no such choice here; {group} needs {NEEDS.get(group, 'another model')}"
@@ -75,6 +78,8 @@ def explain(error: BaseException, words: list[str]) -> str:
 
 def _unknown_choice(error: MissingConfigException, words: list[str]) -> str:
     """A choice that conf/ lacks, with those that there are."""
+    if error.missing_cfg_file is None:  # as of --config-path
+        return " ".join(str(error).split())
     missing = str(error.missing_cfg_file)
     group, _, name = missing.partition("/")
     word = next((word for word in words if word.replace("=", "/", 1) == missing), f"{group}={name}")
@@ -133,14 +138,15 @@ def _misfit(lines: list[str], words: list[str]) -> str:
     group = found.removeprefix("at ").partition(":")[0].rpartition(".")[0].rpartition(".")[2]
     beside = next((word for word in words if word.startswith(f"{group}=")), "the choice beside it")
     remedy = f"leave out {beside}, or mend the file"
-    for group in NEEDS:
-        if of_many and f"Could not override '{group}'" in found:
+    for choice, needed in NEEDS.items():
+        if of_many and f"Could not override '{choice}'" in found:
             chosen = [word for word in words if word.startswith("model=")]
-            model = NEEDS[group].replace("=", ": ")
             if grid := next((word for word in words if word.startswith("sweep=")), ""):
-                return f"{file}.yaml: chooses {group}, which needs {NEEDS[group]}; {grid} is of another model"
-            remedy = f"leave out {chosen[0]}" if chosen else f"add `override /{model}` above it"
-            return f"{file}.yaml: chooses {group}, which needs {NEEDS[group]}; {remedy}"
+                return f"{file}.yaml: chooses {choice}, which needs {needed}; {grid} is of another model"
+            above = f"add `override /{needed.replace('=', ': ')}` above it"
+            return (
+                f"{file}.yaml: chooses {choice}, which needs {needed}; {f'leave out {chosen[0]}' if chosen else above}"
+            )
     path = schema.CONF / f"{file}.yaml"
     within = file.partition("/")[0]
     if within in ("init", "prior") and path.is_file() and "@package" not in path.read_text():

@@ -35,9 +35,8 @@ class Prior(nn.Module):
         """Raise ValueError for fewer latents than components, or than two."""
         c = len(self.weights)
         if latents < max(2, c):
-            raise ValueError(
-                f"model.prior.n_components={c}: needs {max(2, c)} training images or more, here are {latents}"
-            )
+            what = f"model.prior.n_components={c}:" if c > 1 else "data.train_size: a density of the latents"
+            raise ValueError(f"{what} needs {max(2, c)} training images or more, here are {latents}")
 
     def fit(self, latents: Tensor, seed: int) -> None:
         """Fit the components to latents (N, Z): for one by moments, for more by scikit-learn's EM.

@@ -12,7 +12,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from digitlab import schema
-from digitlab.runs import foreign
+from digitlab.runs import DATA_PLACE, foreign
 
 MULTIRUN = {"-m", "--multirun"}
 OTHER_CONF = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"}
@@ -105,11 +105,11 @@ def check_grid(cfgs: Sequence[DictConfig], *, joblib: bool) -> None:
     for key in ("force", "dry_run"):
         if len({cfg[key] for cfg in cfgs}) > 1:
             raise ValueError(f"{key}: is for the whole sweep; give it one value")
-    for key in ("root", "verify"):
-        values = dict.fromkeys(str(cfg.data[key]) for cfg in cfgs)
+    for key in DATA_PLACE:
+        values = dict.fromkeys(str(OmegaConf.select(cfg, key)) for cfg in cfgs)
         if len(values) > 1:  # jobs that differ in nothing else have one name
             told = "a sweep reads one data set; run one for each, with a hydra.sweep.dir of its own"
-            raise ValueError(f"data.{key}={','.join(values)}: {told}")
+            raise ValueError(f"{key}={','.join(values)}: {told}")
 
 
 def check_resume(cfg: DictConfig, overrides: Sequence[str]) -> None:

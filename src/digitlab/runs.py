@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+UMASK = os.umask(0o022)  # can be read by setting it alone
+os.umask(UMASK)
 LARGEST_JSON = 2**26  # bytes: a sweep of 300,000 jobs
 
 # -- files ----------------------------------------------------------------------------------------------
@@ -43,7 +45,7 @@ def whole(path: Path) -> Iterator[Path]:
     part = Path(name)
     try:
         yield part
-        part.chmod(0o644)  # mkstemp's own is 0600
+        part.chmod(0o666 & ~UMASK)  # mkstemp's own is 0600
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -86,13 +88,13 @@ def write_csv(path: Path, header: Sequence[Any], rows: Sequence[Sequence[Any]]) 
 # -- identity -------------------------------------------------------------------------------------------
 
 
-def run_id(config: Mapping[str, Any]) -> str:
-    """Twelve hex digits that two resolved configurations share if they differ only in what changes no result.
+DATA_PLACE = ("data.root", "data.verify")  # where the data lies and whether it is checked: changes no result
 
-    That is where the data lies and whether its digests are checked.
-    """
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Twelve hex digits that two resolved configurations share if they differ only in what changes no result."""
     kept = dict(config)
-    kept["data"] = {key: value for key, value in config["data"].items() if key not in ("root", "verify")}
+    kept["data"] = {key: value for key, value in config["data"].items() if f"data.{key}" not in DATA_PLACE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -204,8 +206,8 @@ def no_better(loss: float, baseline: float) -> bool:
 
 # Where the files of a run and of a sweep lie, with a sign in each that stands for others: by a whole name Python's glob
 # finds no link to what is not there.
-RUN = ("*", "checkpoints/*", "figures/*", ".hydra/*", "00000/*", "00000/latents/*")
-SWEEP = ("*.json", "report*", "report*/*")
+RUN_FILES = ("*", "checkpoints/*", "figures/*", ".hydra/*", "00000/*", "00000/latents/*")
+SWEEP_FILES = ("*.json", "report*", "report*/*")
 # What a finished run should keep as it is: all that it writes but its logs and results.json.
 LASTING = (
     "checkpoints/*.ckpt",
@@ -263,7 +265,7 @@ def state(run: Path) -> str:
     return str(results["status"])
 
 
-def refuse_links(folder: Path, places: Sequence[str] = RUN) -> None:
+def refuse_links(folder: Path, places: Sequence[str] = RUN_FILES) -> None:
     """Raise ValueError where a link among the files of a run leads out of it, and with it what is written there.
 
     `places` are patterns within the folder, by default those of a run's files.
@@ -301,7 +303,7 @@ def leftover(path: Path) -> bool:
 
 def clear(run: Path) -> None:
     """Delete what killed processes were writing; nobody may be at the run."""
-    for path in [path for pattern in RUN for path in run.glob(pattern) if leftover(path)]:
+    for path in [path for pattern in RUN_FILES for path in run.glob(pattern) if leftover(path)]:
         path.unlink(missing_ok=True)
 
 

@@ -48,7 +48,7 @@ def run(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
                 return runs.score(earlier["metrics"])[1]
             log.warning("WARNING: %s is done again: its %s changed since", directory, ", ".join(damaged))
         runs.clear(directory)
-        if completed or force or not resumable(directory):
+        if completed or force or not resumable(directory, earlier):
             if completed or (force and earlier.get("data")):
                 require_data(config, earlier)
             runs.wipe(directory)
@@ -91,10 +91,13 @@ def made_otherwise(earlier: dict[str, Any], config: dict[str, Any]) -> list[str]
     return found
 
 
-def resumable(directory: Path) -> bool:
+def resumable(directory: Path, earlier: dict[str, Any]) -> bool:
     """Whether an unfinished run's checkpoints can be gone on from; says so where they are damaged."""
     last, best = (directory / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
     if not (last.exists() and best.exists()):
+        return False
+    if not earlier.get("data"):
+        log.warning("WARNING: training starts again: no results.json tells of what data the checkpoints are")
         return False
     try:
         checkpoints.read_rows(last)
