@@ -58,7 +58,7 @@ def test_revived_centres_mend_the_collapse(mnist: Path, tmp_path: Path) -> None:
         assert metrics["test/loss"] <= 0.052
 
 
-@pytest.mark.alone
+@pytest.mark.long
 def test_autoencoder_best_restores_and_draws_digits(mnist: Path, tmp_path: Path, full_judge: None) -> None:
     """Test loss at most 0.0050 at latent 16; 10,000 samples within twice the floor and nearly as well told as real."""
     outcome = run_here(["experiment=autoencoder_best", f"data.root={mnist}"], tmp_path)
