@@ -20,7 +20,7 @@ demo: $(READY) ## Train minibatch k-means from one image of each digit, in secon
 	$(BIN)/python train.py model=kmeans init=digit
 
 test: $(READY) ## Run all tests; those on real MNIST run where data/ or DIGITLAB_DATA has it
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxschedchunk 1
 
 test-quick: $(READY) ## Run the tests that take seconds
 	$(BIN)/python -m pytest -n auto -m 'not slow and not mnist'

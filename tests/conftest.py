@@ -26,11 +26,6 @@ from digitlab import autoencoder, cli, config, judge, train
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, as tests wait for processes a quarter of their time."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes minutes, so that the workers end together."""
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("long", "slow")])
