@@ -30,7 +30,7 @@ def cpu_threads(number: int | None) -> Iterator[None]:
 def crowded() -> str:
     """A sentence where the cores are busy and torch would use several threads, which then wait for one another."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if torch.get_num_threads() == 1 or load <= cores + 0.5:  # a program that has just ended may have had all cores
+    if torch.get_num_threads() == 1 or load <= 1.25 * cores:  # the job before may just have had all of them
         return ""
     return (
         f"The cores are busy (a load of {load:.1f} on {cores}): OMP_NUM_THREADS=1 before the command may make it many"
