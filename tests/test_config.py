@@ -67,6 +67,11 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ("optimizer.lr=nan", "optimizer.lr=nan: must be > 0 and finite"),
         ("data.batch_size=0", "data.batch_size=0: must be >= 1"),
         ("model.n_clusters=0", "model.n_clusters=0: must be >= 1"),
+        ("model=autoencoder model.latent_dim=0", "model.latent_dim=0: must be from 1 to 784, the pixels of an image"),
+        ("model=autoencoder model.latent_dim=785", "model.latent_dim=785: must be from 1 to 784"),
+        ("model=autoencoder model.channels=[]", "model.channels=[]: must be 1 to 5 layers of >= 1 channels"),
+        ("model=autoencoder model.channels=[4,0]", "model.channels=[4, 0]: must be 1 to 5 layers of >= 1 channels"),
+        ("model=autoencoder model.channels=[2,2,2,2,2,2]", "28 x 28 can be halved 5 times (14, 7, 4, 2, 1)"),
         ("seed=-1", "seed=-1: must be from 0 to 4294967295"),
         (
             "init=digit model.n_clusters=9",
