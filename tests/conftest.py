@@ -75,6 +75,7 @@ def _schemas() -> None:
 def be_quick(patch: pytest.MonkeyPatch) -> None:
     """Have the judge trained quickly, and few samples for it to see."""
     patch.setattr(judge, "EPOCHS", 30)  # of five minibatches each
+    patch.setattr(judge, "STEPS", 0)
     patch.setattr(autoencoder, "SCORED", 200)
 
 
@@ -92,6 +93,7 @@ def full_judge(quick_judge: pytest.MonkeyPatch) -> Iterator[None]:
     """The judge and the number of samples that users get."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge, "EPOCHS", 4)
+        patch.setattr(judge, "STEPS", 300)
         patch.setattr(autoencoder, "SCORED", 10_000)
         yield
 

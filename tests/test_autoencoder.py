@@ -18,12 +18,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from digitlab import RunFailed, baselines, figures, judge
+from digitlab import RunFailed, autoencoder, baselines, figures, judge
 from digitlab.autoencoder import Autoencoder, sizes
 from digitlab.data import Images, Split
 from digitlab.prior import Prior
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
+from digitlab.table import collect
 
 from .conftest import ROOT, digits, results, run_here, write_idx
 
@@ -203,6 +204,69 @@ def test_baselines_worked_by_hand() -> None:
     data = Split(train, train, grey)
     assert baselines.mean_image(data) == pytest.approx((0.5 - 0.2) ** 2)
     assert baselines.pca(data, 1) == pytest.approx(0, abs=1e-6)
+
+
+def test_pca_looks_at_a_million_images_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """25,000 test images, of which no more than 10,000 are floats at a time; the loss is numpy's."""
+    rng, parts = np.random.default_rng(0), []
+    train, test = (torch.from_numpy(rng.integers(0, 256, (n, 28, 28)).astype(np.uint8)) for n in (50, 25_000))
+
+    def scaled(images: torch.Tensor) -> torch.Tensor:
+        parts.append(len(images))
+        return images.float() / 255
+
+    monkeypatch.setattr(baselines, "scale", scaled)
+    data = Split(*(Images(images, torch.zeros(len(images), dtype=torch.long)) for images in (train, train, test)))
+    found = baselines.pca(data, 3)
+    assert max(parts) <= 10_000
+    x = train.numpy().reshape(50, -1) / 255
+    basis = np.linalg.svd(x - x.mean(0))[2][:3]
+    y = test.numpy().reshape(25_000, -1)[::50] / 255 - x.mean(0)
+    assert found == pytest.approx(((y - y @ basis.T @ basis) ** 2).mean(), rel=1e-2)  # of each 50th
+
+
+def test_generated_digits_are_as_many_as_their_floor_s(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 training images give a floor at 500, so 500 digits are scored, not 10,000: the distance falls with them."""
+    monkeypatch.setattr(autoencoder, "SCORED", 10_000)
+    numbers, score = [], judge.judge_samples
+
+    def count(arbiter: Any, samples: torch.Tensor, train: Images, test: Images) -> dict[str, float]:
+        numbers.append((len(samples), len(train.labels)))
+        return score(arbiter, samples, train, test)
+
+    monkeypatch.setattr(autoencoder, "judge_samples", count)
+    run_here([*AUTOENCODER, *words, "trainer.max_epochs=1"], tmp_path)
+    assert numbers == [(500, 500)]
+
+
+def test_a_frechet_distance_is_never_below_zero() -> None:
+    """Of a set to itself it is zero but for rounding."""
+    for seed in range(20):
+        x = torch.rand(30, 84, generator=generator(seed, Stream.JUDGE))
+        assert judge.frechet(x, x) >= 0
+
+
+def test_a_slice_has_a_judge_of_its_own_size(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on 200 of the images trains it on as many; results.json and a report tell whose scores are whose."""
+    sizes, train_judge = [], judge._train
+
+    def count(images: Images) -> judge.Judge:
+        sizes.append(len(images.labels))
+        return train_judge(images)
+
+    monkeypatch.setattr(judge, "_train", count)
+    monkeypatch.setattr(judge, "CACHE", tmp_path / "judge")
+    command = [*AUTOENCODER, *words, "trainer.max_epochs=1"]
+    whole = run_here(command, tmp_path / "whole")
+    part, again = (run_here([*command, "data.train_size=200", f"seed={seed}"], tmp_path / str(seed)) for seed in (0, 1))
+    assert sizes == [600, 200]
+    assert part["classifier"] == again["classifier"] != whole["classifier"]
+    assert run_here(["model=kmeans", *words], tmp_path / "kmeans")["classifier"] is None
+    table = collect([tmp_path])
+    assert table.set_index("run").other[str(tmp_path / "whole")].split() == ["classifier"]
+    assert table.set_index("run").other[str(tmp_path / "kmeans")] == ""
 
 
 def test_a_run_leaves_all_its_files_and_names_its_fog(words: list[str], tmp_path: Path) -> None:
@@ -441,7 +505,7 @@ def test_evaluate_says_what_is_no_run_or_not_its_data(trained: Path, tiny: Path,
         code, told = ends("evaluate", tmp_path / "cut")
         assert (code, told.endswith(f"Error: {tmp_path / 'cut'}: its run has {words}\n")) == (2, True)
     code, told = ends("evaluate", trained, "--root", tmp_path)
-    assert (code, "has no MNIST file, and data.source=files downloads none" in told) == (2, True)
+    assert (code, "has no MNIST file, and with data.verify=false nothing is downloaded" in told) == (2, True)
     shutil.copytree(tiny, tmp_path / "other")
     images, _ = digits(100, 1)
     images[0] = 0

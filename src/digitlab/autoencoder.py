@@ -218,13 +218,16 @@ class Autoencoder(Model):
         return self.decode(chosen.sample(n, generator(seed, Stream.PRIOR)))
 
     def evaluate(self, source: Source, data: Split) -> dict[str, float]:
-        """Losses of each part, and how 10,000 generated digits look to the judge."""
+        """Losses of each part, and how generated digits look to the judge: 10,000, of a smaller data set as many."""
         metrics = {"train/loss": self.mean_loss(data.train)}
         if len(data.val.labels):
             metrics["val/loss"] = self.mean_loss(data.val)
         metrics["test/loss"] = self.mean_loss(data.test)
-        samples = self.generate(SCORED, self.seed)
-        scores = judge_samples(appoint(source), samples, data.train, data.test)
+        samples = self.generate(min(SCORED, len(data.train.labels)), self.seed)
+        used = len(data.train.labels) + len(data.val.labels)
+        arbiter = appoint(source, train_size=used)
+        self.judged_by = arbiter.identity
+        scores = judge_samples(arbiter, samples, data.train, data.test)
         return metrics | {f"generated/{name}": value for name, value in scores.items()}
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:

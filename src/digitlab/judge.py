@@ -7,20 +7,22 @@ does with another network (Heusel et al., 2017), and by what it recognises. N im
 import hashlib
 import json
 import logging
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 from torch.nn import functional
 
 from digitlab import checkpoints, runs
-from digitlab.data import Batch, Images, MNISTData, Source, Split, scale
+from digitlab.data import Batch, Images, MNISTData, Source, Split, hold_out, scale
 from digitlab.model import Model
 from digitlab.process import cpu_threads
 from digitlab.seeds import Stream, generator
+from digitlab.trainer import make_trainer
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +35,14 @@ RECIPE: dict[str, Any] = {
     "seed": 0,
 }
 EPOCHS, BATCH_SIZE = 4, 128
+STEPS = 300  # at least: of 2,000 images four epochs are 63 steps, after which it is sure of no digit
 PRECISION: Any = "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
 class Judge(Model):
     """Two convolutions, one hidden layer of F features, ten classes."""
+
+    identity = ""  # what `appoint` knows it by
 
     def __init__(self, features: int, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
         super().__init__(optimizer, scheduler, seed)
@@ -73,12 +78,20 @@ class Judge(Model):
         return torch.cat(parts), torch.cat([self.classes(part).softmax(1) for part in parts])
 
 
-def appoint(source: Source, cache: Path | None = None) -> Judge:
-    """The judge for a data set: from the cache where its recipe and data are known, else trained now."""
+def appoint(source: Source, cache: Path | None = None, *, train_size: int | None = None) -> Judge:
+    """The judge for a data set: from the cache where its recipe and data are known, else trained now.
+
+    A run on a slice of the data (`train_size` images) gets a judge that learns from as many, the
+    same for all seeds. Its attribute `identity` is equal for equal judges alone.
+    """
+    train = source.train
+    if train_size is not None and train_size < len(train.labels):
+        _, train = hold_out(train, train_size, generator(0, Stream.JUDGE))
     with torch.random.fork_rng(devices=[]):
         layers = repr(Judge(**RECIPE))
-    recipe = json.dumps([layers, RECIPE, EPOCHS, BATCH_SIZE, PRECISION, source.digest, torch.__version__])
-    path = (cache or CACHE) / f"{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.ckpt"
+    told = [layers, RECIPE, EPOCHS, STEPS, BATCH_SIZE, PRECISION, source.digest, len(train.labels)]
+    identity = hashlib.sha256(json.dumps([*told, torch.__version__]).encode()).hexdigest()[:16]
+    path = (cache or CACHE) / f"{identity}.ckpt"
     judge: Model | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,36 +100,35 @@ def appoint(source: Source, cache: Path | None = None) -> Judge:
                 judge = checkpoints.load_model(path, ("judge",))
             except ValueError:  # not there yet, or damaged: it is remade in less than a minute
                 log.info("Training the judge of generated digits, once for this data (half a minute)")
-                judge = _train(source)
+                judge = _train(train)
                 content = {"model": "judge", "hyper_parameters": RECIPE, "state_dict": judge.state_dict()}
                 checkpoints.write_checkpoint(path, content)
     except OSError as error:  # no reason to lose what was trained for minutes
-        log.warning("WARNING: the judge of generated digits cannot be kept in %s: %s", path.parent, error.strerror)
-    judge = judge or _train(source)
+        reason = error.strerror or str(error)
+        log.warning("WARNING: the judge of generated digits cannot be kept in %s: %s", path.parent, reason)
+    judge = judge or _train(train)
     assert isinstance(judge, Judge)
+    judge.identity = identity
     return judge.eval()
 
 
-def _train(source: Source) -> Judge:
-    """Train on all training images; leaves torch's global random numbers as they were."""
-    with torch.random.fork_rng(devices=[]):
+def _train(train: Images) -> Judge:
+    """Train on these images; leaves torch's global random numbers as they were."""
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as nowhere:
         seed_everything(RECIPE["seed"], verbose=False)
         judge = Judge(**RECIPE)
-        nothing = source.train.take(torch.arange(0))
+        nothing = train.take(torch.arange(0))
         batches = MNISTData(
-            Split(source.train, nothing, nothing), batch_size=BATCH_SIZE, block=Judge.block, seed=RECIPE["seed"]
+            Split(train, nothing, nothing), batch_size=BATCH_SIZE, block=Judge.block, seed=RECIPE["seed"]
         )
-        trainer = Trainer(
-            max_epochs=EPOCHS,
+        trainer = make_trainer(
+            Path(nowhere),  # it keeps no files, and none of another program's is to be read
+            max_epochs=max(EPOCHS, round(STEPS / batches.steps)),
             accelerator="cpu",  # the same weights with or without a GPU
             precision=PRECISION,
             devices=1,
-            logger=False,
             enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
             limit_val_batches=0,
-            use_distributed_sampler=False,
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*no `validation_step`")  # nothing is held out here
@@ -128,11 +140,14 @@ def _train(source: Source) -> Judge:
 def judge_samples(judge: Judge, samples: Tensor, train: Images, test: Images) -> dict[str, float]:
     """Score samples (N, 28, 28) in [0, 1] beside real digits.
 
-    fid: Frechet distance to the test images on the judge's features. fid_floor: that of as many training images as
-    there are samples (all, where there are fewer), the mean over disjoint draws. recognized: the share told with a
-    confidence above 0.9; recognized_real: of the test images. classes: how many digits appear among what is told;
-    rarest and commonest: their shares, 0.1 at best.
+    fid: Frechet distance to the test images on the judge's features. fid_floor: that of as many
+    training images, the mean over disjoint draws; the distance depends on their number, so there
+    may be no more samples than training images. The judge has learned from the training images,
+    and from those that a run holds out. recognized: the share told with a confidence above 0.9;
+    recognized_real: of the test images. classes: how many digits appear among what is told; rarest
+    and commonest: their shares, 0.1 at best.
     """
+    assert len(samples) <= len(train.labels)
     real, probabilities = judge.look(scale(test.images.cpu()))
     parts = torch.randperm(len(train.labels), generator=generator(0, Stream.JUDGE)).split(len(samples))
     whole = [part for part in parts if len(part) == len(parts[0])]
@@ -159,4 +174,4 @@ def frechet(features: Tensor, reference: Tensor) -> float:
     distance = FrechetInceptionDistance(feature=identity)
     distance.update(reference, real=True)
     distance.update(features, real=False)
-    return float(distance.compute())
+    return max(0.0, float(distance.compute()))  # below it by rounding alone

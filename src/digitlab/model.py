@@ -35,6 +35,7 @@ class Model(LightningModule):
     block = 8  # minibatches an item of the training loader
     threads: int | None = None  # CPU threads to train with; None leaves torch's choice
     bf16 = False  # whether trainer.precision=auto may choose bfloat16
+    judged_by: str | None = None  # the classifier that scored what the model generates; `evaluate` sets it
 
     def __init__(self, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
         super().__init__()

@@ -1,14 +1,11 @@
-"""What an experiment asks of the process that it runs in: threads, memory, signals. All but memory is given back."""
+"""What an experiment asks of the process that it runs in: threads and memory. All but memory is given back."""
 
 import ctypes
 import logging
 import os
-import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -70,31 +67,3 @@ def quiet_threads() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
-
-
-@contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, and leave the signals afterwards as they were."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    def once_more(lost: Any) -> None:
-        if isinstance(lost.exc_value, KeyboardInterrupt):  # it fell into a destructor, where Python drops exceptions
-            main = threading.main_thread().ident  # raised by the timer's own, it would not end what this one waits for
-            threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGTERM]).start()  # when the destructor is over
-        else:
-            hook(lost)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hook, sys.unraisablehook = sys.unraisablehook, once_more
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        for number, handler in before.items():
-            signal.signal(number, handler)

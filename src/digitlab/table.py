@@ -40,7 +40,7 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
     for key in in_vain:
         del rows[key]
     plans = [path.parent for folder in sweeps for path in sorted(folder.rglob("sweep.json"))]
-    planned = {job.run_id: (place, job) for place in plans for job in read_plan(place).jobs}
+    planned = {job.run_id: (place, job) for place in plans for job in read_plan(place)}
     for run_id, (place, job) in planned.items():
         if run_id not in begun:
             seed = re.search(r"(?:^| )seed=(\d+)", job.overrides)
@@ -93,6 +93,7 @@ def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     told |= {"run": str(run), "warnings": results.get("warnings", [])}
     told |= {"written": (run / "results.json").stat().st_mtime}
     told |= {key: str(results.get(key)) for key in ("data", "versions")}
+    told["classifier"] = results.get("classifier")
     code = results.get("code") or {}
     told["code"] = str(code.get("digest", code.get("sha")))
     told |= {f"config.{key}": show(value) for key, value in runs.flat(results["config"]).items()}
@@ -115,4 +116,10 @@ def mark(table: pd.DataFrame) -> pd.DataFrame:
         last = finished.loc[finished[finished.data == commonest(finished.data)].written.idxmax()]
         for name in ("code", "data", "versions"):
             table.loc[finished.index[finished[name] != last[name]], "other"] += f"{name} "
+        # Distances on the features of two classifiers do not compare; k-means has none.
+        scored = finished[finished.classifier.notna()]
+        if len(scored):
+            last = scored.loc[scored.written.idxmax()]
+            others = scored.index[scored.classifier != last.classifier]
+            table.loc[others, "other"] += "classifier "
     return table

