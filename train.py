@@ -3,14 +3,17 @@
 import gc
 import logging
 import os
+import platform
 import signal
 import sys
-import threading
+from collections.abc import Sequence
+from contextlib import chdir
 from importlib.metadata import version
 from pathlib import Path
 
 try:
     import hydra
+    import psutil
     from hydra._internal.hydra import Hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -20,7 +23,7 @@ try:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from digitlab import Busy, RunFailed, cli, config, mistakes, refusals, runs, schema, sweep
+    from digitlab import Busy, RunFailed, cli, config, mistakes, refusals, runs, schema, signals, sweep
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed in {sys.executable}: run 'make setup', then '. .venv/bin/activate'")
 except KeyboardInterrupt:
@@ -38,31 +41,56 @@ def experiment(cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     if cfg.dry_run:  # main() answers, but for Hydra's own --run and the like, which it does not read
         raise ValueError("dry_run=true: beside these flags nothing can be told; leave them out, but for -m")
-    if settings.runtime.choices.get("hydra/launcher") == "submitit_local":  # all jobs start at once on this machine
+    directory = Path(settings.runtime.output_dir)
+    if settings.mode != RunMode.MULTIRUN:
+        return job(cfg, directory, settings.overrides.task)
+    launcher = settings.runtime.choices.get("hydra/launcher")
+    if launcher == "submitit_local":  # all jobs start at once on this machine
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    directory, swept = Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
-    if swept:
-        opening = sweep.opening(directory.parent, directory.name)
-        log.info(opening)
-        if settings.runtime.choices.get("hydra/launcher") == "joblib":  # whose workers all write to one terminal
-            label(opening.partition(":")[0])
+    planned = sweep.planned(directory)
+    if planned is None and not (directory.parent / sweep.PLAN).is_file():
+        return lost(directory, f"{directory.parent}: the sweep's folder is not there on {platform.node()}")
+    place = Path(planned.folder) if planned else Path.cwd()
+    if not place.is_dir():
+        return lost(directory, f"{place}: where the command was given is not there on {platform.node()}")
+    opening = sweep.opening(directory.parent, directory.name)
+    log.info(opening)
+    if launcher in ("joblib", "ray"):  # whose workers all write to one terminal
+        label(opening.partition(":")[0])
+    if planned:
+        cfg.data.root = planned.root
+    with chdir(place):  # a worker elsewhere has another folder, in which relative paths are others
+        score = job(cfg, directory, settings.overrides.task, planned.since if planned else 0.0)
+    log.info(sweep.progress(directory.parent, directory.name))
+    return score
+
+
+def job(cfg: DictConfig, directory: Path, words: Sequence[str], since: float | None = None) -> float:
+    """Run one job; `since` is given to those of a sweep."""
     import_torch()
     from digitlab.train import run
 
-    cfg = config.resumed(cfg, settings.overrides.task)
+    cfg = config.resumed(cfg, words)
     config.check(cfg)  # again: a sweeper of another kind makes its own jobs
-    score = float("nan")
     try:
-        score = run(cfg, directory, sweep.read_plan(directory.parent).since if swept else 0.0)
+        return run(cfg, directory, since or 0.0)
     except RunFailed:
         failed.append(directory)
     except Busy:
         log.warning("Left alone: another process works on %s", directory)
-        if not swept:  # a sweep waits for that process
+        if since is None:  # a sweep waits for that process
             failed.append(directory)
-    if swept:
-        log.info(sweep.progress(directory.parent, directory.name))
-    return score
+    except OSError as error:  # before there was a run
+        log.error("Failed: %s", mistakes.explain(error, []))
+        failed.append(directory)
+    return float("nan")
+
+
+def lost(directory: Path, reason: str) -> float:
+    """Say why a worker cannot begin a job; the others go on."""
+    log.error("Failed: %s; all workers need the file system of this sweep", reason)
+    failed.append(directory)
+    return float("nan")
 
 
 def label(told: str) -> None:
@@ -75,26 +103,18 @@ def label(told: str) -> None:
 def import_torch() -> None:
     """Import what takes seconds: not for --help or a mistake in the command.
 
-    A Ctrl-C waits for the end of it: in half an import it would turn up as an error of another kind, or as none.
+    A signal waits for the end of it: in half an import it would come out as an error of another kind, or not at all.
     """
     if "digitlab.train" in sys.modules:  # to freeze again would keep what earlier jobs left
         return
-    asked: list[int] = []
-    first = threading.current_thread() is threading.main_thread()  # which alone hears signals
-    heard = first and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if heard:
-        signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
-    gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
-    try:
-        import digitlab.train  # noqa: F401
+    with signals.deferred():
+        gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
+        try:
+            import digitlab.train  # noqa: F401
 
-        gc.freeze()
-    finally:
-        gc.enable()
-        if heard:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    if asked:
-        raise KeyboardInterrupt
+            gc.freeze()
+        finally:
+            gc.enable()
 
 
 def main() -> int:
@@ -102,6 +122,7 @@ def main() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"digitlab {version('digitlab')}, Hydra {hydra.__version__}")
         return 0
+    signals.install()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes reach this function, which says them in a line or two
     try:
         config.register()
@@ -138,7 +159,7 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as mistake:
-        if interrupted(mistake):
+        if signals.received:  # which OmegaConf, restoring its flags, may have made another error of
             print("Interrupted; no run was cut short", file=sys.stderr)
             return 130
         if not isinstance(mistake, HydraException | OmegaConfBaseException | YAMLError | ValueError | OSError):
@@ -146,13 +167,6 @@ def main() -> int:
         print(f"Error: {mistakes.explain(mistake, sys.argv[1:])}", file=sys.stderr)
         return 2
     return 1 if failed else 0
-
-
-def interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: where it falls into OmegaConf, what restores its flags may raise another."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
 
 
 def multirun(command: cli.Command) -> int:
@@ -176,15 +190,19 @@ def multirun(command: cli.Command) -> int:
         told = f", {other} of them by other code or from another data.root" if other else ""
         print(f"{len(kept)} of {len(jobs)} jobs are finished already{told}")
     first = command.jobs[0].cfg if command.jobs else None
-    began = sweep.begin(directory, planned, force=bool(first and first.force), root=first.data.root if first else "")
+    root = first.data.root if first else ""
+    planned = sweep.begin(directory, planned, force=bool(first and first.force), root=root)
     if planned:  # all jobs are composed and checked; to compose them again takes 0.1 s each
         Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: else a launcher's workers would train on
+    # Ray hides lines of one job that are like another's, and answers SIGTERM with a stack trace of its own.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     try:
         experiment()
         while sweep.wait_for_others(directory, planned):
             experiment()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the second
+        end_local_jobs()
         told = (
             f"Interrupted; the same command goes on with {directory}; scripts/report.py {directory} tells what is done"
         )
@@ -192,10 +210,12 @@ def multirun(command: cli.Command) -> int:
     except (HydraException, OmegaConfBaseException):
         raise
     except Exception as error:  # of a launcher: a worker killed, a queue that refused
+        if signals.received:
+            raise
         remedy = "; there is no Slurm here, hydra/launcher=joblib takes all cores" if "srun" in str(error) else ""
         print(f"Error: the launcher stopped: {type(error).__name__}: {error}{remedy}", file=sys.stderr)
     else:
-        sweep.end(directory, began)
+        sweep.end(directory, planned)
     from digitlab import report  # matplotlib and pandas
 
     print(report.write([directory], directory / "report"))
@@ -208,9 +228,18 @@ def multirun(command: cli.Command) -> int:
         if count:
             print(f"WARNING: {count} of these results were made before, by other code or of other data (see above);")
             print("  force=true makes them anew, hydra.sweep.dir=... keeps both.")
-    since = sweep.read_plan(directory).since if first and first.force else 0.0
-    undone = [folder for folder in jobs if since and not runs.begun_since(folder, since)]  # for want of data
+    undone = [  # for want of data
+        job for job in planned if first and first.force and not runs.begun_since(directory / job.run_id, job.since)
+    ]
     return 0 if all(runs.state(folder) == "completed" for folder in jobs) and not failed and not undone else 1
+
+
+def end_local_jobs() -> None:
+    """End the jobs that submitit runs on this machine, which it leaves alone when their sweep ends."""
+    controllers = [process for process in psutil.Process().children() if "submitit.local._local" in process.cmdline()]
+    for process in controllers:
+        process.send_signal(signal.SIGINT)  # as LocalJob.cancel does; it ends its tasks
+    psutil.wait_procs(controllers, timeout=10)
 
 
 if __name__ == "__main__":

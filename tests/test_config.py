@@ -86,6 +86,15 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
             "experiment=autoencoder_best model=kmeans",
             "experiment/autoencoder_best.yaml: chooses prior, which needs model=autoencoder; leave out model=kmeans",
         ),
+        (
+            "-m seed=range(1,3),5",
+            "seed=range(1,3),5: a function such as range(1,3) stands alone, not in a list; name the values, as 1,2,5",
+        ),
+        (
+            "-m hydra/launcher=ray hydra.launcher.ray.remote.num_cpus=2",
+            "hydra.launcher.ray.remote has no such key; a new key takes a +, as +hydra.launcher.ray.remote.num_cpus=2",
+        ),
+        ("hydra.job.env_set.FOO=1", "has no such key; a new key takes a +, as +hydra.job.env_set.FOO=1"),
         ("optimizer.lr=[1", "optimizer.lr=[1: is no key=value; leave out spaces about =, close brackets and quotes"),
         ("data.root=~/mnist", "data.root=~/mnist: is no key=value"),
         ("init=digits", f"init=digits: must be one of {INITS}; did you mean init=digit?"),
@@ -206,6 +215,20 @@ def test_a_sweep_and_an_experiment_of_two_models_are_told_apart() -> None:
     """The experiment's file is in order, and needs no line more: the grid beside it is of the other model."""
     told = "experiment/q1b.yaml: chooses init, which needs model=kmeans; sweep=q2c/latent is of another model"
     assert refusal("sweep=q2c/latent", "experiment=q1b") == told
+
+
+def test_a_folder_with_a_space_and_an_equals_sign_is_told_its_quotes() -> None:
+    """Its parts are no words of their own; two settings in one pair of quotes are."""
+    told = """put other signs in quotes, as hydra.sweep.dir='"/a b/x=y"'"""
+    assert refusal("-m", "hydra.sweep.dir=/a b/x=y").endswith(told)
+    assert refusal("seed=1 model=kmeans").endswith("in one pair of quotes stand several words; leave the quotes out")
+
+
+def test_no_experiment_and_no_sweep_may_be_chosen() -> None:
+    """null is their default, and asks for no sweep."""
+    command = cli.parse(cli.at_home(["experiment=null", "sweep=null", "seed=3"]))
+    assert not command.multirun
+    assert [job.cfg.seed for job in command.jobs] == [3]
 
 
 def test_a_folder_for_a_word_is_a_run_to_go_on_with(tmp_path: Path) -> None:

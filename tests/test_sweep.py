@@ -481,7 +481,7 @@ def test_a_run_that_began_on_other_data_keeps_what_it_has(words: list[str], tiny
     before = {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
     shutil.copytree(tiny, tmp_path / "other")
     (labels := tmp_path / "other" / "t10k-labels-idx1-ubyte").write_bytes(labels.read_bytes()[:-1] + bytes([0]))
-    for root, told in (("gone", "nothing could be downloaded"), ("other", "other data than this run began on")):
+    for root, told in (("gone", "nothing is downloaded"), ("other", "other data than this run began on")):
         with pytest.raises(RunFailed, match=f"{told}.*; name the folder of the data that this run began on"):
             run_here([*command, f"data.root={tmp_path / root}"], run)
         assert before == {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
@@ -504,7 +504,7 @@ def test_a_finished_run_does_not_give_way_to_data_that_is_gone(words: list[str],
     command = [*KMEANS, *words[1:], "data.source=auto", "trainer.max_epochs=1"]
     run_here([*command, f"data.root={tiny}"], tmp_path / "run")
     before = files_of(tmp_path / "run")
-    with pytest.raises(RunFailed, match=r"nothing could be downloaded.*; what is there stays as it is"):
+    with pytest.raises(RunFailed, match=r"nothing is downloaded; what is there stays as it is"):
         run_here([*command, f"data.root={tmp_path / 'gone'}", "force=true"], tmp_path / "run")
     assert len(before) > 7
     assert files_of(tmp_path / "run") == before
@@ -529,7 +529,10 @@ def test_a_finished_sweep_does_not_give_way_to_data_that_is_gone(
     call = lab if launcher == "basic" else shell
     done = call(*command, "data.root=gone", "force=true", f"hydra/launcher={launcher}")
     assert done.returncode == 1
-    assert done.stdout.count("gone: is no folder, and data.source=files downloads none; what is there stays") == 2
+    assert (
+        done.stdout.count("gone: is no folder, and with data.verify=false nothing is downloaded; what is there stays")
+        == 2
+    )
     after = files_of(tmp_path / "sweep")
     kept = [path for path in before if path.parent.name != "report"]
     assert len(kept) > 14
@@ -542,16 +545,19 @@ def test_a_forced_sweep_goes_on_only_where_a_forced_one_was_cut_short(tmp_path: 
     Where the forced one itself was cut short, force=true goes on since when it began.
     """
     jobs = [sweep.Planned("a", "seed=0", 1)]
-    sweep.begin(tmp_path, jobs, force=True, root="r")
-    since = sweep.forced_since(tmp_path, jobs, "r")
-    assert since > 0
+
+    def since() -> float:
+        return sweep.forced_since({"a": sweep.read_plan(tmp_path)[0]}, "a", sweep.origin_of("r"))
+
+    (began,) = sweep.begin(tmp_path, jobs, force=True, root="r")
+    assert since() == began.since > 0
     sweep.begin(tmp_path, jobs, root="r")
-    assert sweep.forced_since(tmp_path, jobs, "r") == since
-    began = sweep.begin(tmp_path, jobs, force=True, root="r")
-    assert sweep.forced_since(tmp_path, jobs, "r") == since
-    sweep.end(tmp_path, began)
+    assert since() == began.since
+    again = sweep.begin(tmp_path, jobs, force=True, root="r")
+    assert since() == began.since
+    sweep.end(tmp_path, again)
     sweep.begin(tmp_path, jobs, root="r")
-    assert sweep.forced_since(tmp_path, jobs, "r") == 0
+    assert since() == 0
 
 
 def test_what_a_killed_process_was_writing_is_cleared_away(words: list[str], tmp_path: Path) -> None:
@@ -696,6 +702,35 @@ def test_two_processes_on_one_sweep_do_each_job_once(grid: list[str], tmp_path: 
         assert [process.returncode for process in both] == [0, 0], told
         assert sum(text.count(" s of training (data:") for text in told) == 4
         assert len(jobs_of(tmp_path / "sweep")) == 4
+
+
+def test_a_second_command_in_a_folder_adds_to_the_plan(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """Its jobs are numbered after the first one's, and the first one's are in its report, also those never begun."""
+    command = ["-m", *KMEANS, *words, "trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
+    jobs = cli.parse([*command, "seed=0,1"]).jobs
+    sweep.begin(tmp_path / "sweep", sweep.plan(jobs))
+    done = lab(*command, "seed=1,2,3")
+    assert done.returncode == 0, done.stderr
+    told = re.findall(r"^Job (\d) of (\d): (.*)$", done.stdout, re.MULTILINE)
+    assert told == [("2", "4", "seed=1"), ("3", "4", "seed=2"), ("4", "4", "seed=3")]
+    assert "4 jobs: 3 completed, 1 not begun." in done.stdout
+    assert "less than a minute left" not in done.stdout.split("Job 4 of 4 ended")[1]  # nobody waits for seed=0
+
+
+def add_jobs(folder: Path, name: str) -> None:
+    """Begin ten sweeps of a job each, one after the other."""
+    for n in range(10):
+        sweep.begin(folder, [sweep.Planned(f"{name}{n}", "", 1)])
+
+
+def test_commands_that_begin_at_once_lose_no_job(forks: Any, tmp_path: Path) -> None:
+    """Two processes write the plan in turns; each job of both is in it."""
+    both = [forks(target=add_jobs, args=(tmp_path, name)) for name in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(100)
+    assert {job.run_id for job in sweep.read_plan(tmp_path)} == {f"{name}{n}" for name in "ab" for n in range(10)}
 
 
 @pytest.mark.slow

@@ -82,19 +82,26 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
     parsed = parser.parse_overrides(overrides)
     if any(override.key_or_group == "sweep" and override.is_sweep_override() for override in parsed):
         raise ValueError("sweep: names one grid; run several one after the other")
+    place = next((str(word.value()) for word in parsed if word.key_or_group == "hydra.sweep.dir"), "")
+    if place and "${" not in place:  # a worker in another folder would find another
+        overrides = placed(overrides, place)
     cfg = compose(hydra, [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
     unresolved: Any = OmegaConf.to_container(cfg.hydra.sweep)
-    place = unresolved["dir"]
-    if place == UNNAMED or "${" in place:  # each job would find a place of its own by ${now:...}
-        fixed = f"outputs/sweeps/{sweep_name(parsed)}" if place == UNNAMED else cfg.hydra.sweep.dir
-        overrides = [word for word in overrides if word.lstrip("+").partition("=")[0] != "hydra.sweep.dir"]
-        return parse_sweep(hydra, [*overrides, f"hydra.sweep.dir={quoted(fixed)}"], flags)
+    if not place or "${" in place:
+        place = unresolved["dir"]
+        if place == UNNAMED:
+            place = f"outputs/sweeps/{sweep_name(parsed)}"
+        elif "${" in place:  # each job would find a place of its own by ${now:...}
+            place = cfg.hydra.sweep.dir
+        overrides = placed(overrides, place)
+        cfg = compose(hydra, [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
+    if cfg.hydra.launcher._target_.endswith(".RayLauncher"):
+        # The plugin asks for an object store of its own, which Ray refuses where there is a cluster already.
+        overrides = [*overrides, "++hydra.launcher.ray.init.object_store_memory=null"]
+        cfg = compose(hydra, [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
     node = cfg.hydra
     refusals.check_place(cfg)
-    if node.launcher._target_.endswith(".RayLauncher") and node.launcher.ray.init.get("address"):
-        # The plugin asks for an object store of its own, which Ray refuses where the cluster is there already.
-        overrides = [*overrides, "++hydra.launcher.ray.init.object_store_memory=null"]
-    directory, words, workers = Path(node.sweep.dir), [*overrides, *flags], 1
+    directory, words, workers = Path(place), [*overrides, *flags], 1
     if joblib := node.launcher._target_.endswith(".JoblibLauncher"):
         from joblib import effective_n_jobs
 
@@ -117,6 +124,12 @@ def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command
     jobs = [Job(compose(hydra, [*node.overrides.hydra, *job], RunMode.RUN), job) for job in grid]
     refusals.check_grid([job.cfg for job in jobs], joblib=joblib)
     return Command(jobs, directory, True, words, workers)
+
+
+def placed(overrides: list[str], place: str) -> list[str]:
+    """The words with the sweep's folder spelt out from the root on."""
+    kept = [word for word in overrides if word.lstrip("+").partition("=")[0] != "hydra.sweep.dir"]
+    return [*kept, f"hydra.sweep.dir={quoted(str(Path.cwd() / place))}"]
 
 
 def refuse_mode(words: list[str]) -> None:
@@ -208,7 +221,11 @@ def quoted(text: str) -> str:
 
 
 def at_home(words: list[str]) -> list[str]:
-    """The words with the ~ of a folder spelt out: behind a key with a dot no shell does."""
+    """The words with the ~ of a folder spelt out: behind a key with a dot no shell does.
+
+    Without those that choose no experiment or sweep, which is what the defaults do.
+    """
+    words = [word for word in words if word not in ("experiment=null", "sweep=null")]
     folders = r"^(\+*(?:data\.root|resume|hydra\.run\.dir|hydra\.sweep\.dir)=['\"]?)~(?=['\"/]|$)"
     return [re.sub(folders, lambda found: found[1] + str(Path.home()), word) for word in words]
 

@@ -4,6 +4,8 @@ Imported before any job: it must not import torch.
 """
 
 import difflib
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ def explain(error: BaseException, words: list[str]) -> str:
     if isinstance(error, UnicodeDecodeError):  # does not say of which file
         near = error.object[max(0, error.start - 30) : error.end]
         return f"a YAML holds {near!r}, which is not UTF-8; save it as UTF-8"
+    if "Unexpected type annotation" in lines[0]:
+        called = next((word for word in words if re.search(r"\w\(.*\)", word)), lines[0])
+        return f"{called}: a function such as range(1,3) stands alone, not in a list; name the values, as 1,2,5"
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error, words)
     if isinstance(error, OverrideParseException) and Path(error.override).is_dir():
@@ -36,7 +41,11 @@ def explain(error: BaseException, words: list[str]) -> str:
         return f"{error.override}: is no key=value; {meant}"
     if isinstance(error, OverrideParseException):
         told = "is no key=value; leave out spaces about =, close brackets and quotes, and put other signs in quotes"
-        return f"{error.override}: {told}, as data.root='\"/a b\"'"
+        key, _, value = error.override.partition("=")
+        quoted = "data.root='\"/a b\"'"
+        if re.search("[ =]", value) and not re.search("['\"]", value) and key == key.strip():
+            quoted = f"{key}='\"{value}\"'"
+        return f"{error.override}: {told}, as {quoted}"
     if isinstance(error, ConfigCompositionException) and lines[0].startswith("In '"):
         return _misfit(lines, words)
     if isinstance(error, ConfigCompositionException) and "Could not append" in lines[0]:
@@ -113,9 +122,16 @@ def _meant(word: str) -> str:
         return f"did you mean {groups[0]}={word}?"
     if word in ("force", "dry_run"):
         return f"did you mean {word}=true?"
-    if " " in word.strip() and all("=" in part for part in word.split()):
+    if " " in word.strip() and all(_is_setting(part) for part in word.split()):
         return "in one pair of quotes stand several words; leave the quotes out"
     return ""
+
+
+def _is_setting(word: str) -> bool:
+    """Whether a word sets something that there is, as far as its first name tells."""
+    key, equals, _ = word.lstrip("+~").partition("=")
+    known = {*schema.groups(), *(field.name for field in fields(schema.Config)), "hydra"}
+    return bool(equals) and key.partition(".")[0].partition("/")[0] in known
 
 
 def misnamed(words: list[str]) -> str:
@@ -165,7 +181,9 @@ def _stranger(key: str, parent: Any, words: list[str]) -> str:
     inner = [f"{name}.{each}" for name in keys if isinstance(parent.get(name), DictConfig) for each in parent[name]]
     close = difflib.get_close_matches(last, keys, n=1) or [word for word in inner if last in word.partition(".")[2]]
     remedy = f"it has {', '.join(keys)}"
-    if close:
+    if not keys:
+        remedy = f"a new key takes a +, as +{_word(words, key).lstrip('+~')}"
+    elif close:
         remedy = f"did you mean {f'{stem}.' if stem else ''}{close[0]}?"
     elif stem == "optimizer" and OmegaConf.get_type(parent) is dict:
         remedy = f"+{key}=... gives it one that torch.optim has"

@@ -1,7 +1,6 @@
 """A run on disk: its identity, results.json, who works on it. What is written here appears whole or not at all."""
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -19,7 +18,9 @@ from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from filelock import lock_descriptor
 
 UMASK = os.umask(0o022)  # can be read by setting it alone
 os.umask(UMASK)
@@ -156,7 +157,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("code", "data", "machine"), dict | None),
     **dict.fromkeys(("seed", "epochs", "steps", "best_epoch"), int),
     **dict.fromkeys(("fit_seconds", "seconds"), float | int),
-    "error": str | None,
+    **dict.fromkeys(("error", "classifier"), str | None),
     "warnings": list,
 }
 
@@ -243,12 +244,17 @@ def busy(run: Path) -> bool:
     """Whether a process is at a run. To look makes no file, and needs no leave to write one."""
     try:
         with (run / ".lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            for attempt in range(3):  # another process may only be looking as well
+                if lock_descriptor(file.fileno(), blocking=False):
+                    return False
+                time.sleep(0.01 * attempt)
+        return True
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False
+    except PermissionError:
+        raise
+    except OSError:  # nobody holds a lock where locks do not work
+        return False
 
 
 def state(run: Path) -> str:
@@ -319,18 +325,24 @@ def wipe(run: Path) -> None:
 def lock(directory: Path, *, wait: bool = False) -> Iterator[bool]:
     """Whether this process has a directory to itself until the block ends; with `wait`, once it has.
 
-    A process that dies lets go at once.
+    A process that dies lets go at once. Raises OSError where the file system has no locks.
     """
     if not directory.is_dir():
         yield True  # nobody is there yet
         return
     with (directory / ".lock").open("a") as file:
         for attempt in range(5):  # another process may only be looking at the run's state
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                time.sleep(0.05 * attempt)
-            else:
+            if _locked(file, wait):
                 yield True
                 return
+            time.sleep(0.05 * attempt)
         yield False
+
+
+def _locked(file: IO[str], wait: bool) -> bool:
+    """Whether this process got the lock of an open file."""
+    try:
+        return lock_descriptor(file.fileno(), blocking=wait)
+    except OSError as error:
+        told = f"file locks do not work on this file system ({error.strerror})"
+        raise OSError(error.errno, told, file.name) from error

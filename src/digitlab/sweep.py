@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,16 @@ NEXT = {
 
 
 class Planned(NamedTuple):
-    """A job of a sweep."""
+    """A job of a sweep, as the last command that asked for it left it in the plan."""
 
     run_id: str
     overrides: str  # what it alone was told on the command line
     epochs: int
+    asked: float = 0.0  # seconds since the epoch
+    since: float = 0.0  # what is older is to be done again (force=true), by the clock of the file system; 0: nothing
+    origin: str = ""  # the code and the folder of data that it was asked of
+    folder: str = ""  # where the command was given: relative paths begin there
+    root: str = ""  # data.root, which the environment there may have named
 
 
 def plan(jobs: Sequence[Job]) -> list[Planned]:
@@ -52,26 +57,33 @@ def merged(asked: Sequence[Job], jobs: Sequence[Planned]) -> str:
     return f"{len(asked)} jobs were asked for, with {len(jobs)} different configurations; each is done once"
 
 
-class Plan(NamedTuple):
-    """What a sweep's directory says of it."""
+def begin(directory: Path, jobs: Sequence[Planned], *, force: bool = False, root: str = "") -> list[Planned]:
+    """Add a command's jobs to the plan in the sweep's directory, for its jobs and its report; returns them as they
+    stand there.
 
-    began: float = 0.0  # seconds since the epoch
-    jobs: list[Planned] = []  # noqa: RUF012
-    since: float = 0.0  # what is older than this force=true does again; by the clock of the file system
-    origin: str = ""  # code and folder of data that it was told of
-    ended: bool = True  # False while a process is at it, and where it was cut short
-
-
-def begin(directory: Path, jobs: Sequence[Planned], *, force: bool = False, root: str = "") -> float:
-    """Leave the plan in the sweep's directory, for its jobs and its report; returns when the sweep began."""
-    old, origin, cut_short = read_plan(directory), origin_of(root), forced_since(directory, jobs, root)
-    # Another process may be doing all again, or have been cut short in it: then this one leaves the mark as it is.
-    since = old.since if old.origin == origin and not old.ended else 0.0
-    plan = Plan(time.time(), [*jobs], since, origin, False)
-    _write(directory, plan)
-    if force:
-        _write(directory, plan._replace(since=cut_short or (directory / PLAN).stat().st_mtime))
-    return plan.began
+    Under `force` what was done before now is done again, but for what an earlier such command, cut short, or another
+    process has done already with the same code and data.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    asked, origin, folder = time.time(), origin_of(root), str(Path.cwd())
+    with runs.lock(directory, wait=True):
+        old = {job.run_id: job for job in read_plan(directory)}
+        new = {
+            job.run_id: job._replace(
+                asked=asked,
+                since=forced_since(old, job.run_id, origin),
+                origin=origin,
+                folder=folder,
+                root=root,
+            )
+            for job in jobs
+        }
+        _write(directory, old | new)
+        if force:
+            now = (directory / PLAN).stat().st_mtime
+            new = {name: job._replace(since=job.since or now) for name, job in new.items()}
+            _write(directory, old | new)
+    return [*new.values()]
 
 
 def origin_of(root: str) -> str:
@@ -79,34 +91,38 @@ def origin_of(root: str) -> str:
     return f"{runs.code_version()['digest']} {runs.resolved(root)}"
 
 
-def end(directory: Path, began: float) -> None:
-    """Note that all jobs of the sweep that began then had their turn."""
-    if (plan := read_plan(directory)).began == began:
-        _write(directory, plan._replace(ended=True))
+def forced_since(plan: Mapping[str, Planned], run_id: str, origin: str) -> float:
+    """Since when force=true has been doing a job again with this code and data; 0 where no such command is left."""
+    job = plan.get(run_id)
+    return job.since if job and job.origin == origin else 0.0
 
 
-def _write(directory: Path, plan: Plan) -> None:
-    runs.write_json(directory / PLAN, plan._asdict() | {"jobs": [job._asdict() for job in plan.jobs]})
+def end(directory: Path, jobs: Sequence[Planned]) -> None:
+    """Note that these jobs had their turn, but for those that another command has asked for since."""
+    with runs.lock(directory, wait=True):
+        plan = {job.run_id: job for job in read_plan(directory)}
+        done = {job.run_id: job._replace(since=0.0) for job in jobs if plan.get(job.run_id) == job}
+        _write(directory, plan | done)
 
 
-def read_plan(directory: Path) -> Plan:
-    """The plan of a sweep's last start; an empty one where there is none."""
+def _write(directory: Path, plan: Mapping[str, Planned]) -> None:
+    runs.write_json(directory / PLAN, {"jobs": [job._asdict() for job in plan.values()]})
+
+
+def read_plan(directory: Path) -> list[Planned]:
+    """The jobs of all commands that were given for a sweep's directory; none where there is no plan."""
     try:
         content: Any = runs.read_json(directory / PLAN)
-        began, jobs = float(content["began"]), [Planned(**job) for job in content["jobs"]]
-        since, origin = float(content.get("since", 0.0)), str(content.get("origin", ""))
+        jobs = [Planned(**job) for job in content["jobs"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Plan()
+        return []
     kinds = Planned.__annotations__.values()  # this program writes no others
-    known = [job for job in jobs if all(map(isinstance, job, kinds))]
-    return Plan(began, known, since, origin, bool(content.get("ended", True)))
+    return [job for job in jobs if all(map(isinstance, job, kinds))]
 
 
-def forced_since(directory: Path, jobs: Sequence[Planned], root: str) -> float:
-    """Since when force=true has been doing these jobs again, with this code and data; 0 where none was cut short."""
-    old = read_plan(directory)
-    same = (old.jobs, old.origin) == ([*jobs], origin_of(root))
-    return old.since if same and not old.ended else 0.0
+def planned(job: Path) -> Planned | None:
+    """What the plan beside a job's directory says of it."""
+    return next((each for each in read_plan(job.parent) if each.run_id == job.name), None)
 
 
 def dry_run(command: Command) -> str:
@@ -116,13 +132,12 @@ def dry_run(command: Command) -> str:
     folders = [directory / job.run_id if command.multirun else directory for job in jobs]
     states = [stands(folder, job.run_id) for folder, job in zip(folders, jobs, strict=True)]
     root, force = command.jobs[0].cfg.data.root, command.jobs[0].cfg.force
-    since = forced_since(directory, jobs, root)
-    acts = [
-        "do again"
-        if force and now in ("completed", "interrupted") and not runs.begun_since(folder, since)
-        else NEXT[now]
-        for folder, now in zip(folders, states, strict=True)
-    ]
+    old, origin = {job.run_id: job for job in read_plan(directory)}, origin_of(root)
+    acts = []
+    for job, folder, now in zip(jobs, folders, states, strict=True):
+        done = runs.begun_since(folder, forced_since(old, job.run_id, origin))
+        again = force and now in ("completed", "interrupted") and not done
+        acts.append("do again" if again else NEXT[now])
     lines = []
     for job, folder, act, now in zip(jobs, folders, acts, states, strict=True):
         other = other_origin(folder, root) if now == "completed" else ""
@@ -167,16 +182,16 @@ def wait_for_others(directory: Path, jobs: Sequence[Planned]) -> bool:
 
 def opening(directory: Path, this: str) -> str:
     """Which job of the sweep begins, by its id."""
-    jobs = read_plan(directory).jobs
+    jobs = read_plan(directory)
     for n, job in enumerate(jobs, 1):
         if job.run_id == this:
             return f"Job {n} of {len(jobs)}: {job.overrides or ONLY}"
-    return f"A job: {this}"  # of a sweeper that makes its jobs as it goes, or another command replaced the plan
+    return f"A job: {this}"  # of a sweeper that makes its jobs as it goes
 
 
 def progress(directory: Path, this: str) -> str:
     """How far the sweep is after the job with the id `this`: job k of n, the best so far, the time left."""
-    began, jobs, *_ = read_plan(directory)
+    jobs = read_plan(directory)
     number = {job.run_id: n for n, job in enumerate(jobs, 1)}
     if this not in number:
         return "A job ended"
@@ -192,8 +207,9 @@ def progress(directory: Path, this: str) -> str:
             f" ({best.overrides})" if best.overrides else ""
         )
     # Epochs done since the start tell the pace, with however many workers and however unequal the jobs.
+    began = jobs[number[this] - 1].asked
     fresh = sum(job.epochs for job in done if (directory / job.run_id / "results.json").stat().st_mtime >= began)
-    left = sum(job.epochs for job in jobs if job not in done)
+    left = sum(job.epochs for job in jobs if job not in done and job.asked >= began)
     if fresh and left:
         minutes = (time.time() - began) / fresh * left / 60
         told += f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"
