@@ -1,5 +1,6 @@
 """Many runs on one page: which is best, what each setting did, what failed, and what chance alone explains."""
 
+import math
 import re
 import shutil
 import textwrap
@@ -11,16 +12,14 @@ import pandas as pd
 
 from digitlab import figures, runs
 from digitlab.comparison import (
-    Spread,
+    REMEDY,
     bare,
-    beside_chance,
     comparable,
     compare,
-    effective,
+    judge,
     order,
-    pooled,
+    shared,
     small,
-    spread,
     trivial,
     varied,
 )
@@ -30,9 +29,10 @@ SHOWN = 20  # rows of a table in the terminal
 PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
 WIDE = 80  # letters of a setting or an error there; report.md has all
 LINES = 12  # in one picture; more cannot be told apart
-LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation, in a comparison pooled
-over the settings compared; `of mean image`: the test loss as a share of that baseline's; seconds: of a run, all that it
-did, training or not."""
+LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation; p: how
+often equal settings with these spreads have a best and a worst so clearly apart (Welch's t, by
+parametric bootstrap); `of mean image`: the test loss as a share of that baseline's; seconds: of a
+run, all that it did, training or not."""
 OTHER = "`other`: in what a run differs from the last one beside its settings (code, data, library versions)."
 
 
@@ -126,12 +126,10 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     if len(means) > 1:
         first, second = means.index[:2]
         both = done[done.setting.isin([first, second])]
-        seeds = effective(both.setting.value_counts())
         what = "Mean over seeds" if len(both) > 2 else best.score_name
         lines.append(
             f"{what}: {means[first]:.4f} with {first}, then {means[second]:.4f} with {second};"
-            f" the difference is "
-            f"{beside_chance(means[second] - means[first], spread(both), spread(done), seeds, 2)}."
+            f" the difference {first_and_second(both, first)}."
         )
     what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
     lines.append(
@@ -164,6 +162,17 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     return lines
 
 
+def first_and_second(both: pd.DataFrame, first: str) -> str:
+    """Compare the gap between the two best settings with chance, over the seeds they share."""
+    has_one = both.groupby("setting").seed.nunique().min() < 2
+    fair = both if has_one else shared(both, "setting")
+    over = f"over the {fair.seed.nunique()} seeds they share " if len(fair) < len(both) else ""
+    verdict = judge(fair.groupby("setting").score.agg(["mean", "std", "count"]))
+    if verdict.best != first and verdict.p_value < 1:
+        return f"{over}is the other way round: it may be chance"
+    return f"{over}is {verdict.words}"
+
+
 def unfinished(ended: pd.DataFrame, key: str) -> str:
     """A sentence on the values of a setting at which runs did not complete, as no mean counts them; else nothing."""
     known = ended[ended[key].notna()]
@@ -183,7 +192,7 @@ def what_it_did(key: str, settings: list[str], done: pd.DataFrame, ended: pd.Dat
     like = [name for name in settings if f"{bare(name)}={used[name].iloc[0]}" in fixed.split()]
     ended = ended[(ended[like] == used[like].iloc[0]).all(axis=1)]  # of those that could have stood here
     name = "effect_" + re.sub(r"[^\w.+-]", "-", bare(key)) + ".png"  # a stranger's key may be a path
-    sentences, values = effect(lines, key, spread(done))
+    sentences, values = effect(lines, key)
     ticks = sorted({value for means in lines.values() for value in means.index}, key=order)
     drawn = dict(list(lines.items())[:LINES])
     with runs.whole(out / name) as part:
@@ -234,24 +243,32 @@ def further(value: str) -> bool:
     return kind == 0 and number != 0
 
 
-def effect(lines: dict[str, pd.DataFrame], key: str, elsewhere: Spread) -> tuple[list[str], pd.DataFrame]:
+def effect(lines: dict[str, pd.DataFrame], key: str) -> tuple[list[str], pd.DataFrame]:
     """In words, a sentence a setting of the others, and in a table, what one setting did."""
     sentences, rows = [], []
     for words, values in lines.items():
-        means = values["mean"]
-        here, apart = pooled(values["std"] ** 2, values["count"]), values.loc[[means.idxmin(), means.idxmax()]]
-        seeds = effective(apart["count"])
-        difference = beside_chance(means.max() - means.min(), here, elsewhere, seeds, len(means))
-        told = f"best at {means.idxmin()} ({means.min():.4f}), worst at {means.idxmax()} ({means.max():.4f})"
-        told += f". The difference is {difference}."
-        edges = means.index[0], means.index[-1]
-        if len(means) > 2 and means.idxmin() in edges and further(means.idxmin()) and "chance" not in difference:
-            told += f" {means.idxmin()} is at the edge of what was tried."
-        if means.min() == means.max():
-            told = f"the same at all ({means.min():.4f})."
+        told = effect_in_words(values)
         sentences.append(f"With {words}: {told}" if len(lines) > 1 else told[0].upper() + told[1:])
         for value, line in values.iterrows():
             row: dict[str, Any] = {"with": words} if len(lines) > 1 else {}
             row |= {bare(key): value, "seeds": int(line["count"])}
             rows.append(row | {"mean loss": number(line["mean"], 4), "spread": small(line["std"])})
     return sentences, pd.DataFrame(rows)
+
+
+def effect_in_words(values: pd.DataFrame) -> str:
+    """The best and the worst value of a setting, and whether they differ by more than chance."""
+    means = values["mean"]
+    if math.isclose(means.min(), means.max(), rel_tol=1e-9):
+        return f"the same at all ({means.min():.4f})."
+    verdict = judge(values)
+    best, worst = verdict.best, verdict.worst
+    words = f"best at {best} ({means[best]:.4f}), worst at {worst} ({means[worst]:.4f})."
+    words += f" The difference is {verdict.words}."
+    edges = values.index[0], values.index[-1]
+    if verdict.is_found and len(values) > 2 and best in edges and further(best):
+        words += f" {best} is at the edge of what was tried."
+    if verdict.left_out:
+        alone = ", ".join(f"{value} ({means[value]:.4f})" for value in verdict.left_out)
+        words += f" Of one seed each, so not compared: {alone} {REMEDY}."
+    return words
