@@ -31,6 +31,7 @@ from contenders import Contender, Outcome, ours
 from matplotlib.figure import Figure
 
 from digitlab import runs
+from digitlab.formatting import format_loss
 from digitlab.sources import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +81,7 @@ def table(told: Mapping[str, list[Outcome]]) -> pd.DataFrame:
         ratios = sorted(a / b for a, b in zip(first, seconds, strict=True))
         row = {"": name, "seconds": f"{statistics.median(seconds):.2f}"}
         row["digitlab / it"] = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        row["train loss"] = f"{outcomes[0]['loss']:.4f}" if "loss" in outcomes[0] else ""
+        row["train loss"] = format_loss(outcomes[0]["loss"]) if "loss" in outcomes[0] else ""
         rows.append(row | {"peak MiB": f"{max(one['MiB'] for one in outcomes):.0f}"})
     return pd.DataFrame(rows)
 

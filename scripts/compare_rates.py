@@ -18,6 +18,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from digitlab import runs
 from digitlab.data import Source, Split, split
+from digitlab.formatting import SMALL, format_loss, format_spread
 from digitlab.kmeans import agreement
 from digitlab.process import cpu_threads
 from digitlab.sources import load
@@ -63,10 +64,17 @@ def row(name: str, over_seeds: list[Metrics]) -> dict[str, str]:
     """Mean and standard deviation of each column."""
     told = {"": name, "seeds": str(len(over_seeds))}
     for column in COLUMNS:
-        values = [metrics[column] for metrics in over_seeds]
-        digits = {"seconds": 1, "active_centers": 1, "test/nmi": 3, "test/accuracy": 3}.get(column, 4)
-        told[column] = f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=len(values) > 1):.{digits}f}"
+        told[column] = mean_and_deviation(column, [metrics[column] for metrics in over_seeds])
     return told
+
+
+def mean_and_deviation(column: str, values: list[float]) -> str:
+    """Both in as many places as the column has; those of small losses in significant digits."""
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=len(values) > 1))
+    if column.endswith("/loss") and mean < SMALL:
+        return f"{format_loss(mean)} ± {format_spread(deviation)}"
+    digits = {"seconds": 1, "active_centers": 1, "test/nmi": 3, "test/accuracy": 3}.get(column, 4)
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 @command.ends_in_words

@@ -17,6 +17,7 @@ from PIL import Image
 
 from digitlab import checkpoints, cli, config, figures, runs
 from digitlab.autoencoder import Autoencoder
+from digitlab.formatting import format_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("outputs") / "reproduce"
@@ -73,7 +74,7 @@ def run(row: Row) -> str:
     if done.returncode:
         sys.exit(done.returncode)
     made = [runs.read_json(run / "results.json") for run in places]
-    losses = [f"{result['metrics'][row.metric]:.4f}" for result in made]
+    losses = [format_loss(result["metrics"][row.metric]) for result in made]
     seconds = statistics.median(result["fit_seconds"] for result in made)
     same = "as in README" if losses == row.losses else f"DIFFERS: README has {', '.join(row.losses)}"
     return f"{row.words}: {row.metric} {', '.join(losses)}, {seconds:.1f} s of training; {same}"

@@ -60,6 +60,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a folder of images whose pixels are 0 and 1, which should have been 0 and 255."""
+    folder = tmp_path_factory.mktemp("dark")
+    for part, number, seed in (("train", 600, 0), ("t10k", 100, 1)):
+        images, labels = digits(number, seed)
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images > 25)
+        write_idx(folder / f"{part}-labels-idx1-ubyte", labels)
+    return folder
+
+
 @pytest.fixture
 def words(tiny: Path) -> list[str]:
     """The part of a command line that makes it small."""

@@ -290,6 +290,31 @@ def test_values_with_two_seeds_in_common_are_compared_over_them() -> None:
         assert set(comparison.shared(runs_of, "value").seed) == used
 
 
+def test_small_losses_have_digits_that_say_something(tmp_path: Path) -> None:
+    """1.2e-6 and 1.3e-6, of pixels of 0 and 1 of 255: in tables, sentences and pictures."""
+    for lr, loss in ((1, 1.2e-6), (2, 1.3e-6)):
+        for seed in range(3):
+            metrics = {"train/loss": loss, "val/loss": loss + seed * 1e-8, "test/loss": 1.1e-6}
+            warnings = [f"Worse than PCA: test loss {loss:.3g}."]
+            more = {"metrics": metrics, "baselines": {"mean_image": 1.11e-6}, "warnings": warnings}
+            made(tmp_path, f"{lr}{seed}", lr, seed, loss, **more)
+    told = report.write([tmp_path], tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "1.21e-06 with optimizer.lr=1, then 1.31e-06 with optimizer.lr=2;" in told
+    assert "the difference is 1e-07, beyond chance (p < 0.001; spread over seeds 1e-08 and" in told
+    assert "Best on val/loss: 1.20e-06 with optimizer.lr=1, seed 0;" in told
+    assert "its test loss is 1.10e-06 (mean image 1.11e-06)." in told
+    assert "Warned in 6 of 6 runs: Worse than PCA" in told, "they differ in their figures alone"
+    assert "Best at 1 (1.21e-06), worst at 2 (1.31e-06)." in page
+    assert "| 1.21e-06   | 1e-08" in page
+    assert "0.0000" not in told + page
+    history, baselines = [{"epoch": 1, "train/loss": 1.2e-6}], {"mean_image": 1.11e-6}
+    (axes,) = figures.loss(history, 1, 1.1e-6, baselines, "").axes
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels[:2] == ["train/loss (last 1.20e-06)", "test/loss 1.10e-06 (epoch 1)"]
+    assert labels[2] == "mean image 1.11e-06"
+
+
 def test_only_runs_that_could_have_stood_there_are_told_as_missing(tmp_path: Path) -> None:
     """What the rate did is compared with momentum 0; the run that failed at momentum 0.9 is not missing from it."""
     for run, lr, momentum, loss in (("a", 1, 0, 0.05), ("b", 2, 0, 0.06), ("c", 2, 0.9, None), ("d", 3, 0, None)):

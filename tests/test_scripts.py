@@ -249,6 +249,14 @@ def test_reproduce_draws_the_pictures_of_the_docs(script: Any, monkeypatch: pyte
 # -- compare_rates ------------------------------------------------------------------------------------------
 
 
+def test_compare_rates_has_digits_for_small_losses(script: Any) -> None:
+    """MNIST's losses in four places, those of dark images in three digits, others in their own."""
+    cell = script("compare_rates").mean_and_deviation
+    assert cell("test/loss", [0.0517, 0.0519]) == "0.0518 ± 0.0001"
+    assert cell("test/loss", [1.2e-6, 1.4e-6]) == "1.30e-06 ± 1.4e-07"
+    assert cell("test/nmi", [0.0, 0.0]) == "0.000 ± 0.000"
+
+
 def test_compare_rates_tells_mean_and_spread(
     script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

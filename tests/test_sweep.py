@@ -257,6 +257,18 @@ def test_joblib_refuses_a_full_process_table(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_best_loss_so_far_has_significant_digits(tmp_path: Path) -> None:
+    """Of a job with 0.0523 and one with 1.23e-06, which is the better."""
+    jobs = [sweep.Planned(name, f"optimizer.lr={lr}", 1) for lr, name in enumerate("ab")]
+    sweep.begin(tmp_path, jobs)
+    for name, loss, line in (("a", 0.0523, "0.0523"), ("b", 1.234e-6, "1.23e-06")):
+        content = {"run_id": name, "status": "completed", "seed": 0, "config": {}}
+        metrics = {"train/loss": loss, "val/loss": loss, "test/loss": loss}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(content | {"metrics": metrics}))
+        assert f"best so far: val/loss {line} (optimizer" in sweep.progress(tmp_path, name)
+
+
 # -- the same command again -------------------------------------------------------------------------------
 
 

@@ -434,6 +434,23 @@ def test_an_epoch_s_line_says_that_it_is_no_better_than_the_mean_image(
     assert "no better" not in caplog.text
 
 
+def test_losses_of_dark_images_are_told_in_digits(
+    words: list[str],
+    dark: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Pixels of 0 and 1 of 255 have losses of 1e-6: the log has three digits, not 0.0000."""
+    caplog.set_level("INFO")
+    run_here([*KMEANS, *words, f"data.root={dark}", "optimizer.lr=1"], tmp_path)
+    small = r"\d\.\d\de-06"
+    epochs = re.findall(rf"epoch [123]/3  train/loss {small}  val/loss {small}", caplog.text)
+    assert len(epochs) == 3
+    assert re.search(rf"test/loss +\S+e-06 +\(mean image {small}\)", caplog.text)
+    assert re.search(rf"test loss {small}, the mean image alone gives {small}\.", caplog.text)
+    assert "0.0000" not in caplog.text
+
+
 def test_without_validation_images_the_last_epoch_is_the_best(words: list[str], tmp_path: Path) -> None:
     """data.val_size=0: no val/loss anywhere, and best.ckpt is last.ckpt's model."""
     outcome = run_here([*KMEANS, *words, "data.val_size=0"], tmp_path)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from digitlab import figures
 from digitlab.data import IMAGE_SHAPE, PIXELS, Batch, Chunks, Images, Source, Split, scale
+from digitlab.formatting import format_loss
 from digitlab.judge import appoint, judge_samples
 from digitlab.model import Model
 from digitlab.prior import Prior
@@ -242,8 +243,8 @@ class Autoencoder(Model):
             ]
         if no_better(loss, baselines["pca"]):
             found.append(
-                f"No better than PCA with the same {self.latent_dim} numbers an image: test loss {loss:.4f}, PCA"
-                f" {baselines['pca']:.4f}. {advice}."
+                f"No better than PCA with the same {self.latent_dim} numbers an image: test loss"
+                f" {format_loss(loss)}, PCA {format_loss(baselines['pca'])}. {advice}."
             )
         told, real = metrics["generated/recognized"], metrics["generated/recognized_real"]
         if real < 0.5:

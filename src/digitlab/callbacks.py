@@ -23,6 +23,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from digitlab import figures, runs
+from digitlab.formatting import format_loss
 
 log = logging.getLogger(__name__)
 # TensorBoard reads a run's files in the order of their names, which end in the second and in this count: within a
@@ -167,8 +168,8 @@ class Progress(Callback):
         losses = epoch_losses(trainer)
         hint = ""
         if runs.no_better(min(losses.values()), self.mean_image):
-            hint = f"  (no better than the mean image, {self.mean_image:.4f})"
-        words = "  ".join(f"{name} {figures.four(value)}" for name, value in losses.items())
+            hint = f"  (no better than the mean image, {format_loss(self.mean_image)})"
+        words = "  ".join(f"{name} {format_loss(value)}" for name, value in losses.items())
         self.bar.clear()  # it is drawn again below the line
         log.info(
             "epoch %*d/%d  %s%s",

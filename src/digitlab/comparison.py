@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr
 
+from digitlab.formatting import format_spread
 from digitlab.runs import DATA_PLACE
 
 NO_SETTING = ("seed", *DATA_PLACE)
@@ -206,12 +207,12 @@ def judge(values: pd.DataFrame) -> Verdict:
     # Means of the same scores differ by rounding.
     if math.isclose(low, high, rel_tol=1e-9):
         return Verdict(best, worst, 1.0, "none", left_out)
-    gap = small(high - low)
+    gap = format_spread(high - low)
     if extremes["count"].min() < 2:
         return Verdict(best, worst, math.nan, f"{gap}{unknown(extremes)}", left_out)
     p_value = chance(compared)
     rounded = f"p = {p_value:.2g}" if p_value >= 0.001 else "p < 0.001"
-    spreads = " and ".join(map(small, extremes["std"]))
+    spreads = " and ".join(map(format_spread, extremes["std"]))
     what = ", beyond chance" if p_value <= LEVEL else ": it may be chance"
     words = f"{gap}{what} ({rounded}; spread over seeds {spreads})"
     return Verdict(best, worst, p_value, words, left_out)
@@ -268,8 +269,3 @@ def extremes_p_value(means: np.ndarray, variances: np.ndarray, freedom: np.ndarr
         df = 1 / ((both / total[..., None]) ** 2 / freedom[extremes]).sum(-1)  # (2)
         p_values: np.ndarray = 2 * stdtr(df, -gap / np.sqrt(total))  # (1)
     return np.where(total > 0, p_values, gap == 0)
-
-
-def small(value: float) -> str:
-    """A spread in four places, or where that would say little in two digits; nothing where there is none."""
-    return "" if pd.isna(value) else f"{value:.4f}" if value >= 0.001 else f"{value:.2g}"

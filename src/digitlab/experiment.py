@@ -24,6 +24,7 @@ from digitlab import artifacts, baselines, checkpoints, figures, runs, signals
 from digitlab.autoencoder import Autoencoder
 from digitlab.callbacks import Diverged, LeaveGroup, Progress, Record, TensorBoard, Watch, best_of
 from digitlab.data import MNISTData, Source, Split, doubts, split
+from digitlab.formatting import format_loss
 from digitlab.model import Model
 from digitlab.process import cpu_threads, crowded, keep_freed_memory
 from digitlab.sources import load
@@ -231,7 +232,8 @@ def finish(
         results["warnings"] += model.warnings(metrics, trivial)
 
     signals.safe_point()
-    title = f"{results['model']}, seed {results['seed']}: test loss {metrics['test/loss']:.4f}"
+    loss = format_loss(metrics["test/loss"])
+    title = f"{results['model']}, seed {results['seed']}: test loss {loss}"
     title += "".join(f"\n{told.partition(':')[0]}" for told in no_better)
     pictures = {"loss": figures.loss(history, results["best_epoch"], metrics["test/loss"], trivial, title)}
     pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
@@ -258,7 +260,8 @@ def worse_than_before(history: list[dict[str, float]], trivial: dict[str, float]
         return []
     return [
         f"Training got worse after its best epoch, {best['epoch']:.0f}, which the results are of: val/loss from"
-        f" {figures.four(then)} to {figures.four(now)}. Lower optimizer.lr, or let it decay (scheduler=linear)."
+        f" {format_loss(then)} to {format_loss(now)}. Lower optimizer.lr, or let it decay"
+        " (scheduler=linear)."
     ]
 
 
@@ -269,6 +272,6 @@ def beaten_by_baselines(test_loss: float, trivial: dict[str, float]) -> list[str
         return []
     what = "Less than 1 % better" if test_loss < mean_image else "Not better"
     return [
-        f"{what} than predicting the mean image: test loss {test_loss:.4f}, the mean image alone gives"
-        f" {mean_image:.4f}."
+        f"{what} than predicting the mean image: test loss {format_loss(test_loss)}, the mean image"
+        f" alone gives {format_loss(mean_image)}."
     ]

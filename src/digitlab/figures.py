@@ -14,6 +14,8 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D
 
+from digitlab.formatting import format_loss
+
 
 def pixels(figure: Figure) -> np.ndarray:
     """The figure drawn: uint8 (H, W, 3)."""
@@ -194,11 +196,6 @@ def shapes(rows: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], heading
     return figure
 
 
-def four(loss: float) -> str:
-    """A loss in four places; one that exploded in four digits."""
-    return f"{loss:.4f}" if loss < 10 else f"{loss:.4g}"
-
-
 def loss(
     history: Sequence[Mapping[str, float]], best: int, test: float, baselines: Mapping[str, float], heading: str
 ) -> Figure:
@@ -208,10 +205,13 @@ def loss(
     for name, marker in (("train/loss", "o"), ("val/loss", "s")):
         values = [row.get(name, np.nan) for row in history]
         if np.isfinite(values).any():
-            axes.plot(epochs, values, marker=marker, markersize=4, label=f"{name} (last {four(values[-1])})")
-    axes.plot([best], [test], "k*", markersize=11, label=f"test/loss {test:.4f} (epoch {best})")
+            label = f"{name} (last {format_loss(values[-1])})"
+            axes.plot(epochs, values, marker=marker, markersize=4, label=label)
+    label = f"test/loss {format_loss(test)} (epoch {best})"
+    axes.plot([best], [test], "k*", markersize=11, label=label)
     for (name, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
-        axes.axhline(value, color="gray", linestyle=style, label=f"{name.replace('_', ' ')} {value:.4f}")
+        label = f"{name.replace('_', ' ')} {format_loss(value)}"
+        axes.axhline(value, color="gray", linestyle=style, label=label)
         axes.update_datalim([(epochs[-1], value)])  # else a line at the edge would lie under the frame
     axes.autoscale_view()
     axes.set(xlabel="epoch", ylabel="mean squared error per pixel")
@@ -264,7 +264,7 @@ def effect(
         if low - (high - low) <= loss <= high + (high - low):
             axes.axhline(loss, color="gray", linestyle=style, label=f"{name} (test)")
         else:
-            away.append(f"{name} {loss:.4f}")
+            away.append(f"{name} {format_loss(loss)}")
     axes.set_xscale(scale)
     axes.set_xticks([at[name] for name in names], names)
     axes.minorticks_off()

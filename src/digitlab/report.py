@@ -5,6 +5,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from digitlab.comparison import (
     judge,
     order,
     shared,
-    small,
     trivial,
     varied,
 )
+from digitlab.formatting import format_loss, format_spread
 from digitlab.table import SAME, collect, in_words
 
 SHOWN = 20  # rows of a table in the terminal
@@ -92,11 +93,9 @@ def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
         line |= {f"of {name}": f"{group['test/loss'].mean() / value:.2f}x" for name, value in trivial(group).items()}
         rows.append(line | {"seconds": group.seconds.mean(), "other": " ".join(sorted(set(group.other)))})
     ranking = pd.DataFrame(rows).sort_values(done.score_name.iloc[0], ignore_index=True)
+    formats = {"spread": format_spread, "seconds": partial(number, places=1)}
     for name in ranking.select_dtypes("float"):
-        if name == "spread":
-            ranking[name] = ranking[name].map(small)
-        else:
-            ranking[name] = ranking[name].map(lambda value, name=name: number(value, 1 if name == "seconds" else 4))
+        ranking[name] = ranking[name].map(formats.get(name, format_loss))
     return ranking.replace("", pd.NA).dropna(axis="columns", how="all").fillna("")
 
 
@@ -128,13 +127,16 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
         both = done[done.setting.isin([first, second])]
         what = "Mean over seeds" if len(both) > 2 else best.score_name
         lines.append(
-            f"{what}: {means[first]:.4f} with {first}, then {means[second]:.4f} with {second};"
+            f"{what}: {format_loss(means[first])} with {first}, then"
+            f" {format_loss(means[second])} with {second};"
             f" the difference {first_and_second(both, first)}."
         )
     what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
+    known = trivial(best.to_frame().T)
+    baselines = ", ".join(f"{name} {format_loss(loss)}" for name, loss in known.items())
     lines.append(
-        f"Best on {what}: {best.score:.4f} with {where(best)}; its test loss is"
-        f" {best['test/loss']:.4f} (" + ", ".join(f"{k} {v:.4f}" for k, v in trivial(best.to_frame().T).items()) + ")."
+        f"Best on {what}: {format_loss(best.score)} with {where(best)};"
+        f" its test loss is {format_loss(best['test/loss'])} ({baselines})."
     )
     for name in ("mean_image", "pca"):
         if f"baseline/{name}" in done:
@@ -146,7 +148,7 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     for warning in (
         warning for found in done.warnings for warning in found if "predicting the mean image" not in warning
     ):
-        alike.setdefault(re.sub(r"[\d.,]+%?", "#", warning), []).append(warning)
+        alike.setdefault(re.sub(r"[\d.,]+(e[+-]\d+)?%?", "#", warning), []).append(warning)
     for found in alike.values():
         lines.append(f"Warned in {len(found)} of {len(done)} runs: {found[0]}")
     if (done.other != "").any():
@@ -252,7 +254,8 @@ def effect(lines: dict[str, pd.DataFrame], key: str) -> tuple[list[str], pd.Data
         for value, line in values.iterrows():
             row: dict[str, Any] = {"with": words} if len(lines) > 1 else {}
             row |= {bare(key): value, "seeds": int(line["count"])}
-            rows.append(row | {"mean loss": number(line["mean"], 4), "spread": small(line["std"])})
+            row |= {"mean loss": format_loss(line["mean"]), "spread": format_spread(line["std"])}
+            rows.append(row)
     return sentences, pd.DataFrame(rows)
 
 
@@ -260,15 +263,16 @@ def effect_in_words(values: pd.DataFrame) -> str:
     """The best and the worst value of a setting, and whether they differ by more than chance."""
     means = values["mean"]
     if math.isclose(means.min(), means.max(), rel_tol=1e-9):
-        return f"the same at all ({means.min():.4f})."
+        return f"the same at all ({format_loss(means.min())})."
     verdict = judge(values)
     best, worst = verdict.best, verdict.worst
-    words = f"best at {best} ({means[best]:.4f}), worst at {worst} ({means[worst]:.4f})."
+    losses = means.map(format_loss)
+    words = f"best at {best} ({losses[best]}), worst at {worst} ({losses[worst]})."
     words += f" The difference is {verdict.words}."
     edges = values.index[0], values.index[-1]
     if verdict.is_found and len(values) > 2 and best in edges and further(best):
         words += f" {best} is at the edge of what was tried."
     if verdict.left_out:
-        alone = ", ".join(f"{value} ({means[value]:.4f})" for value in verdict.left_out)
+        alone = ", ".join(f"{value} ({losses[value]})" for value in verdict.left_out)
         words += f" Of one seed each, so not compared: {alone} {REMEDY}."
     return words

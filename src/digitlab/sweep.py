@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from digitlab import runs
 from digitlab.cli import Command, Job
 from digitlab.config import to_plain
+from digitlab.formatting import format_loss
 
 ONLY = "(the only job)"
 PLAN = "sweep.json"  # in the sweep's directory; a job's own directory is named by its run id
@@ -203,9 +204,9 @@ def progress(directory: Path, this: str) -> str:
     }
     if scores:
         best = min(scores, key=lambda job: scores[job][1])
-        told += f"; best so far: {scores[best][0]} {scores[best][1]:.4f}" + (
-            f" ({best.overrides})" if best.overrides else ""
-        )
+        name, loss = scores[best]
+        told += f"; best so far: {name} {format_loss(loss)}"
+        told += f" ({best.overrides})" if best.overrides else ""
     # Epochs done since the start tell the pace, with however many workers and however unequal the jobs.
     began = jobs[number[this] - 1].asked
     fresh = sum(job.epochs for job in done if (directory / job.run_id / "results.json").stat().st_mtime >= began)

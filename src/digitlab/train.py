@@ -14,6 +14,7 @@ from digitlab import Busy, RunFailed, checkpoints, runs
 from digitlab.callbacks import Diverged
 from digitlab.config import to_plain
 from digitlab.experiment import conduct, read_data
+from digitlab.formatting import format_loss
 from digitlab.process import as_started, quiet_threads
 from digitlab.signals import Deferred, deferred
 from digitlab.sources import load
@@ -188,9 +189,12 @@ def report(results: dict[str, Any], directory: Path) -> None:
         results["fit_seconds"],
         results["data"]["source"],
     )
+    baselines = []
+    for name, value in results["baselines"].items():
+        baselines.append(f"{name.replace('_', ' ')} {format_loss(value)}")
     for name, value in results["metrics"].items():
-        beside = [f"{key.replace('_', ' ')} {base:.4f}" for key, base in results["baselines"].items()]
-        log.info("  %-27s %-8.4g%s", name, value, f"  ({', '.join(beside)})" if name == "test/loss" else "")
+        beside = f"  ({', '.join(baselines)})" if name == "test/loss" else ""
+        log.info("  %-27s %-8.4g%s", name, value, beside)
     for warning in results["warnings"]:
         log.warning("WARNING: %s", warning)
     log.info("Results and figures: %s", directory)
