@@ -46,6 +46,33 @@ def test_idx_files_are_read_raw_and_packed(tiny: Path) -> None:
     assert source.test.images.dtype == torch.uint8
 
 
+@pytest.mark.parametrize(
+    ("brightest", "told"),
+    [
+        (255, None),
+        (128, None),
+        (127, "is 127 of 255; multiply the pixels by 2.01 before"),
+        (15, "is 15 of 255; multiply the pixels by 17 before"),
+        (1, "is 1 of 255; multiply the pixels by 255 before"),
+        (0, "is 0 of 255, all images are black; write the files anew."),
+    ],
+)
+def test_images_that_are_dark_throughout_are_told(
+    brightest: int,
+    told: str | None,
+    tmp_path: Path,
+) -> None:
+    """One pixel of one training image is the brightest; those of the test images do not count."""
+    for part, pixel in (("train", brightest), ("t10k", 255)):
+        images = np.zeros((20, 28, 28))
+        images[7, 3, 4] = pixel
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte", images)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", np.arange(20) % 10)
+    warnings = load(str(tmp_path), "files", verify=False).warnings
+    assert len(warnings) == (told is not None)
+    assert told is None or told in warnings[0]
+
+
 def test_files_of_torchvision_are_found_where_it_puts_them(tiny: Path, tmp_path: Path) -> None:
     """A folder that torchvision once filled, MNIST/raw, serves as it is."""
     raw = tmp_path / "MNIST" / "raw"

@@ -451,6 +451,23 @@ def test_losses_of_dark_images_are_told_in_digits(
     assert "0.0000" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "model",
+    [KMEANS, ["model=autoencoder", "model.channels=[2]", "model.latent_dim=2", "optimizer=adamw"]],
+)
+def test_dark_images_are_told_with_the_remedy(
+    model: list[str],
+    words: list[str],
+    dark: Path,
+    tmp_path: Path,
+) -> None:
+    """Of pixels of 0 and 1 both models warn, before all else, by which factor to scale them."""
+    outcome = run_here([*model, *words, f"data.root={dark}", "trainer.max_epochs=1"], tmp_path)
+    rule = f"data.root={dark}: the brightest training pixel is 1 of 255"
+    remedy = "multiply the pixels by 255 before writing the files."
+    assert outcome["warnings"][0] == f"{rule}; {remedy}"
+
+
 def test_without_validation_images_the_last_epoch_is_the_best(words: list[str], tmp_path: Path) -> None:
     """data.val_size=0: no val/loss anywhere, and best.ckpt is last.ckpt's model."""
     outcome = run_here([*KMEANS, *words, "data.val_size=0"], tmp_path)

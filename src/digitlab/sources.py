@@ -32,6 +32,7 @@ MNIST_SIZE = 16 + 60_000 * 28 * 28  # bytes of its largest file
 LARGEST = 2**33  # bytes that a packed file of other data may unpack to, ten million images
 DEFAULT_ROOT = "data"  # conf/data/mnist.yaml's, where nobody named a folder
 SHOWN = 8  # files that a message names
+DARK = 128  # half of the range: a brightest pixel below it is rather a mistake than a choice
 DOWNLOAD_TIMEOUT = 5.0  # seconds that a mirror may stay silent
 
 
@@ -92,7 +93,19 @@ def _load(root: str, source: str, verify: bool) -> Source:
             raise ValueError(f"{folder}: {len(images)} {part} images but {len(labels)} labels; copy both files anew")
         parts.append(Images(images, labels))
     train, test = parts
-    return Source("files", digest, train, test)
+    return Source("files", digest, train, test, warn_of_dark_images(folder, train.images))
+
+
+def warn_of_dark_images(folder: Path, images: torch.Tensor) -> tuple[str, ...]:
+    """Warn where pixels reach only a part of 0..255, as in images that were not scaled to bytes."""
+    brightest = int(images.max())
+    if brightest >= DARK:
+        return ()
+    rule = f"data.root={folder}: the brightest training pixel is {brightest} of 255"
+    if not brightest:
+        return (f"{rule}, all images are black; write the files anew.",)
+    factor = f"{255 / brightest:.3g}"
+    return (f"{rule}; multiply the pixels by {factor} before writing the files.",)
 
 
 def _expected(folder: Path) -> str:
