@@ -21,7 +21,7 @@ from digitlab.experiment import build_model
 from digitlab.seeds import Stream, generator
 from digitlab.sources import load
 
-from .conftest import ROOT, compose, results
+from .conftest import ROOT, compose, results, run_here
 
 PROGRAMS = [path for path in (ROOT / "scripts").glob("*.py") if path.stem != "contenders"]  # which is a module
 
@@ -244,6 +244,30 @@ def test_reproduce_draws_the_pictures_of_the_docs(script: Any, monkeypatch: pyte
     drawn = sorted(path.name for path in (tmp_path / "docs").iterdir())
     assert len(drawn) == 4
     assert all(name in pages for name in drawn)
+
+
+# -- evaluate ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1, 0), (1.2, 1)])
+def test_evaluate_tells_small_losses_apart(
+    factor: float,
+    code: int,
+    words: list[str],
+    dark: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dark images have a test loss of 1e-6: a fifth more is not as recorded."""
+    evaluate = importlib.import_module("evaluate")
+    run = tmp_path / "run"
+    recorded = run_here(["model=kmeans", "init=digit", *words, f"data.root={dark}"], run)
+    recorded["metrics"]["test/loss"] *= factor
+    (run / "results.json").write_text(json.dumps(recorded))
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(run)])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    assert ended.value.code == code
 
 
 # -- compare_rates ------------------------------------------------------------------------------------------
