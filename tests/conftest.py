@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from digitlab import autoencoder, cli, config, judge, train
+from digitlab import autoencoder, cli, config, judge, signals, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,6 +81,17 @@ def words(tiny: Path) -> list[str]:
 @pytest.fixture(scope="session", autouse=True)
 def _schemas() -> None:
     config.register()
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Handlers as a new process in the foreground has them, and after a test as they were."""
+    before = {number: signal.getsignal(number) for number in signals.ENDING}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def be_quick(patch: pytest.MonkeyPatch) -> None:

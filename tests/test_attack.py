@@ -510,7 +510,7 @@ def test_where_data_cannot_be_kept_a_line_says_so(lab: Lab, words: list[str]) ->
     """A folder for data that cannot be made: a run that has to download fails, and says where else they can lie."""
     done = lab("model=kmeans", *words, "data.root=/sys/data", "data.source=download")
     assert done.returncode == 1
-    assert "put the four IDX files there" in done.stdout
+    assert "put train-images-idx3-ubyte, train-labels" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -581,7 +581,7 @@ def test_ctrl_c_that_another_error_replaced_is_an_interrupt(
 
     def parse(_: list[str]) -> None:
         try:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         finally:
             raise AttributeError("half made")
 

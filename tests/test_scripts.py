@@ -249,7 +249,7 @@ def test_reproduce_draws_the_pictures_of_the_docs(script: Any, monkeypatch: pyte
 # -- evaluate ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("factor", "code"), [(1, 0), (1.2, 1)])
+@pytest.mark.parametrize(("factor", "code"), [(1, 0), (1.1, 1)])
 def test_evaluate_tells_small_losses_apart(
     factor: float,
     code: int,
@@ -258,7 +258,7 @@ def test_evaluate_tells_small_losses_apart(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Dark images have a test loss of 1e-6: a fifth more is not as recorded."""
+    """Dark images have a test loss of 6e-6: a tenth more is not as recorded."""
     evaluate = importlib.import_module("evaluate")
     run = tmp_path / "run"
     recorded = run_here(["model=kmeans", "init=digit", *words, f"data.root={dark}"], run)

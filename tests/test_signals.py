@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,6 @@ AUTOENCODER = [
     *("model=autoencoder", "model.channels=[4,8]", "model.latent_dim=4"),
     *("prior=mixture", "model.prior.n_components=3", "trainer.precision=32-true"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _heard() -> Iterator[None]:
-    """Handlers as a new process in the foreground has them."""
-    before = {number: signal.getsignal(number) for number in signals.ENDING}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def send(number: int = signal.SIGTERM) -> None:

@@ -110,7 +110,7 @@ def test_a_run_warns_of_busy_cores(
     """In its log, and in no result: it is the machine's, not the model's."""
     monkeypatch.setattr(experiment, "crowded", lambda: "Busy.")
     assert run_here([*KMEANS, *words], tmp_path)["warnings"] == []
-    assert caplog.messages == ["WARNING: Busy."]
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == ["WARNING: Busy."]
 
 
 def test_the_test_loss_is_the_mean_over_pixels(words: list[str], tmp_path: Path, tiny: Path) -> None:

@@ -30,6 +30,8 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 def install() -> None:
     """Let every signal of ENDING that is not handled otherwise raise KeyboardInterrupt."""
+    global received
+    received = False
     for number in ENDING:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, interrupt)
