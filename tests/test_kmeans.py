@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from digitlab import figures, kmeans, schema
 from digitlab.data import Images, scale
@@ -216,6 +217,43 @@ def test_prediction_agrees_with_numpy() -> None:
     squared = ((x[:, None] - kmeans.centers.detach().numpy()[None]) ** 2).sum(2)
     assert labels.tolist() == squared.argmin(1).tolist()
     assert loss == pytest.approx(np.mean(squared.min(1)) / 784, rel=1e-5)
+
+
+def like_images(low: int, high: int, number: int = 300) -> Images:
+    """Images of grey values from low to high: they differ far less than they differ from black."""
+    images = torch.randint(low, high + 1, (number, 28, 28), generator=rng(), dtype=torch.uint8)
+    return Images(images, torch.arange(number) % 10)
+
+
+def by_definition(images: Tensor, centers: Tensor) -> tuple[np.ndarray, float]:
+    """Labels and mean loss in float64, by the differences themselves."""
+    x, c = (part.detach().double().flatten(1).numpy() for part in (images, centers))
+    squared = np.stack([((x / 255 - center) ** 2).mean(1) for center in c])  # (K, N)
+    return squared.argmin(0), float(squared.min(0).mean())
+
+
+@pytest.mark.parametrize(("low", "high"), [(250, 251), (200, 203), (0, 1), (0, 255)])
+def test_images_that_differ_little_are_told_apart(low: int, high: int) -> None:
+    """Of grey values 250 and 251 |x|^2 is a million times the loss, and float32 has seven digits:
+    labels and loss are those of float64.
+    """
+    data, kmeans = like_images(low, high), model()
+    # Weights of their own, lest an image be as near to two centres.
+    mixing = torch.rand(10, 300, generator=rng()).softmax(1)
+    kmeans.centers.data = mixing @ scale(data.images).flatten(1)
+    labels, loss = kmeans.predict(data)
+    expected, mean = by_definition(data.images, kmeans.centers)
+    assert labels.tolist() == expected.tolist()
+    assert loss == pytest.approx(mean, rel=1e-6)
+
+
+def test_kmeans_plus_plus_sees_that_bright_images_are_equal() -> None:
+    """Six images of 250 and 251, fifty times each: the six centres are those, copies being at 0."""
+    data = like_images(250, 251, 6)
+    copies = data.take(torch.arange(300) % 6)
+    for seed in range(5):
+        centers = draw_centers("kmeans++", copies, 6, generator(seed, Stream.INIT))
+        assert len(centers.unique(dim=0)) == 6
 
 
 def test_a_loss_is_not_below_zero() -> None:

@@ -20,7 +20,7 @@ from digitlab import RunFailed, callbacks, checkpoints, config, data, experiment
 from digitlab.process import cpu_threads, crowded
 from digitlab.sources import load
 
-from .conftest import ROOT, Lab, compose, heed, results, run_here
+from .conftest import ROOT, Lab, compose, heed, results, run_here, write_idx
 
 KMEANS = ["model=kmeans", "init=digit"]
 
@@ -120,6 +120,52 @@ def test_the_test_loss_is_the_mean_over_pixels(words: list[str], tmp_path: Path,
     centers = np.load(tmp_path / "centers.npy")
     squared = ((x[:, None] - centers[None]) ** 2).mean((2, 3)).min(1)
     assert outcome["metrics"]["test/loss"] == pytest.approx(squared.mean(), rel=1e-5)
+
+
+@pytest.fixture(params=[(250, 251), (200, 203)], ids=str)
+def bright(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, np.ndarray]:
+    """Images of two or four grey values, in a folder `bright`; float64 (N, 784) by part."""
+    low, high = request.param
+    parts, folder = {}, tmp_path / "bright"
+    folder.mkdir()
+    for name, number in (("train", 600), ("t10k", 100)):
+        images = np.random.default_rng(number).integers(low, high + 1, (number, 28, 28))
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(number) % 10)
+        parts[name] = images.reshape(number, -1) / 255
+    return parts
+
+
+def test_a_run_on_images_that_differ_little_has_the_right_losses(
+    bright: dict[str, np.ndarray], words: list[str], tmp_path: Path
+) -> None:
+    """Bright images, all alike: losses and clusters of a run are float64's, from centers.npy."""
+    command = ["model=kmeans", "init=kmeans++", *words, f"data.root={tmp_path / 'bright'}"]
+    outcome = run_here([*command, "data.val_size=0"], tmp_path / "run")
+    centers = np.load(tmp_path / "run" / "centers.npy").reshape(10, -1).astype(float)
+
+    def squared(x: np.ndarray) -> np.ndarray:  # (K, N)
+        return np.stack([((x - center) ** 2).mean(1) for center in centers])
+
+    for part, name in ("train", "train/loss"), ("t10k", "test/loss"):
+        loss = squared(bright[part]).min(0).mean()
+        assert outcome["metrics"][name] == pytest.approx(loss, rel=1e-6)
+    sizes = np.bincount(squared(bright["train"]).argmin(0), minlength=10)
+    path = tmp_path / "run" / "confusion_matrix.csv"
+    table = np.loadtxt(path, delimiter=",", skiprows=1, dtype=int)
+    assert table[:, 1:].sum(0).tolist() == sizes.tolist()
+
+
+def test_an_epoch_on_images_that_differ_little_has_the_right_losses(
+    bright: dict[str, np.ndarray], words: list[str], tmp_path: Path
+) -> None:
+    """Centres that a rate of nearly 0 leaves in place: each epoch's losses are those of the end."""
+    command = ["model=kmeans", "init=kmeans++", *words, f"data.root={tmp_path / 'bright'}"]
+    metrics = run_here([*command, "optimizer.lr=1e-30"], tmp_path / "run")["metrics"]
+    path = tmp_path / "run" / "metrics.csv"
+    table = np.genfromtxt(path, delimiter=",", names=True, deletechars="")
+    for name in ("train/loss", "val/loss"):
+        assert table[name] == pytest.approx(metrics[name], rel=1e-5)
 
 
 def test_a_run_repeats_bitwise_whatever_ran_before_it(shell: Lab, words: list[str], tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ so under DDP these are all that the processes exchange. Two rates are a centre's
 (their eq. 6), with n_k the points that centre k has won so far, and Schwartzman's (2023),
 
     c_k -= 1/n_k (m_k c_k - s_k)           c_k -= sqrt(m_k/B) (c_k - s_k/m_k)                       (3)
+
+The nearest centre is found by |c|^2 - 2 x.c, one matrix product. In float32 its digits cancel where
+images differ far less than they differ from black. So images and centres are first moved, both by
+the same vector, to where the images' mean is near 0: this changes no distance, gradient or k(x).
 """
 
 from collections.abc import Callable
@@ -39,11 +43,18 @@ class Wins(NamedTuple):
 def nearest(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Each point's nearest centre, int64 (B,), and |x - c|^2 - |x|^2, float (B,).
 
-    x is (B, D), centers (K, D). Without |x|^2, which no choice of centre changes, it is one product.
+    x is (B, D), its mean near 0, and centers (K, D). Without |x|^2, which no choice of centre
+    changes, it is one product.
     """
     scores = torch.addmm(centers.square().sum(1, keepdim=True), centers, x.T, alpha=-2)  # (K, B)
     distances, labels = scores.min(0)
     return labels, distances
+
+
+def squared_distances(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Each point's nearest centre, int64 (B,), and |x - c|^2 from the difference, float (B,)."""
+    labels, _ = nearest(x, centers)
+    return labels, centers[labels].sub_(x).square_().sum(1)
 
 
 def assign(x: Tensor, centers: Tensor) -> Wins:
@@ -137,19 +148,22 @@ def forgy(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
 def plus_plus(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     """Images, each next one drawn with probability proportional to D(x)^2 (Arthur and Vassilvitskii, 2007)."""
     enough("kmeans++", data, n_clusters)
-    x = scale(data.images).flatten(1)
-    norms = x.square().sum(1)
-    weights = torch.ones(len(x))
-    centers: list[Tensor] = []
+    # In whole grey values every product is an integer, and every sum below 2^24 exact in float32:
+    # equal images are at distance 0, however bright they are.
+    grey = data.images.flatten(1).float()
+    grey -= grey.mean(0).round()
+    norms = grey.square().sum(1)
+    weights = torch.ones(len(grey))
+    chosen: list[Tensor] = []
     for _ in range(n_clusters):
         if not weights.any():  # fewer distinct images than centres
-            weights = torch.ones(len(x))
-        center = x[torch.multinomial(weights, 1, generator=rng)]  # (1, D)
-        _, distances = nearest(x, center)
+            weights = torch.ones(len(grey))
+        drawn = torch.multinomial(weights, 1, generator=rng)
+        _, distances = nearest(grey, grey[drawn])
         squared = (norms + distances).clamp_(min=0)
-        weights = torch.minimum(weights, squared) if centers else squared
-        centers.append(center)
-    return torch.cat(centers)
+        weights = torch.minimum(weights, squared) if chosen else squared
+        chosen.append(drawn)
+    return scale(data.images[torch.cat(chosen)]).flatten(1)
 
 
 def enough(name: str, data: Images, n_clusters: int) -> None:
@@ -179,6 +193,9 @@ class MiniBatchKMeans(Model):
         self.centers = nn.Parameter(torch.zeros(n_clusters, PIXELS))
         self.register_buffer("won", torch.zeros(n_clusters))  # n_k, for the rate 1/n_k
         self.won: Tensor
+        # Minus about the training images' mean. No checkpoint needs it: `setup` finds it again.
+        self.register_buffer("shift", torch.zeros(PIXELS), persistent=False)
+        self.shift: Tensor
         self.confusion: np.ndarray | None = None  # of the training images, int (10, K); `evaluate` finds it
 
     @torch.no_grad()
@@ -187,22 +204,29 @@ class MiniBatchKMeans(Model):
         if stage == "fit":
             rng = generator(self.seed, Stream.INIT)
             train = Images(*(part.cpu() for part in self.batches.train))
+            # The mean of a thousand images is near enough.
+            some = train.images[:: 1 + len(train.images) // 1000]
+            self.shift.copy_(-scale(some).mean(0).flatten())
             self.centers.copy_(draw_centers(self.init["name"], train, self.n_clusters, rng))
+
+    def shifted(self, images: Tensor) -> Tensor:
+        """Uint8 (n, 28, 28) as points (n, D) in [0, 1], moved by `shift`, in one pass."""
+        return torch.add(self.shift, images.flatten(1).float(), alpha=1 / 255)
 
     def training_step(self, block: Batch, index: int) -> Tensor:
         """Take one step for each minibatch of the block; returns their mean loss."""
-        centers, name = self.centers, self.optimizer["name"]
+        name = self.optimizer["name"]
         optimizer, scheduler = self.descent()
         squared = self.won.new_zeros(())
         won = torch.zeros_like(self.won)
         with torch.no_grad():
             for batch in self.minibatches(block):
-                x = scale(batch.images).flatten(1)  # (B, D)
-                wins = self._reduce(assign(x, centers))
-                centers.grad = gradient(wins, centers)
+                centers = self.centers + self.shift  # (K, D)
+                wins = self._reduce(assign(self.shifted(batch.images), centers))
+                self.centers.grad = gradient(wins, centers)
                 won += wins.counts
                 if name != "sgd":
-                    centers.grad *= own_rate(name, wins, self.won + won)[:, None]
+                    self.centers.grad *= own_rate(name, wins, self.won + won)[:, None]
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
@@ -251,21 +275,27 @@ class MiniBatchKMeans(Model):
 
     def validation_step(self, chunk: Batch, _: int) -> None:
         """Log the loss of held-out images."""
-        wins = self._reduce(assign(scale(chunk.images).flatten(1), self.centers))
-        n = int(wins.counts.sum())
+        x, centers = self.shifted(chunk.images), self.centers + self.shift
+        squared = squared_distances(x, centers)[1]
+        sums = torch.stack([squared.sum(), squared.new_tensor(len(x))])
         distributed = self.trainer.world_size > 1  # all have the same already; without the word Lightning warns
-        self.log("val/loss", wins.squared.clamp(min=0) / (n * PIXELS), batch_size=n, sync_dist=distributed)
+        if distributed:
+            dist.all_reduce(sums)
+        n = int(sums[1])
+        self.log("val/loss", sums[0] / (n * PIXELS), batch_size=n, sync_dist=distributed)
 
     @torch.no_grad()
     def predict(self, data: Images) -> tuple[Tensor, float]:
         """The centre of each image, int64 (N,) on the CPU, and the mean loss (1)."""
         labels, total = [], 0.0
+        # In float64, where no digit that matters cancels: a loaded model knows no mean to move by.
+        centers = self.centers.double()
         for chunk in Chunks(data, size=256):  # of less than a cache, where there is one
-            x = scale(chunk.images.to(self.device)).flatten(1)
-            chosen, distances = nearest(x, self.centers)
+            x = chunk.images.to(self.device).flatten(1).double().div_(255)
+            chosen, squared = squared_distances(x, centers)
             labels.append(chosen.cpu())
-            squared = torch.linalg.vector_norm(x, dim=1).square() + distances
-            total += float(squared.clamp_(min=0).double().sum())  # below 0 by rounding, of a point on its centre
+            # A loss beyond float32 is infinite, as it is in training.
+            total += float(squared.float().sum(dtype=torch.double))
         return torch.cat(labels), total / (len(data.labels) * PIXELS)
 
     def evaluate(self, source: Source, data: Split) -> dict[str, float]:
