@@ -12,7 +12,16 @@ from torch import Tensor
 
 from digitlab import figures, kmeans, schema
 from digitlab.data import Images, scale
-from digitlab.kmeans import MiniBatchKMeans, agreement, assign, draw_centers, gradient, nearest, own_rate
+from digitlab.kmeans import (
+    MiniBatchKMeans,
+    agreement,
+    assign,
+    draw_centers,
+    gradient,
+    nearest,
+    own_rate,
+    reassign,
+)
 from digitlab.seeds import Stream, generator
 
 
@@ -263,6 +272,68 @@ def test_a_loss_is_not_below_zero() -> None:
         ten = data.take(torch.arange(part, part + 10))
         kmeans.centers.data = scale(ten.images).flatten(1)
         assert 0 <= kmeans.predict(ten)[1] < 1e-6
+
+
+def line(*points: float) -> Tensor:
+    """Points or centres on a line, (N, 1)."""
+    return torch.tensor(points)[:, None]
+
+
+def test_a_reassignment_worked_by_hand() -> None:
+    """Points at -2, eight times, and at 8, twice; a centre at 0 wins all, one at 50 none. On -2 it
+    would leave a loss of 2 (8 - 0)^2 = 128 of 160, on 8 one of 8 (-2 - 0)^2 = 32: it goes onto 8.
+    """
+    x, centers = line(*[-2.0] * 8, 8.0, 8.0), line(0.0, 50.0)
+    moves = reassign(x, centers, 0.01, rng())
+    assert moves[0] == -1
+    assert moves[1] in (8, 9)
+    assert torch.equal(centers, line(0.0, 8.0))
+
+
+@pytest.mark.parametrize(("ratio", "place"), [(0.012, 3.0), (0.02, 10.0)])
+def test_a_centre_of_few_points_moves_for_many_times_its_worth(ratio: float, place: float) -> None:
+    """A point at 3, whose centre lowers the loss by 3^2 = 9. On 10 that would lower it by
+    40 (10 - 6)^2 = 640, of which 9 is 0.014: it moves at a ratio of 0.02 and stays at 0.012.
+    """
+    x, centers = line(*[0.0] * 100, 3.0, *[10.0] * 40), line(0.0, 3.0, 6.0)
+    reassign(x, centers, ratio, rng())
+    assert torch.equal(centers[:2], line(0.0, place))
+
+
+def test_a_small_cluster_that_earns_its_centre_keeps_it() -> None:
+    """One point of a hundred, far from all others: less than a tenth of 99, yet no move helps."""
+    x, centers = line(*torch.linspace(-1, 1, 99).tolist(), 30.0), line(0.0, 30.0)
+    assert reassign(x, centers, 0.1, rng()).tolist() == [-1, -1]
+    assert torch.equal(centers, line(0.0, 30.0))
+
+
+def test_a_centre_is_judged_without_those_that_moved_before_it() -> None:
+    """Two centres at two far points, of which either could go: when one has, the other stays."""
+    x = line(*torch.linspace(-1, 1, 98).tolist(), 30.0, 30.2)
+    centers = line(0.0, 30.0, 30.2)
+    reassign(x, centers, 0.5, rng())
+    assert (centers > 20).sum() == 1
+
+
+def test_where_no_move_helps_none_is_made() -> None:
+    """Equal points, one centre on them: the other wins none wherever it goes."""
+    assert reassign(line(*[0.0] * 9), line(0.0, 0.0), 0.5, rng()).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_reassignment_lowers_the_loss(seed: int) -> None:
+    """Many small clusters of random points: the loss falls, each moved centre is on its point."""
+    rng = generator(seed, Stream.REASSIGN)
+    x = torch.randn(500, 3, generator=rng).mul_(torch.rand(500, 1, generator=rng) ** 4)
+    before = torch.randn(40, 3, generator=rng)
+    centers = before.clone()
+    moves = reassign(x, centers, 0.5, rng)
+    moved = moves >= 0
+    assert moved.sum() > 10
+    assert torch.equal(centers[moved], x[moves[moved]])
+    assert torch.equal(centers[~moved], before[~moved])
+    after, then = (torch.cdist(x, c).square().min(1).values.sum() for c in (centers, before))
+    assert after < then
 
 
 def test_numbers_drawn_as_glyphs_look_like_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
 from digitlab import RunFailed, callbacks, checkpoints, config, data, experiment, runs, schema
+from digitlab.kmeans import MiniBatchKMeans
 from digitlab.process import cpu_threads, crowded
 from digitlab.sources import load
 
-from .conftest import ROOT, Lab, compose, heed, results, run_here, write_idx
+from .conftest import ROOT, Lab, compose, digits, heed, results, run_here, write_idx
 
 KMEANS = ["model=kmeans", "init=digit"]
 
@@ -197,8 +199,19 @@ RESUMED = [
 def test_an_interrupted_run_resumes_bitwise(
     command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted inside its second and its third epoch and run again, it ends as if it had never stopped."""
+    """Interrupted in its second and its third epoch and run again, it ends as if never stopped.
+
+    Each epoch of k-means begins with a centre out of reach, and so with a reassignment.
+    """
     command_line = [*command.split(), *words, "trainer.max_epochs=4"]
+    reassign, moved = MiniBatchKMeans._reassign, []
+
+    def throw_out_and_reassign(self: MiniBatchKMeans) -> None:
+        self.centers.data[self.current_epoch] = 1.0
+        reassign(self)
+        moved.append(bool((self.centers[self.current_epoch] != 1.0).any()))
+
+    monkeypatch.setattr(MiniBatchKMeans, "_reassign", throw_out_and_reassign)
     run_here(command_line, tmp_path / "whole")
     for epoch in (1, 2):
 
@@ -214,6 +227,8 @@ def test_an_interrupted_run_resumes_bitwise(
         assert len((tmp_path / "cut" / "metrics.csv").read_text().splitlines()) == 1 + epoch
     run_here(command_line, tmp_path / "cut")
     assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert moved == [True] * len(moved)
+    assert bool(moved) == ("kmeans" in command)
 
 
 def interrupt(*_: Any) -> None:
@@ -394,6 +409,105 @@ def test_uniform_noise_collapses_and_says_so(words: list[str], tmp_path: Path) -
     assert revived["metrics"]["test/loss"] < 0.5 * collapsed["metrics"]["test/loss"]
 
 
+def trained(train: data.Images, batch_size: int, epochs: int, **changes: Any) -> MiniBatchKMeans:
+    """K-means trained from images drawn at random, at the rate of conf/, without a run's files."""
+    options: dict[str, Any] = {
+        "n_clusters": 10,
+        "init": {"name": "sample"},
+        "reassignment_ratio": 0.0,
+        "optimizer": {"name": "sgd", "lr": 4.5},
+        "scheduler": {"name": "constant"},
+        "seed": 0,
+    }
+    callbacks = changes.pop("callbacks", [])
+    model = MiniBatchKMeans(**options | changes)
+    parts = data.Split(train, train.take(torch.arange(0)), train)
+    batches = data.MNISTData(parts, batch_size=batch_size, block=model.block, seed=0)
+    with cpu_threads(1):
+        trainer = Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, batches)
+    return model
+
+
+def squares(number: int) -> data.Images:
+    """`digits` as training images."""
+    images, labels = digits(number, seed=0)
+    return data.Images(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+@pytest.mark.parametrize(
+    ("number", "n_clusters", "batch_size", "epochs"),
+    [(4106, 10, 64, 2), (70, 10, 64, 10), (1000, 10, 1000, 10), (300, 50, 4, 3), (600, 300, 64, 3)],
+)
+def test_reassignment_never_makes_a_clustering_worse(
+    number: int, n_clusters: int, batch_size: int, epochs: int
+) -> None:
+    """Where every centre wins images the loss is at most 1.01 x that without it: whatever is left
+    over at an epoch's end, and however few images of a minibatch, or of all, a centre wins.
+    """
+    images = squares(number)
+    sizes = {"n_clusters": n_clusters, "init": {"name": "kmeans++"}}
+    without = trained(images, batch_size, epochs, **sizes).predict(images)[1]
+    for ratio in (0.01, 0.1):
+        model = trained(images, batch_size, epochs, **sizes, reassignment_ratio=ratio)
+        assert model.predict(images)[1] <= 1.01 * without
+
+
+def test_reassignment_leaves_a_rare_kind_of_image_its_centre() -> None:
+    """Four white images of 1,000 and a centre that wins them alone: few, and yet it stays."""
+    images = squares(1000).images[::10].repeat(10, 1, 1)
+    images[::250] = 255
+    some = data.Images(images, torch.arange(1000) % 10)
+    model = trained(some, 64, 5, n_clusters=2, init={"name": "kmeans++"}, reassignment_ratio=0.1)
+    assert torch.bincount(model.predict(some)[0]).min() == 4
+
+
+@pytest.mark.mnist
+def test_reassignment_does_no_harm_on_mnist(mnist: Path) -> None:
+    """Of 4,106 digits 10 are left over after 64 minibatches, in which most centres win none."""
+    images = data.split(load(str(mnist)), 4106, 0, None, seed=0).train
+    without = trained(images, 64, 5).predict(images)[1]
+    model = trained(images, 64, 5, reassignment_ratio=0.01)
+    assert model.predict(images)[1] <= 1.01 * without
+
+
+def test_a_moved_centre_begins_as_a_new_one() -> None:
+    """A centre that is thrown out after the first epoch is on an image when the second begins,
+    without momentum and without the points that it had won.
+    """
+    images = squares(500)
+
+    class Disturb(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+            module.centers.data[3] = 1.0
+
+        def on_train_batch_start(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            if trainer.current_epoch == 1:
+                momentum = trainer.optimizers[0].state[module.centers]["momentum_buffer"]
+                won = module.won.clone()
+                states.append((module.centers[3].clone(), won, momentum.abs().sum(1)))
+
+    states: list[tuple[torch.Tensor, ...]] = []
+    optimizer = {"name": "sgd", "lr": 4.5, "momentum": 0.5}
+    trained(images, 20, 2, optimizer=optimizer, reassignment_ratio=0.01, callbacks=[Disturb()])
+    center, won, momentum = states[0]
+    assert (data.scale(images.images).flatten(1) == center).all(1).any()
+    assert won.nonzero().flatten().tolist() == momentum.nonzero().flatten().tolist()
+    assert won[3] == momentum[3] == 0
+    assert won.count_nonzero() == 9
+
+
 @pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
 def test_an_epoch_s_training_loss_is_the_mean_over_its_images(
     model: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -562,7 +676,7 @@ def test_two_processes_equal_one_on_the_same_global_batches(
     Each process has left the group then: a thread of Gloo's that is at work still may abort it (SIGABRT).
     """
     (tmp_path / "sitecustomize.py").write_text(THREADS_AT_EXIT)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     command = [choice, "scheduler=linear", *words]
     if choice == "model=autoencoder":
         command += ["model.channels=[4,8]", "optimizer.lr=0.5", "trainer.precision=32-true"]
