@@ -288,6 +288,7 @@ def test_a_run_leaves_all_its_files_and_names_its_fog(words: list[str], tmp_path
 def test_each_failure_of_an_autoencoder_is_named_with_its_remedy() -> None:
     """Fog, worse than PCA, digits that cannot be read: a sentence for each; a good model has none."""
     trivial = {"mean_image": 0.0675, "pca": 0.027}
+    adamw, cycle = {"name": "adamw", "lr": 0.1}, {"name": "one_cycle"}
 
     def told(loss: float, recognized: float, real: float = 0.98, **changes: Any) -> list[str]:
         scores = {"generated/recognized": recognized, "generated/recognized_real": real}
@@ -296,14 +297,22 @@ def test_each_failure_of_an_autoencoder_is_named_with_its_remedy() -> None:
     (fog,) = told(0.0676, 0.0)
     assert "at best it paints the mean of all" in fog
     assert "experiment=autoencoder_best" in fog
-    (short,) = told(0.0676, 0.0, optimizer={"name": "adamw", "lr": 0.1})  # as autoencoder_best itself
-    assert short.endswith("Train longer.")
+    for changes, advice in (
+        ({}, ", or try optimizer=adamw scheduler=one_cycle (experiment=autoencoder_best)"),
+        ({"optimizer": adamw}, ", or try scheduler=one_cycle (experiment=autoencoder_best)"),
+        ({"scheduler": cycle}, ", or try optimizer=adamw (experiment=autoencoder_best)"),
+        ({"optimizer": adamw, "scheduler": cycle}, ""),  # as autoencoder_best itself
+    ):
+        for loss in (0.0676, 0.03):  # of the fog, and worse than PCA
+            assert told(loss, 0.9, **changes)[0].endswith(f" Train longer{advice}.")
     (worse,) = told(0.03, 0.9)
     assert told(0.0269, 0.9) == [worse.replace("0.0300", "0.0269")], "within 1 % is no better"
     assert worse.startswith("No better than PCA with the same 3 numbers an image: test loss 0.0300, PCA 0.0270. Train")
     (unread,) = told(0.005, 0.3)
     assert unread.startswith("Only 30% of the generated digits are recognised (98% of real ones)")
-    assert "prior=mixture" in unread
+    assert unread.endswith("draw z from where the encoder puts the data, prior=mixture.")
+    (unread,) = told(0.005, 0.3, prior={"name": "gaussian"})
+    assert unread.endswith("follow the shape of the data's latents, prior=mixture.")
     (coarse,) = told(0.005, 0.3, prior={"name": "mixture", "n_components": 2, "temperature": 1.0})
     assert "model.prior.n_components too few" in coarse
     assert told(0.005, 0.9) == []

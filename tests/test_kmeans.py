@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from digitlab import figures, kmeans, schema
-from digitlab.data import Images, scale
+from digitlab.data import Images, Source, Split, scale
 from digitlab.kmeans import (
     MiniBatchKMeans,
     agreement,
@@ -22,6 +22,7 @@ from digitlab.kmeans import (
     own_rate,
     reassign,
 )
+from digitlab.model import sentence
 from digitlab.seeds import Stream, generator
 
 
@@ -214,6 +215,64 @@ def test_idle_centres_are_named_and_a_full_house_is_not() -> None:
     assert warning.startswith("3 of 10 centres win no training image")
     assert model().warnings({"active_centers": 10, "test/loss": 0.05}, {"mean_image": 0.0675}) == []
     assert model(n_clusters=1).warnings({"active_centers": 1, "test/loss": 0.0675}, {"mean_image": 0.0675}) == []
+
+
+REVIVE = "revive idle centres (model.reassignment_ratio=0.01)"
+FURTHER = "start from images that differ more (init=kmeans++)"
+SMALLER = "lower optimizer.lr, or let it decay (scheduler=linear),"
+
+
+@pytest.mark.parametrize(
+    ("changes", "choices"),
+    [
+        ({}, ["start from data (init=digit, init=kmeans++)", REVIVE]),
+        ({"n_clusters": 20}, ["start from data (init=kmeans++)", REVIVE]),
+        ({"init": {"name": "digit"}}, [FURTHER, REVIVE]),
+        ({"init": {"name": "sample"}, "reassignment_ratio": 0.1}, [FURTHER]),
+        ({"init": {"name": "kmeans++"}}, [REVIVE]),
+        ({"reassignment_ratio": 0.01}, ["start from data (init=digit, init=kmeans++)"]),
+        (
+            {"init": {"name": "kmeans++"}, "reassignment_ratio": 0.01},
+            [SMALLER, "use fewer clusters (model.n_clusters)"],
+        ),
+    ],
+)
+def test_idle_centres_have_another_remedy(changes: dict[str, Any], choices: list[str]) -> None:
+    """No init or ratio is advised that the run has, and for twenty centres none that has ten."""
+    remedy = sentence(" or ".join(choices))
+    for active in (1, 7):
+        kmeans = model(**changes)
+        metrics = {"active_centers": active, "test/loss": 0.0675}
+        (warning,) = kmeans.warnings(metrics, {"mean_image": 0.0675})
+        assert warning.endswith(f" none. {remedy}" if active == 1 else f" image. {remedy}")
+
+
+def test_too_few_distinct_images_are_named_as_the_reason_for_idle_centres() -> None:
+    """Six images, fifty times each: ten centres have six at most to win. Where they win fewer it is
+    said besides.
+    """
+    some = some_images(6)
+    data = some.take(torch.arange(300) % 6)
+    split, source = Split(data, data.take(torch.arange(0)), data), Source("", "", data, data)
+    kmeans = model(init={"name": "kmeans++"})
+    images, far = scale(some.images).flatten(1), torch.full((9, 784), 9.0)
+    reason = "10 centres for 6 distinct training images: {} win none."
+    fewer = "Use fewer clusters (model.n_clusters=6)."
+    for centers, idle, others in ((images, 4, 0), (images[:1], 9, 1)):
+        kmeans.centers.data = torch.cat([centers, far])[:10]
+        first, *rest = kmeans.warnings(kmeans.evaluate(source, split), {"mean_image": 0.1})
+        assert first == f"{reason.format(idle)} {fewer}"
+        assert [warning.partition(":")[0] for warning in rest] == ["Collapsed"] * others
+
+
+def test_a_rate_that_decays_or_is_none_is_not_advised_to() -> None:
+    """Smaller steps: by a lower rate or a decay, where there is a decay by a lower rate alone; and
+    not by a rate that 1/n_k lacks.
+    """
+    assert model().steadier_steps() == "lower optimizer.lr, or let it decay (scheduler=linear)"
+    assert model(scheduler={"name": "cosine"}).steadier_steps() == "lower optimizer.lr"
+    own = model(scheduler={"name": "linear"}, optimizer={"name": "inverse_count"})
+    assert own.steadier_steps() == "choose optimizer=sgd, whose lr can be lowered"
 
 
 def test_prediction_agrees_with_numpy() -> None:

@@ -335,6 +335,13 @@ def test_a_diverging_run_stops_at_once_and_says_why(words: list[str], tmp_path: 
     assert outcome["baselines"]["mean_image"] > 0
 
 
+def test_a_diverging_run_that_decays_is_not_told_to(words: list[str], tmp_path: Path) -> None:
+    """The remedy is what is not set already: of a lower rate and scheduler=linear the first."""
+    command = [*KMEANS, *words, "optimizer.lr=1e30", "scheduler=linear"]
+    with pytest.raises(RunFailed, match=r"in epoch \d: lower optimizer\.lr$"):
+        run_here(command, tmp_path)
+
+
 def test_a_run_whose_last_step_diverges_is_not_completed(words: list[str], tmp_path: Path) -> None:
     """One step in all: its loss is measured before it, so only the judging sees where it led."""
     command = [*words, "data.batch_size=500", "trainer.max_epochs=1", "data.val_size=0", "optimizer.lr=1e30"]
@@ -387,7 +394,9 @@ def test_training_that_got_worse_after_its_best_epoch_says_so(
     losses = [float(row[3]) for row in rows]
     assert outcome["best_epoch"] == 1 + losses.index(min(losses)) < 8
     assert outcome["metrics"]["val/loss"] == pytest.approx(min(losses), rel=1e-5)
-    assert f"got worse after its best epoch, {outcome['best_epoch']}, which" in " ".join(outcome["warnings"])
+    (worse, *_) = outcome["warnings"]
+    assert f"got worse after its best epoch, {outcome['best_epoch']}, which" in worse
+    assert worse.endswith("Lower optimizer.lr, or let it decay (scheduler=linear).")
     assert re.search(r"epoch 8/8  train/loss \d\.\d+e\+\d+ ", caplog.text)
     outcome = run_here([*KMEANS, *words], tmp_path / "good")
     assert outcome["warnings"] == []

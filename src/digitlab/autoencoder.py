@@ -234,8 +234,10 @@ class Autoencoder(Model):
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
         """A sentence where generation fails although reconstruction does not, or where PCA does better."""
         loss, found, advice = metrics["test/loss"], [], "Train longer"
-        if self.optimizer["name"] != "adamw":
-            advice += ", or try optimizer=adamw scheduler=one_cycle (experiment=autoencoder_best)"
+        best = {"optimizer": "adamw", "scheduler": "one_cycle"}
+        now = {"optimizer": self.optimizer["name"], "scheduler": self.scheduler["name"]}
+        if changes := [f"{group}={name}" for group, name in best.items() if now[group] != name]:
+            advice += f", or try {' '.join(changes)} (experiment=autoencoder_best)"
         if no_better(loss, baselines["mean_image"]):
             return [
                 "The decoder ignores the image: at best it paints the mean of all (the seed report's white fog)."
@@ -254,7 +256,9 @@ class Autoencoder(Model):
             )
         elif told < 0.5 * real:
             remedy = "draw z from where the encoder puts the data, prior=mixture"
-            if self.prior_name == "mixture":
+            if self.prior_name == "gaussian":
+                remedy = "follow the shape of the data's latents, prior=mixture"
+            elif self.prior_name == "mixture":
                 remedy = "the autoencoder itself is too coarse, or model.prior.n_components too few"
             found.append(
                 f"Only {told:.0%} of the generated digits are recognised ({real:.0%} of real ones) with z from"

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from digitlab import figures, runs
 from digitlab.formatting import format_loss
+from digitlab.model import Model
 
 log = logging.getLogger(__name__)
 # TensorBoard reads a run's files in the order of their names, which end in the second and in this count: within a
@@ -52,19 +53,18 @@ class Watch(Callback):
     ) -> None:
         """Look at the loss that the step returned."""
         if module.device.type == "cpu" or index % max(1, 50 // batch.steps) == 0:
-            self._check("train/loss", float(outputs["loss"]), trainer)
+            self._check("train/loss", float(outputs["loss"]), trainer, module)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Look at the epoch's losses, before they are recorded."""
         for name, value in epoch_losses(trainer).items():
-            self._check(name, value, trainer)
+            self._check(name, value, trainer, module)
 
-    def _check(self, name: str, value: float, trainer: Trainer) -> None:
+    def _check(self, name: str, value: float, trainer: Trainer, module: LightningModule) -> None:
         if not math.isfinite(value):
-            raise Diverged(
-                f"{name} is {value} in epoch {trainer.current_epoch + 1}:"
-                " lower optimizer.lr, or let it decay (scheduler=linear)"
-            )
+            assert isinstance(module, Model)
+            epoch, remedy = trainer.current_epoch + 1, module.steadier_steps()
+            raise Diverged(f"{name} is {value} in epoch {epoch}: {remedy}")
 
 
 class LeaveGroup(Callback):

@@ -25,7 +25,7 @@ from digitlab.autoencoder import Autoencoder
 from digitlab.callbacks import Diverged, LeaveGroup, Progress, Record, TensorBoard, Watch, best_of
 from digitlab.data import MNISTData, Source, Split, doubts, split
 from digitlab.formatting import format_loss
-from digitlab.model import Model
+from digitlab.model import Model, sentence
 from digitlab.process import cpu_threads, crowded, keep_freed_memory
 from digitlab.sources import load
 from digitlab.trainer import hidden_variables, make_trainer
@@ -222,12 +222,14 @@ def finish(
     metrics |= model.evaluate(source, data)
     results["classifier"] = model.judged_by
     if not math.isfinite(metrics["test/loss"]):
-        raise Diverged(f"test/loss is {metrics['test/loss']} after training: lower optimizer.lr")
-    results["warnings"] += worse_than_before(history, trivial)
+        loss, remedy = metrics["test/loss"], model.smaller_steps()
+        raise Diverged(f"test/loss is {loss} after training: {remedy}")
+    results["warnings"] += worse_than_before(history, trivial["mean_image"], model.steadier_steps())
     no_better = beaten_by_baselines(metrics["test/loss"], trivial)
     results["warnings"] += no_better
     if metrics["test/loss"] > 1:
-        results["warnings"].append("Exploded: no picture is off by more than 1. Lower optimizer.lr.")
+        remedy = sentence(model.smaller_steps())
+        results["warnings"].append(f"Exploded: no picture is off by more than 1. {remedy}")
     else:
         results["warnings"] += model.warnings(metrics, trivial)
 
@@ -252,16 +254,15 @@ def finish(
         writer._get_file_writer().add_summary(hparams({}, {})[2])  # the session is a success
 
 
-def worse_than_before(history: list[dict[str, float]], trivial: dict[str, float]) -> list[str]:
+def worse_than_before(history: list[dict[str, float]], mean_image: float, remedy: str) -> list[str]:
     """A sentence where training ended far above its best epoch, of which the results are."""
     best = best_of(history)
     then, now = (row.get("val/loss", 0.0) for row in (best, history[-1]))
-    if now <= max(2 * then, trivial["mean_image"]):
+    if now <= max(2 * then, mean_image):
         return []
     return [
         f"Training got worse after its best epoch, {best['epoch']:.0f}, which the results are of: val/loss from"
-        f" {format_loss(then)} to {format_loss(now)}. Lower optimizer.lr, or let it decay"
-        " (scheduler=linear)."
+        f" {format_loss(then)} to {format_loss(now)}. {sentence(remedy)}"
     ]
 
 

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from digitlab.data import IMAGE_SHAPE, PIXELS, Batch, Chunks, Images, Source, Split, scale
-from digitlab.model import Model
+from digitlab.model import Model, sentence
 from digitlab.seeds import Stream, generator
 
 # Points tried as a centre's place. Ten centres placed one by one like this end, after ten epochs at
@@ -271,6 +271,8 @@ class MiniBatchKMeans(Model):
         self.register_buffer("shift", torch.zeros(PIXELS), persistent=False)
         self.shift: Tensor
         self.confusion: np.ndarray | None = None  # of the training images, int (10, K); `evaluate` finds it
+        # How many training images differ; `evaluate` finds it where centres are idle.
+        self.distinct: int | None = None
 
     @torch.no_grad()
     def setup(self, stage: str) -> None:
@@ -380,21 +382,54 @@ class MiniBatchKMeans(Model):
         test_labels, metrics["test/loss"] = self.predict(data.test)
         scores = agreement(data.test.labels, test_labels, self.n_clusters)
         metrics |= {f"test/{name}": value for name, value in scores.items()}
-        return metrics | {"active_centers": len(labels.unique())}
+        active = len(labels.unique())
+        if active < self.n_clusters:
+            self.distinct = count_distinct(data.train.images)
+        return metrics | {"active_centers": active}
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
         """A sentence, with its remedy, where centres lie idle."""
-        active = int(metrics["active_centers"])
-        remedy = "Start from data (init=digit, init=kmeans++) or revive idle centres (model.reassignment_ratio=0.01)."
-        if active == 1 < self.n_clusters:
-            return [f"Collapsed: one centre holds all the points, the other {self.n_clusters - 1} win none. {remedy}"]
-        if active < self.n_clusters:
-            return [f"{self.n_clusters - active} of {self.n_clusters} centres win no training image. {remedy}"]
-        return []
+        k, active, found = self.n_clusters, int(metrics["active_centers"]), []
+        most = k if self.distinct is None else min(k, self.distinct)
+        if most < k:
+            found.append(
+                f"{k} centres for {most} distinct training images: {k - active} win none."
+                f" Use fewer clusters (model.n_clusters={most})."
+            )
+        if active == 1 < most:
+            idle = f"Collapsed: one centre holds all the points, the other {k - 1} win none."
+            found.append(f"{idle} {self._idle_remedy()}")
+        elif active < most:
+            idle = f"{k - active} of {k} centres win no training image."
+            found.append(f"{idle} {self._idle_remedy()}")
+        return found
+
+    def _idle_remedy(self) -> str:
+        """What could wake idle centres and is not set already."""
+        choices = []
+        match self.init["name"]:
+            case "kmeans++":
+                pass
+            case "digit" | "sample":
+                choices.append("start from images that differ more (init=kmeans++)")
+            case _:
+                # One image of each digit makes ten centres.
+                digit = "init=digit, " if self.n_clusters == 10 else ""
+                choices.append(f"start from data ({digit}init=kmeans++)")
+        if self.reassignment_ratio == 0:
+            choices.append("revive idle centres (model.reassignment_ratio=0.01)")
+        if not choices:
+            choices = [self.steadier_steps() + ",", "use fewer clusters (model.n_clusters)"]
+        return sentence(" or ".join(choices))
 
     def pictures(self) -> dict[str, Tensor | Figure]:
         """The centres as images (K, 1, 28, 28), for TensorBoard."""
         return {"centers": self.centers.detach().view(-1, 1, *IMAGE_SHAPE).clamp(0, 1).cpu()}
+
+
+def count_distinct(images: Tensor) -> int:
+    """How many of the images (N, 28, 28), uint8, differ from all before them."""
+    return len({image.tobytes() for image in images.cpu().numpy()})
 
 
 def count_pairs(digits: Tensor, labels: Tensor, n_clusters: int) -> np.ndarray:

@@ -118,12 +118,29 @@ class Model(LightningModule):
         """What went wrong, a sentence each, with its remedy."""
         raise NotImplementedError
 
+    def smaller_steps(self) -> str:
+        """How to take smaller steps at once, without capital and full stop."""
+        if "lr" in self.optimizer:
+            return "lower optimizer.lr"
+        return "choose optimizer=sgd, whose lr can be lowered"
+
+    def steadier_steps(self) -> str:
+        """As `smaller_steps`, or by a decay where there is none yet."""
+        if self.scheduler["name"] == "constant":
+            return f"{self.smaller_steps()}, or let it decay (scheduler=linear)"
+        return self.smaller_steps()
+
     def complete(self, data: Split) -> None:
         """What training leaves to be done once, on the best checkpoint; by default nothing."""
 
     def pictures(self) -> dict[str, Tensor | Figure]:
         """What to watch from epoch to epoch, by name: figures, or images (N, 1, 28, 28) in [0, 1]."""
         return {}
+
+
+def sentence(words: str) -> str:
+    """With a capital and a full stop."""
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any) -> Optimizer:
