@@ -297,18 +297,18 @@ class MiniBatchKMeans(Model):
 
     def training_step(self, block: Batch, index: int) -> Tensor:
         """Take one step for each minibatch of the block; returns their mean loss."""
-        name = self.optimizer["name"]
+        parameter, shift, name = self.centers, self.shift, self.optimizer["name"]
         optimizer, scheduler = self.descent()
         squared = self.won.new_zeros(())
         won = torch.zeros_like(self.won)
         with torch.no_grad():
             for batch in self.minibatches(block):
-                centers = self.centers + self.shift  # (K, D)
+                centers = parameter + shift  # (K, D)
                 wins = self._reduce(assign(self.shifted(batch.images), centers))
-                self.centers.grad = gradient(wins, centers)
+                parameter.grad = gradient(wins, centers)
                 won += wins.counts
                 if name != "sgd":
-                    self.centers.grad *= own_rate(name, wins, self.won + won)[:, None]
+                    parameter.grad *= own_rate(name, wins, self.won + won)[:, None]
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
