@@ -21,6 +21,7 @@ from digitlab import RunFailed, callbacks, checkpoints, config, data, experiment
 from digitlab.kmeans import MiniBatchKMeans
 from digitlab.process import cpu_threads, crowded
 from digitlab.sources import load
+from digitlab.trainer import make_trainer
 
 from .conftest import ROOT, Lab, compose, digits, heed, results, run_here, write_idx
 
@@ -433,17 +434,14 @@ def trained(train: data.Images, batch_size: int, epochs: int, **changes: Any) ->
     parts = data.Split(train, train.take(torch.arange(0)), train)
     batches = data.MNISTData(parts, batch_size=batch_size, block=model.block, seed=0)
     with cpu_threads(1):
-        trainer = Trainer(
+        trainer = make_trainer(
+            Path(),
+            callbacks,
             max_epochs=epochs,
             accelerator="cpu",
-            callbacks=callbacks,
-            logger=False,
             enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
             num_sanity_val_steps=0,
             limit_val_batches=0,
-            use_distributed_sampler=False,
         )
         trainer.fit(model, batches)
     return model
