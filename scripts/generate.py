@@ -2,7 +2,9 @@
 
 import command
 
-from digitlab import runs, schema
+from digitlab.config import schema
+from digitlab.runs.files import atomic_write, check_links
+from digitlab.runs.results import best_checkpoint
 
 
 @command.ends_in_words
@@ -23,15 +25,15 @@ def main() -> None:
         line.error("--n must be from 1 to 100000 and --seed >= 0")
     if options.out is not None and options.out.suffix not in (".png", ".npz"):
         raise ValueError(f"--out {options.out}: must end in .png or .npz")
-    runs.refuse_links(options.run)
-    path = runs.checkpoint(options.run)
+    check_links(options.run)
+    path = best_checkpoint(options.run)
     import numpy as np  # this and torch take seconds: not for --help or a mistake in the command
     import torch
     from PIL import Image
     from torchvision.utils import make_grid
 
-    from digitlab import checkpoints
-    from digitlab.autoencoder import Autoencoder
+    from digitlab.models import checkpoints
+    from digitlab.models.autoencoder import Autoencoder
 
     model = checkpoints.load_model(path)
     if not isinstance(model, Autoencoder):
@@ -39,7 +41,7 @@ def main() -> None:
     prior = options.prior or model.prior_name
     out = options.out or options.run / f"generated_{prior}_n{options.n}_seed{options.seed}.png"
     images = (model.generate(options.n, options.seed, prior) * 255).round().to(torch.uint8)
-    with runs.whole(out) as part:
+    with atomic_write(out) as part:
         if out.suffix == ".npz":
             np.savez(part, images=images.numpy(), prior=prior, seed=options.seed)
         else:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import command
 
-from digitlab import report, runs
+from digitlab.report.page import write_report
+from digitlab.runs.files import SWEEP_FILES, check_links
 
 
 @command.ends_in_words
@@ -17,8 +18,8 @@ def main() -> None:
     options = line.parse_args()
     out = options.out or Path(os.path.commonpath([folder.resolve() for folder in options.sweeps])) / "report"
     if options.out is None:
-        runs.refuse_links(out.parent, runs.SWEEP_FILES)
-    print(report.write(options.sweeps, out))
+        check_links(out.parent, SWEEP_FILES)
+    print(write_report(options.sweeps, out))
 
 
 if __name__ == "__main__":

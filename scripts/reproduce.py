@@ -15,9 +15,14 @@ import command
 import numpy as np
 from PIL import Image
 
-from digitlab import checkpoints, cli, config, figures, runs
-from digitlab.autoencoder import Autoencoder
+from digitlab import cli, figures
+from digitlab.config import validation
 from digitlab.formatting import format_loss
+from digitlab.models import checkpoints
+from digitlab.models.autoencoder import Autoencoder
+from digitlab.runs.files import atomic_write, directory_lock, read_json
+from digitlab.runs.provenance import describe_other_code, make_run_id
+from digitlab.runs.results import best_checkpoint, read_results, remove_outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("outputs") / "reproduce"
@@ -52,15 +57,15 @@ def folder(words: str) -> Path:
 def place(words: str, seed: int) -> Path:
     """The directory of a row's run, where others of an earlier configuration may lie beside."""
     (job,) = cli.parse([*words.split(), f"seed={seed}"]).jobs
-    return folder(words) / runs.run_id(config.to_plain(job.cfg))
+    return folder(words) / make_run_id(validation.to_plain(job.cfg))
 
 
 def forget(run: Path) -> None:
     """Have a run that other code made made anew: it says nothing of this code. Leaves alone what is at work."""
-    if (result := runs.read_results(run)) and runs.other_code(result):
-        with runs.lock(run) as mine:
+    if (result := read_results(run)) and describe_other_code(result):
+        with directory_lock(run) as mine:
             if mine:
-                runs.wipe(run)
+                remove_outputs(run)
 
 
 def run(row: Row) -> str:
@@ -73,7 +78,7 @@ def run(row: Row) -> str:
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), "-m", *command], check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    made = [runs.read_json(run / "results.json") for run in places]
+    made = [read_json(run / "results.json") for run in places]
     losses = [format_loss(result["metrics"][row.metric]) for result in made]
     seconds = statistics.median(result["fit_seconds"] for result in made)
     same = "as in README" if losses == row.losses else f"DIFFERS: README has {', '.join(row.losses)}"
@@ -96,13 +101,13 @@ def draw(centers: np.ndarray, fog: Autoencoder, best: Autoencoder) -> None:
     heading = "Centres of k-means; digits from random z: the report's autoencoder (q2c), and ours"
     drawn["overview"] = figures.image_grid(np.concatenate(rows), None, 10, heading, names)
     for name, figure in drawn.items():
-        with runs.whole(ROOT / "docs" / f"{name}.png") as part:
+        with atomic_write(ROOT / "docs" / f"{name}.png") as part:
             Image.fromarray(figures.pixels(figure)).save(part, "png", optimize=True)
 
 
 def autoencoder(words: str, seed: int) -> Autoencoder:
     """The autoencoder of a run."""
-    model = checkpoints.load_model(runs.checkpoint(place(words, seed)))
+    model = checkpoints.load_model(best_checkpoint(place(words, seed)))
     assert isinstance(model, Autoencoder)
     return model
 
@@ -111,7 +116,7 @@ def autoencoder(words: str, seed: int) -> Autoencoder:
 def main() -> None:
     """Run, compare, draw."""
     command.parser(__doc__).parse_args()
-    config.register()
+    validation.register()
     lines = [run(row) for row in table((ROOT / "README.md").read_text())]
     best = place("experiment=kmeans_best", 0)
     centers = np.load(best / "centers.npy")

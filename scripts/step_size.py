@@ -34,12 +34,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from digitlab import runs
-from digitlab.data import PIXELS, Images, scale
-from digitlab.kmeans import assign, draw_centers, gradient, nearest
-from digitlab.process import cpu_threads
-from digitlab.seeds import Stream, generator
-from digitlab.sources import load
+from digitlab.data.images import PIXELS, Images, scale
+from digitlab.data.mnist import load
+from digitlab.models.kmeans import assign, draw_centers, gradient, nearest
+from digitlab.runs.files import atomic_write
+from digitlab.runtime.seeds import Stream, generator
+from digitlab.runtime.threads import cpu_threads
 
 SEED_REPORT = 4.5
 STEPS = (0, 3, 10, 30, 100, 300, 938, 2814, 6000, 8500, 9300)  # of which ten epochs in minibatches of 64 have 9380
@@ -230,7 +230,7 @@ def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Pa
         for name, some in courses.items()
     }
     for name, figure in (("errors", draw_errors(cases, batch_size)), ("course", draw_course(course, batch_size))):
-        with runs.whole(out / f"{name}.png") as part:
+        with atomic_write(out / f"{name}.png") as part:
             figure.savefig(part, dpi=100)
     print(f"\nFigures: {out}/errors.png and course.png")
 

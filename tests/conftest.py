@@ -21,7 +21,11 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from digitlab import autoencoder, cli, config, judge, signals, train
+from digitlab import cli
+from digitlab.config import validation
+from digitlab.models import autoencoder, digit_classifier
+from digitlab.runtime import signals
+from digitlab.training.experiment import run_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,7 +84,7 @@ def words(tiny: Path) -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _schemas() -> None:
-    config.register()
+    validation.register()
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +100,8 @@ def _signals() -> Iterator[None]:
 
 def be_quick(patch: pytest.MonkeyPatch) -> None:
     """Have the judge trained quickly, and few samples for it to see."""
-    patch.setattr(judge, "EPOCHS", 30)  # of five minibatches each
-    patch.setattr(judge, "STEPS", 0)
+    patch.setattr(digit_classifier, "EPOCHS", 30)  # of five minibatches each
+    patch.setattr(digit_classifier, "STEPS", 0)
     patch.setattr(autoencoder, "SCORED", 200)
 
 
@@ -106,7 +110,7 @@ def quick_judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.Mon
     """One such judge for all tests in this process."""
     with pytest.MonkeyPatch.context() as patch:
         be_quick(patch)
-        patch.setattr(judge, "CACHE", tmp_path_factory.mktemp("judge"))
+        patch.setattr(digit_classifier, "CACHE", tmp_path_factory.mktemp("judge"))
         yield patch
 
 
@@ -114,8 +118,8 @@ def quick_judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.Mon
 def full_judge(quick_judge: pytest.MonkeyPatch) -> Iterator[None]:
     """The judge and the number of samples that users get."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "EPOCHS", 4)
-        patch.setattr(judge, "STEPS", 300)
+        patch.setattr(digit_classifier, "EPOCHS", 4)
+        patch.setattr(digit_classifier, "STEPS", 300)
         patch.setattr(autoencoder, "SCORED", 10_000)
         yield
 
@@ -137,8 +141,8 @@ def compose(*words: str) -> list[DictConfig]:
 def run_here(words: list[str], directory: Path) -> dict[str, Any]:
     """Run the experiment of a command line in this process; returns its results.json."""
     (cfg,) = compose(*words)
-    config.check(cfg)
-    train.run(cfg, directory)
+    validation.check(cfg)
+    run_experiment(cfg, directory)
     return results(directory)
 
 
@@ -192,7 +196,7 @@ def enter(command: list[str], folder: Path, out: Path, err: Path, largest: int) 
 def forks() -> Any:
     """Begins processes as forks of one that has imported what takes seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["digitlab.train", "lightning.pytorch", "digitlab.autoencoder"])
+    context.set_forkserver_preload(["digitlab.training.experiment", "lightning.pytorch", "digitlab.models.autoencoder"])
     return context.Process
 
 

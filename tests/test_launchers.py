@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from digitlab import runs
+from digitlab.runs.results import read_results, run_state
 
 from .conftest import ROOT, results
 from .test_sweep import jobs_of
-from .test_train import KMEANS, assert_same
+from .training.test_experiment import KMEANS, assert_same
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ def test_a_job_that_submitit_requeues_goes_on_bitwise(words: list[str], tmp_path
 
 def epochs(run: Path) -> int:
     """How many epochs a run has behind it."""
-    return int((runs.read_results(run) or {}).get("epochs", 0))
+    return int((read_results(run) or {}).get("epochs", 0))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -104,7 +104,7 @@ def test_the_jobs_of_submitit_local_end_with_their_driver(number: int, words: li
     assert driver.wait(60) == 130
     assert "Interrupted; the same command goes on with sweep" in (tmp_path / "err").read_text()
     assert psutil.wait_procs(jobs, timeout=10)[1] == []
-    assert {runs.state(run) for run in jobs_of(sweep).values()} == {"interrupted"}
+    assert {run_state(run) for run in jobs_of(sweep).values()} == {"interrupted"}
 
 
 # -- a Ray cluster ----------------------------------------------------------------------------------------
@@ -207,4 +207,4 @@ def test_sigterm_of_a_driver_on_ray_ends_in_a_line(address: str, home: Path, wor
     last = (home / "err").read_text().splitlines()
     assert last[-1].startswith("Interrupted; the same command goes on with outputs/mine; scripts/report.py")
     assert "SIGTERM received" not in "\n".join(last)
-    wait_until(lambda: all(runs.state(run) == "interrupted" for run in jobs_of(sweep).values()), 30)
+    wait_until(lambda: all(run_state(run) == "interrupted" for run in jobs_of(sweep).values()), 30)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from digitlab.data import scale
-from digitlab.judge import appoint
-from digitlab.sources import load
+from digitlab.data.images import scale
+from digitlab.data.mnist import load
+from digitlab.models.digit_classifier import load_or_train
 
 from .conftest import run_here
 
@@ -68,7 +68,7 @@ def test_autoencoder_best_restores_and_draws_digits(mnist: Path, tmp_path: Path,
     assert metrics["generated/recognized"] >= 0.97 * metrics["generated/recognized_real"]
     assert 0.07 <= metrics["generated/rarest"] <= metrics["generated/commonest"] <= 0.13
     assert outcome["warnings"] == []
-    arbiter = appoint(load(str(mnist)))
+    arbiter = load_or_train(load(str(mnist)))
     test = load(str(mnist)).test
     told = arbiter.look(scale(test.images))[1].argmax(1)
     assert (told == test.labels).float().mean() >= 0.985

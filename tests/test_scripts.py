@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from digitlab import runs
-from digitlab.config import to_plain
-from digitlab.data import Source
-from digitlab.experiment import build_model
-from digitlab.seeds import Stream, generator
-from digitlab.sources import load
+from digitlab.config.validation import to_plain
+from digitlab.data.images import Source
+from digitlab.data.mnist import load
+from digitlab.runs.files import directory_lock
+from digitlab.runtime.seeds import Stream, generator
+from digitlab.training.stages import build_model
 
 from .conftest import ROOT, compose, results, run_here
 
@@ -225,7 +225,7 @@ def test_reproduce_tells_whether_a_row_comes_out(
     made = [results(place) for place in places]
     other = places[1] / "results.json"
     other.write_text(json.dumps(made[1] | {"code": {"sha": "0" * 40, "dirty": False}}))
-    with runs.lock(other.parent):
+    with directory_lock(other.parent):
         reproduce.forget(other.parent)
     assert other.exists(), "another process is at it"
     shutil.copytree(places[1], places[1].parent / "0")  # of an earlier configuration

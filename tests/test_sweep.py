@@ -19,10 +19,14 @@ from typing import Any
 import pytest
 import torch
 
-from digitlab import Busy, RunFailed, cli, config, refusals, runs, schema, sweep, train
+from digitlab import Busy, RunFailed, cli, refusals, sweep
+from digitlab.config import schema, validation
+from digitlab.runs.provenance import make_run_id
+from digitlab.runs.results import file_digests, run_state
+from digitlab.training.experiment import run_experiment
 
 from .conftest import ROOT, Fork, Lab, compose, digits, heed, results, run_here, write_idx
-from .test_train import assert_same, weights
+from .training.test_experiment import assert_same, weights
 
 KMEANS = ["model=kmeans", "init=digit"]
 SWEEPS = schema.choices("sweep")
@@ -48,8 +52,8 @@ def test_every_sweep_runs(name: str, words: list[str], tmp_path: Path) -> None:
     swept = {"q2c/epochs": "trainer.max_epochs", "q2c/batch_size": "data.batch_size"}.get(name, "nothing")
     small = [word for word in [*words, "trainer.max_epochs=1"] if not word.startswith(swept)]
     cfgs = compose("-m", f"sweep={name}", *small)
-    assert len({runs.run_id(config.to_plain(cfg)) for cfg in cfgs}) == len(cfgs) > 1
-    train.run(min(reversed(cfgs), key=lambda cfg: cfg.trainer.max_epochs), tmp_path)
+    assert len({make_run_id(validation.to_plain(cfg)) for cfg in cfgs}) == len(cfgs) > 1
+    run_experiment(min(reversed(cfgs), key=lambda cfg: cfg.trainer.max_epochs), tmp_path)
     assert results(tmp_path)["status"] == "completed"
 
 
@@ -119,7 +123,7 @@ def test_jobs_that_are_the_same_are_told_and_done_once(lab: Lab, words: list[str
     assert "2 jobs: 2 completed." in done.stdout
 
 
-@pytest.mark.parametrize("where", ["register", "parse", "digitlab.train"])
+@pytest.mark.parametrize("where", ["register", "parse", "digitlab.training.experiment"])
 def test_an_interrupt_before_a_run_began_says_so(where: str, tmp_path: Path) -> None:
     """Ctrl-C before or while the command is read, or torch is imported, in an import that swallows it: a line, exit
     code 130, and no folder without a run.
@@ -128,7 +132,8 @@ def test_an_interrupt_before_a_run_began_says_so(where: str, tmp_path: Path) -> 
         "import importlib.machinery, os, signal, sys\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
-        "        return importlib.machinery.ModuleSpec(name, self) if name == 'digitlab.train' else None\n"
+        "        wanted = name == 'digitlab.training.experiment'\n"
+        "        return importlib.machinery.ModuleSpec(name, self) if wanted else None\n"
         "    def create_module(self, spec):\n"
         "        return None\n"
         "    def exec_module(self, module):\n"
@@ -139,7 +144,7 @@ def test_an_interrupt_before_a_run_began_says_so(where: str, tmp_path: Path) -> 
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "import train\n"
         "where, room = sys.argv.pop(1), train.cli\n"
-        "if where == 'digitlab.train':\n"
+        "if where == 'digitlab.training.experiment':\n"
         "    sys.meta_path.insert(0, Finder())\n"
         "elif where == 'register':\n"
         "    room = train.config\n"
@@ -182,7 +187,7 @@ def test_sigterm_of_a_sweep_ends_its_workers(words: list[str], tmp_path: Path) -
     states: set[str] = set()
     while states != {"interrupted"} and time.monotonic() < deadline:  # a lock is let go when its process has ended
         time.sleep(0.1)
-        states = {runs.state(run) for run in jobs_of(tmp_path / "sweep").values()}
+        states = {run_state(run) for run in jobs_of(tmp_path / "sweep").values()}
     assert states == {"interrupted"}
 
 
@@ -212,7 +217,7 @@ def test_changed_code_is_told_from_code_changed_again(tmp_path: Path) -> None:
     ):
         (package / f"{file}.py").write_text(content)
         (tmp_path / "README.md").write_text(str(len(found)))
-        script = "import json; from digitlab import runs; print(json.dumps(runs.code_version()))"
+        script = "import json; from digitlab import runs; print(json.dumps(code_version()))"
         env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
         told = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
         found.append(json.loads(told.stdout))
@@ -281,7 +286,7 @@ def test_the_same_command_finds_its_jobs_again(lab: Lab, grid: list[str], tmp_pa
     assert done.stdout.startswith(f"4 jobs in {tmp_path / 'sweep'}\nJob 1 of 4: optimizer.lr=1 seed=0\n")
     assert "Job 4 of 4 ended; best so far: val/loss" in done.stdout
     jobs = jobs_of(tmp_path / "sweep")
-    assert set(jobs) == {runs.run_id(config.to_plain(cfg)) for cfg in compose(*grid)}
+    assert set(jobs) == {make_run_id(validation.to_plain(cfg)) for cfg in compose(*grid)}
     before = {run: (run / "results.json").stat().st_mtime_ns for run in jobs.values()}
     assert "4 to skip" in lab(*grid, "dry_run=true").stdout
     again = lab(*grid)
@@ -321,9 +326,9 @@ def test_a_damaged_job_is_done_again(damage: str, words: list[str], tmp_path: Pa
     run_here(command, tmp_path / "cut")
     path = tmp_path / "cut" / damage
     path.write_bytes(path.read_bytes()[:-20])
-    assert runs.state(tmp_path / "cut") == "damaged"
+    assert run_state(tmp_path / "cut") == "damaged"
     run_here(command, tmp_path / "cut")
-    assert runs.state(tmp_path / "cut") == "completed"
+    assert run_state(tmp_path / "cut") == "completed"
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -446,7 +451,7 @@ def test_a_result_of_other_code_or_data_is_used_and_marked(
     old |= {"code": {"sha": "0123abc", "dirty": False}, "data": {"source": "files", "digest": "other"}}
     (tmp_path / "results.json").write_text(json.dumps(old))
     (cfg,) = compose(*KMEANS, *words)
-    assert train.run(cfg, tmp_path) == old["metrics"]["val/loss"]
+    assert run_experiment(cfg, tmp_path) == old["metrics"]["val/loss"]
     assert "made by other code, commit 0123abc" in caplog.text
     assert "made of other data" in caplog.text
     assert "  (made by other code, commit 0123abc)\n" in sweep.dry_run(dry)
@@ -580,7 +585,7 @@ def test_what_a_killed_process_was_writing_is_cleared_away(words: list[str], tmp
     mine = tmp_path / ".my-notes"
     half.touch()
     mine.touch()
-    assert half.relative_to(tmp_path).as_posix() not in runs.digests(tmp_path)
+    assert half.relative_to(tmp_path).as_posix() not in file_digests(tmp_path)
     assert run_here([*KMEANS, *words], tmp_path)["status"] == "completed"
     assert not half.exists()
     assert mine.exists()
@@ -638,7 +643,7 @@ def test_a_job_does_not_depend_on_what_ran_before_it(shell: Lab, words: list[str
     done = shell(*command, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 1
     last = compose(*command)[-1]
-    name = runs.run_id(config.to_plain(last))
+    name = make_run_id(validation.to_plain(last))
     alone = shell(
         "optimizer.lr=0.1", "scheduler=linear", *small, "model.channels=[4,8]", f"hydra.run.dir={tmp_path / 'one'}"
     )
@@ -668,8 +673,8 @@ def test_a_job_sets_right_what_others_left_in_torch(words: list[str], tmp_path: 
 
 HOLD = """
 import pathlib, sys, time
-from digitlab import runs
-with runs.lock(pathlib.Path(sys.argv[1])) as mine:
+
+with directory_lock(pathlib.Path(sys.argv[1])) as mine:
     print(mine, flush=True)
     time.sleep(60)
 """
@@ -693,7 +698,7 @@ def test_a_run_belongs_to_one_process_until_it_dies(
     """While another process holds a run it is left alone; as soon as that is killed, it can be run."""
     with pytest.raises(Busy):
         run_here([*KMEANS, *words], tmp_path / "run")
-    assert runs.state(tmp_path / "run") == "running"
+    assert run_state(tmp_path / "run") == "running"
     assert not (tmp_path / "run" / "results.json").exists()
     done = lab(*KMEANS, *words, f"hydra.run.dir={tmp_path / 'run'}")
     assert (done.returncode, done.stdout) == (1, "")
@@ -769,7 +774,7 @@ def test_a_sweep_killed_again_and_again_ends_as_one_left_alone(fork: Fork, words
         for path, stamp in finished.items():
             assert path.stat().st_mtime_ns == stamp, f"{path} was finished and is done again"
         for run in jobs_of(cut).values():
-            if runs.state(run) == "completed":
+            if run_state(run) == "completed":
                 finished[run / "results.json"] = (run / "results.json").stat().st_mtime_ns
         progress.add(len(finished))
     last = begin(cut)
@@ -813,7 +818,7 @@ def test_every_launcher_runs_skips_and_reports(
     command = [*KMEANS, *[word for word in grid if word.startswith(("data", "trainer"))], "optimizer.lr=100", "seed=1"]
     assert shell(*command, f"hydra.run.dir={tmp_path / 'alone'}", threads=2).returncode == 0
     (cfg,) = compose(*command)
-    assert_same(tmp_path / "alone", tmp_path / "sweep" / runs.run_id(config.to_plain(cfg)))
+    assert_same(tmp_path / "alone", tmp_path / "sweep" / make_run_id(validation.to_plain(cfg)))
 
 
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a Slurm here")
@@ -865,7 +870,7 @@ def board(tmp_path: Path) -> Iterator[Ask]:
 def test_events_files_of_one_second_are_named_in_the_order_that_they_are_written_in(tmp_path: Path) -> None:
     """Twelve in a new process: else the tenth would stand before the third, and TensorBoard leave it out."""
     script = (
-        "import time\nfrom digitlab.callbacks import SummaryWriter\n"
+        "import time\nfrom digitlab.training.callbacks import SummaryWriter\n"
         "time.time = lambda: 1.0\n"
         f"for n in range(12):\n    SummaryWriter({str(tmp_path)!r}, filename_suffix=f'.{{n:02}}').close()\n"
     )

@@ -21,10 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from digitlab import config, refusals, schema
-from digitlab.mistakes import misnamed
+from digitlab import refusals
+from digitlab.config import schema, validation
+from digitlab.config.errors import misnamed
 from digitlab.refusals import MULTIRUN
-from digitlab.runs import DATA_PLACE
+from digitlab.runs.provenance import DATA_PLACE
 
 NAMELESS = ("seed", "force", "dry_run", *DATA_PLACE)  # not what a sweep is about, nor is Hydra's own
 UNNAMED = "outputs/sweeps/<name>"  # conf/config.yaml's place for a sweep, which no sweep gives a name to
@@ -73,7 +74,7 @@ def parse(words: list[str]) -> Command:
         refusals.check_rate(job.cfg, job.overrides)
         with open_dict(job.cfg):
             del job.cfg["hydra"]
-    return command._replace(jobs=[job._replace(cfg=config.resumed(job.cfg, job.overrides)) for job in command.jobs])
+    return command._replace(jobs=[job._replace(cfg=validation.resumed(job.cfg, job.overrides)) for job in command.jobs])
 
 
 def parse_sweep(hydra: Hydra, overrides: list[str], flags: list[str]) -> Command:
@@ -202,7 +203,7 @@ def in_place(words: list[str]) -> list[str]:
         return words
     if len(run) > 1 and run[0] == run[-1] and run[0] in "'\"":
         run = run[1:-1]
-    config.restore(run)
+    validation.restore(run)
     kept = [word for word in words if not word.lstrip("+").startswith("resume=")]
     beside = ("-", "hydra.", "force=", "dry_run=", "data.root=")
     values = [word for word in kept if "=" in word or word.startswith("~")]  # others belong to a flag

@@ -11,8 +11,9 @@ from pathlib import Path
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from digitlab import schema
-from digitlab.runs import DATA_PLACE, foreign
+from digitlab.config import schema
+from digitlab.runs.provenance import DATA_PLACE
+from digitlab.runs.results import is_foreign
 
 MULTIRUN = {"-m", "--multirun"}
 OTHER_CONF = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"}
@@ -39,7 +40,7 @@ PLACES = {"init": "model.init", "prior": "model.prior"}  # of groups that are no
 
 def used(run: Path) -> bool:
     """Whether there is a run in a directory, or what is none of ours."""
-    return (run / "results.json").exists() or foreign(run)
+    return (run / "results.json").exists() or is_foreign(run)
 
 
 def check_words(words: list[str], flags: set[str]) -> None:

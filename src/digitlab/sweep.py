@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from digitlab import runs
 from digitlab.cli import Command, Job
-from digitlab.config import to_plain
+from digitlab.config.validation import to_plain
 from digitlab.formatting import format_loss
+from digitlab.runs.files import directory_lock, read_json, resolve_path, write_json
+from digitlab.runs.provenance import code_version, describe_other_code, make_run_id
+from digitlab.runs.results import find_conflict, read_results, run_state, selection_score, started_since
 
 ONLY = "(the only job)"
 PLAN = "sweep.json"  # in the sweep's directory; a job's own directory is named by its run id
@@ -44,7 +46,7 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
     common = set.intersection(*({*job.overrides} for job in jobs)) if jobs else set()
     planned = [
         Planned(
-            runs.run_id(to_plain(job.cfg)),
+            make_run_id(to_plain(job.cfg)),
             " ".join(word for word in job.overrides if word not in common),
             job.cfg.trainer.max_epochs,
         )
@@ -67,7 +69,7 @@ def begin(directory: Path, jobs: Sequence[Planned], *, force: bool = False, root
     """
     directory.mkdir(parents=True, exist_ok=True)
     asked, origin, folder = time.time(), origin_of(root), str(Path.cwd())
-    with runs.lock(directory, wait=True):
+    with directory_lock(directory, wait=True):
         old = {job.run_id: job for job in read_plan(directory)}
         new = {
             job.run_id: job._replace(
@@ -89,7 +91,7 @@ def begin(directory: Path, jobs: Sequence[Planned], *, force: bool = False, root
 
 def origin_of(root: str) -> str:
     """The code that runs and the folder of data, in words that tell them from others."""
-    return f"{runs.code_version()['digest']} {runs.resolved(root)}"
+    return f"{code_version()['digest']} {resolve_path(root)}"
 
 
 def forced_since(plan: Mapping[str, Planned], run_id: str, origin: str) -> float:
@@ -100,20 +102,20 @@ def forced_since(plan: Mapping[str, Planned], run_id: str, origin: str) -> float
 
 def end(directory: Path, jobs: Sequence[Planned]) -> None:
     """Note that these jobs had their turn, but for those that another command has asked for since."""
-    with runs.lock(directory, wait=True):
+    with directory_lock(directory, wait=True):
         plan = {job.run_id: job for job in read_plan(directory)}
         done = {job.run_id: job._replace(since=0.0) for job in jobs if plan.get(job.run_id) == job}
         _write(directory, plan | done)
 
 
 def _write(directory: Path, plan: Mapping[str, Planned]) -> None:
-    runs.write_json(directory / PLAN, {"jobs": [job._asdict() for job in plan.values()]})
+    write_json(directory / PLAN, {"jobs": [job._asdict() for job in plan.values()]})
 
 
 def read_plan(directory: Path) -> list[Planned]:
     """The jobs of all commands that were given for a sweep's directory; none where there is no plan."""
     try:
-        content: Any = runs.read_json(directory / PLAN)
+        content: Any = read_json(directory / PLAN)
         jobs = [Planned(**job) for job in content["jobs"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
@@ -136,7 +138,7 @@ def dry_run(command: Command) -> str:
     old, origin = {job.run_id: job for job in read_plan(directory)}, origin_of(root)
     acts = []
     for job, folder, now in zip(jobs, folders, states, strict=True):
-        done = runs.begun_since(folder, forced_since(old, job.run_id, origin))
+        done = started_since(folder, forced_since(old, job.run_id, origin))
         again = force and now in ("completed", "interrupted") and not done
         acts.append("do again" if again else NEXT[now])
     lines = []
@@ -153,7 +155,7 @@ def dry_run(command: Command) -> str:
 
 def stands(folder: Path, run_id: str) -> str:
     """The state of a job's directory; `foreign` also where another configuration's run is in it."""
-    return "foreign" if runs.stranger(folder, run_id) else runs.state(folder)
+    return "foreign" if find_conflict(folder, run_id) else run_state(folder)
 
 
 def other_origin(folder: Path, root: str) -> str:
@@ -161,20 +163,20 @@ def other_origin(folder: Path, root: str) -> str:
 
     Without a look at the data: that takes a second.
     """
-    results = runs.read_results(folder) or {}
+    results = read_results(folder) or {}
     data = results.get("config", {}).get("data")
     read = data.get("root") if isinstance(data, dict) else None
-    elsewhere = not isinstance(read, str) or runs.resolved(read) != runs.resolved(root)
-    return ", ".join(filter(None, (runs.other_code(results), f"of data.root={read}" if elsewhere else "")))
+    elsewhere = not isinstance(read, str) or resolve_path(read) != resolve_path(root)
+    return ", ".join(filter(None, (describe_other_code(results), f"of data.root={read}" if elsewhere else "")))
 
 
 def wait_for_others(directory: Path, jobs: Sequence[Planned]) -> bool:
     """Wait while other processes work on jobs of this sweep. Returns whether one of them left its job unfinished."""
-    theirs = [job.run_id for job in jobs if runs.state(directory / job.run_id) == "running"]
+    theirs = [job.run_id for job in jobs if run_state(directory / job.run_id) == "running"]
     if theirs:
         print(f"Another process is at {len(theirs)} of the jobs; waiting for it")
     for name in theirs:
-        while (now := runs.state(directory / name)) == "running":
+        while (now := run_state(directory / name)) == "running":
             time.sleep(0.5)
         if now in ("interrupted", "new", "damaged"):
             return True
@@ -196,11 +198,11 @@ def progress(directory: Path, this: str) -> str:
     number = {job.run_id: n for n, job in enumerate(jobs, 1)}
     if this not in number:
         return "A job ended"
-    found = {job.run_id: runs.read_results(directory / job.run_id) or {} for job in jobs}
+    found = {job.run_id: read_results(directory / job.run_id) or {} for job in jobs}
     done = [job for job in jobs if found[job.run_id].get("status") in ("completed", "failed", "diverged")]
     told = f"Job {number[this]} of {len(jobs)} ended"
     scores = {
-        job: runs.score(found[job.run_id]["metrics"]) for job in done if found[job.run_id]["status"] == "completed"
+        job: selection_score(found[job.run_id]["metrics"]) for job in done if found[job.run_id]["status"] == "completed"
     }
     if scores:
         best = min(scores, key=lambda job: scores[job][1])

@@ -1,0 +1,1 @@
+"""Data sets in memory: how they are read, split and batched."""

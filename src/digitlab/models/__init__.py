@@ -1,0 +1,1 @@
+"""The models, what they are compared with, and their checkpoints."""

@@ -1,0 +1,1 @@
+"""What training needs of the process: seeds, threads, signals, Lightning's Trainer."""
