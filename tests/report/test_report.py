@@ -466,7 +466,7 @@ def test_it_says_when_a_difference_may_be_chance(tmp_path: Path) -> None:
     for run, lr, seed, loss in (("a", 1, 0, 0.05), ("b", 1, 1, 0.054), ("c", 2, 0, 0.0505), ("d", 2, 1, 0.0545)):
         made(tmp_path, run, lr, seed, loss)
     told = write_report([tmp_path], tmp_path / "report")
-    page = (tmp_path / "report/page.md").read_text()
+    page = (tmp_path / "report/report.md").read_text()
     for text, start in ((told, "the"), (page, "The")):
         assert f"{start} difference is 0.0005: it may be chance (p = 0." in text
         assert "; spread over seeds 0.0028 and 0.0028)." in text

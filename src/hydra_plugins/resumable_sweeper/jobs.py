@@ -1,0 +1,415 @@
+"""The jobs of a sweep: composed, named by their values, recorded on disk.
+
+A grid of overrides becomes jobs whose directories are named by a digest of their configuration, so
+that the same values lead to the same directory from any command. The plan, a file in
+the sweep's directory, is the union of all commands given for it. Unless the application says how a
+job stands, each job keeps a record and a lock in its directory.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import pickle
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+log = logging.getLogger(__name__)
+# An application that reports the failures of its jobs itself can silence this logger.
+failures = log.getChild("failures")
+
+PLAN = "sweep.json"
+RECORD = ".job.json"
+LOCK = ".job.lock"
+HYDRA_SUBDIR = "${hydra.job.num}"  # Hydra's default, which names no configuration
+
+
+# -- a grid ------------------------------------------------------------------------------------
+
+
+def expand(parsed: Iterable[Override]) -> list[list[str]]:
+    """The override lines of every job: all combinations, the last key varying fastest.
+
+    Of two overrides of one key the later one counts. Raises ValueError for a continuous range, and
+    for a key without any value.
+    """
+    values: dict[str, list[str]] = {}
+    for override in parsed:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [override.input_line or f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise ValueError(
+                f"{override.input_line}: a grid needs a list of values; write 1,2,3 or range(1,4)"
+            )
+        if not values[key]:
+            raise ValueError(f"{override.input_line}: has no value; give it at least one")
+    return [list(lines) for lines in itertools.product(*values.values())]
+
+
+class Composer:
+    """Composes the jobs of one sweep: Hydra once for each set of choices, values on copies.
+
+    Hydra's own composition takes a tenth of a second or more. The defaults list follows from the
+    choices of config groups alone, so jobs with the same choices differ in plain values only.
+    """
+
+    def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
+        self.loader, self.master = loader, master
+        self.parser = OverridesParser.create()
+        self.groups: dict[str, bool] = {}
+        self.templates: dict[tuple[str, ...], bytes] = {}
+
+    def compose(self, lines: list[str]) -> DictConfig:
+        """The configuration that Hydra composes for a job, in less time.
+
+        Raises what Hydra raises for overrides that do not fit.
+        """
+        parsed = self.parser.parse_overrides(lines)
+        values = [override for override in parsed if self._is_plain(override)]
+        choices = tuple(line for line, o in zip(lines, parsed, strict=True) if o not in values)
+        if choices not in self.templates:
+            template = self.loader.load_sweep_config(self.master, list(choices))
+            self.templates[choices] = pickle.dumps(template)
+        cfg: DictConfig = pickle.loads(self.templates[choices])
+        try:
+            for override in values:
+                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+        except Exception:
+            # Hydra's message says what is wrong.
+            return self.loader.load_sweep_config(self.master, lines)
+        application = [override for override in parsed if not override.is_hydra_override()]
+        cfg.hydra.overrides.task = [override.input_line for override in application]
+        if not OmegaConf.is_interpolation(cfg.hydra.job, "override_dirname"):  # Hydra before 1.4
+            cfg.hydra.job.override_dirname = override_dirname(cfg, application)
+        OmegaConf.copy_cache(from_config=self.master, to_config=cfg)
+        return cfg
+
+    def _is_plain(self, override: Override) -> bool:
+        """Whether an override changes a value and cannot change the defaults list."""
+        key = override.key_or_group
+        if override.type != OverrideType.CHANGE or override.package is not None:
+            return False
+        if override.is_hydra_override():
+            return False
+        if key not in self.groups:
+            self.groups[key] = bool(self.loader.get_group_options(key, results_filter=None))
+        return not self.groups[key]
+
+
+def override_dirname(cfg: DictConfig, parsed: Sequence[Override]) -> str:
+    """`hydra.job.override_dirname` for these overrides, as Hydra makes it."""
+    options = cfg.hydra.job.config.override_dirname
+    lines = [o.input_line or "" for o in parsed if o.key_or_group not in options.exclude_keys]
+    joined: str = options.item_sep.join(sorted(lines)).replace("=", options.kv_sep)
+    return joined
+
+
+# -- identity ----------------------------------------------------------------------------------
+
+
+def task_values(cfg: DictConfig, ignored: Iterable[str] = ()) -> dict[str, Any]:
+    """The application's resolved values, without `hydra` and without the ignored keys."""
+    keys = [str(key) for key in cfg if key != "hydra"]
+    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
+    for key in ignored:
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return dict(values)
+
+
+def digest(cfg: DictConfig, ignored: Iterable[str] = ()) -> str:
+    """Twelve hex digits that configurations share if they differ in ignored keys alone."""
+    text = json.dumps(task_values(cfg, ignored), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass
+class Job:
+    """One run of the application."""
+
+    name: str
+    """Its directory within the sweep's."""
+    lines: list[str]
+    """Its overrides, as the launcher gets them."""
+    cfg: DictConfig = field(repr=False)
+    """Its whole configuration, `hydra` included."""
+    digest: str
+
+
+def place(cfg: DictConfig, directory: Path, ignored: Sequence[str], number: int = 0) -> str:
+    """Fix a job's directory in its configuration.
+
+    The digest names the directory unless the application chose a name. What depends on the place
+    or the time of the command is resolved here, since a worker may have another environment.
+
+    Returns:
+        The job's digest.
+    """
+    identity = digest(cfg, ignored)
+    for key in ignored:
+        if OmegaConf.select(cfg, key) is not None:
+            OmegaConf.update(cfg, key, OmegaConf.select(cfg, key))
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.sweep.dir = str(directory)
+        unresolved: Any = OmegaConf.to_container(cfg.hydra.sweep)
+        if unresolved["subdir"] == HYDRA_SUBDIR:
+            cfg.hydra.sweep.subdir = identity
+        else:
+            cfg.hydra.job.num = number
+            cfg.hydra.job.id = str(number)
+            cfg.hydra.sweep.subdir = cfg.hydra.sweep.subdir
+    return identity
+
+
+def unique(jobs: Iterable[Job], ignored: Sequence[str]) -> list[Job]:
+    """The jobs without repetitions.
+
+    Raises:
+        ValueError: Two configurations would share one directory.
+    """
+    by_name: dict[str, Job] = {}
+    for job in jobs:
+        first = by_name.setdefault(job.name, job)
+        if first is job or task_values(first.cfg) == task_values(job.cfg):
+            continue
+        if first.digest == job.digest:
+            keys = [key for key in ignored if _differs(first.cfg, job.cfg, key)]
+            values = [OmegaConf.select(each.cfg, keys[0]) for each in (first, job)]
+            raise ValueError(
+                f"{keys[0]}={values[0]},{values[1]}: jobs must not differ in this key alone;"
+                " give it one value, and run a sweep of its own for each other value"
+            )
+        raise ValueError(
+            f"hydra.sweep.subdir={job.name}: two configurations share this directory"
+            f" ({' '.join(first.lines)}; {' '.join(job.lines)}); leave it out, or name every key"
+        )
+    return list(by_name.values())
+
+
+def _differs(first: DictConfig, second: DictConfig, key: str) -> bool:
+    return bool(OmegaConf.select(first, key) != OmegaConf.select(second, key))
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that appears whole or not at all."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file that this module wrote; None where there is no such file."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job in the plan, as the last command that requested it left it."""
+
+    name: str
+    lines: list[str]
+    digest: str = ""
+    requested: float = 0.0
+    """When a command last requested it, in seconds since the epoch."""
+    since: float = 0.0
+    """`force` runs it again if it was last started before this moment; 0 if nothing is forced."""
+
+
+def read_plan(directory: Path) -> dict[str, Planned]:
+    """The jobs of all commands given for a directory, by name."""
+    content = read_json(directory / PLAN)
+    try:
+        jobs = [Planned(**job) for job in content["jobs"]]
+    except (KeyError, TypeError):
+        return {}
+    return {job.name: job for job in jobs if isinstance(job.name, str)}
+
+
+def extend_plan(directory: Path, jobs: Sequence[Job], *, force: bool) -> dict[str, Planned]:
+    """Add a command's jobs to the plan on disk; returns these jobs as they stand there.
+
+    With `force` jobs started before now are to run again, except for those that an earlier
+    forced command, interrupted or still running, has already run.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    now = time.time()
+    with FileLock(directory / f".{PLAN}.lock"):
+        plan = read_plan(directory)
+        mine = {}
+        for job in jobs:
+            since = plan[job.name].since if job.name in plan else 0.0
+            mine[job.name] = Planned(job.name, job.lines, job.digest, now, since)
+        _write_plan(directory, plan | mine)
+        if force:
+            # The clock of the file system also dates the jobs' files.
+            moment = (directory / PLAN).stat().st_mtime
+            mine = {name: replace(job, since=job.since or moment) for name, job in mine.items()}
+            _write_plan(directory, plan | mine)
+    return mine
+
+
+def close_plan(directory: Path, mine: Mapping[str, Planned]) -> None:
+    """Note that these jobs had their turn, unless another command has requested them since."""
+    with FileLock(directory / f".{PLAN}.lock"):
+        plan = read_plan(directory)
+        done = {
+            name: replace(job, since=0.0) for name, job in mine.items() if plan.get(name) == job
+        }
+        _write_plan(directory, plan | done)
+
+
+def _write_plan(directory: Path, plan: Mapping[str, Planned]) -> None:
+    write_json(directory / PLAN, {"jobs": [asdict(job) for job in plan.values()]})
+
+
+def started_since(directory: Path, moment: float) -> bool:
+    """Whether Hydra started a job after a moment; never after 0."""
+    for path in (directory / ".hydra" / "config.yaml", directory):
+        if path.exists():
+            return 0 < moment <= path.stat().st_mtime
+    return False
+
+
+# -- how a job stands, where the application does not say --------------------------------------
+
+
+def recorded_state(directory: Path, name: str) -> str:
+    """`new`, `running`, or the status in a job's record; `interrupted` where its process died."""
+    record = read_json(directory / RECORD)
+    if not isinstance(record, dict):
+        return "new"
+    if is_locked(directory):
+        return "running"
+    status = str(record.get("status"))
+    return "interrupted" if status == "running" else status
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process is running the job in a directory."""
+    if not (directory / LOCK).exists():
+        return False
+    try:
+        with FileLock(directory / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+class SweepTask:
+    """The application's task, as a job of a sweep.
+
+    With `keeps_record` the job has a record and a lock in its directory: a job that another
+    process is running, or has completed in the meantime, is not run.
+    """
+
+    def __init__(self, task: Callable[[Any], Any], *, keeps_record: bool) -> None:
+        self.task, self.keeps_record = task, keeps_record
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        """Run the task in the directory that Hydra made for it."""
+        settings = HydraConfig.get()
+        directory = Path(settings.runtime.output_dir)
+        planned = read_plan(Path(settings.sweep.dir)).get(settings.sweep.subdir)
+        if planned is None:
+            # A worker made this directory where the others do not see it.
+            reason = f"{settings.sweep.dir}: has no plan of this sweep on {platform.node()}"
+            log.error("Failed: %s; all workers need the file system of the sweep", reason)
+            raise FileNotFoundError(reason)
+        try:
+            return (
+                self.run_recorded(cfg, directory, planned) if self.keeps_record else self.task(cfg)
+            )
+        except Exception:
+            failures.exception("Failed: %s", " ".join(planned.lines))
+            raise
+
+    def run_recorded(self, cfg: DictConfig, directory: Path, planned: Planned) -> Any:
+        """Run the task unless another process runs it or has completed it."""
+        with _lock(directory) as acquired:
+            if not acquired or _is_completed_since(directory, planned.since):
+                return None
+            with _record(directory, planned.digest):
+                return self.task(cfg)
+
+
+def _is_completed_since(directory: Path, moment: float) -> bool:
+    """Whether the record of a job says that it was completed, and not before a moment."""
+    record = read_json(directory / RECORD)
+    if not isinstance(record, dict) or record.get("status") != "completed":
+        return False
+    return (directory / RECORD).stat().st_mtime >= moment
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[bool]:
+    """Whether this process has the job's directory to itself until the block ends."""
+    lock = FileLock(directory / LOCK)
+    try:
+        # Another process may only be reading the job's state, for which it takes the lock briefly.
+        lock.acquire(timeout=1)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _record(directory: Path, digest: str) -> Iterator[None]:
+    """Record how a job ends."""
+
+    def write(status: str, error: BaseException | None = None) -> None:
+        message = f"{type(error).__name__}: {error}" if error else None
+        content = {"digest": digest, "status": status, "error": message, "time": time.time()}
+        write_json(directory / RECORD, content)
+
+    write("running")
+    try:
+        yield
+    except Exception as error:
+        write("failed", error)
+        raise
+    except BaseException as error:
+        write("interrupted", error)
+        raise
+    write("completed")

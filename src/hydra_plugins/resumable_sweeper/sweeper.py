@@ -1,0 +1,389 @@
+"""The sweeper: plans all jobs, launches those that are not completed, waits, reports."""
+
+import copy
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from hydra_plugins.resumable_sweeper import jobs
+from hydra_plugins.resumable_sweeper.jobs import Job, Planned, SweepTask
+
+# What a dry run prints for each state; a job in a state of the application's own runs again.
+ACTIONS = {
+    "new": "run",
+    "completed": "skip",
+    "interrupted": "resume",
+    "failed": "retry",
+    "running": "wait for",
+    "foreign": "refuse",
+}
+# States in which another process leaves a job that it did not finish.
+UNFINISHED = ("new", "interrupted", "damaged")
+ONLY_JOB = "(the only job)"
+POLL_SECONDS = 0.5
+PROGRESS_SECONDS = 1.0
+
+
+class JobConfigLoader(ConfigLoader):
+    """Gives the launcher the configurations that were composed and checked, each once.
+
+    In a launcher's worker process, which gets it without them, it composes anew.
+    """
+
+    def __init__(self, loader: ConfigLoader, directory: Path, ignored: Sequence[str]) -> None:
+        self.loader, self.directory, self.ignored = loader, directory, ignored
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"composed": {}}
+
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> DictConfig:
+        """The configuration of a job."""
+        cfg = self.composed.pop(tuple(sweep_overrides), None)
+        if cfg is None:
+            cfg = self.loader.load_sweep_config(master_config, sweep_overrides)
+            jobs.place(cfg, self.directory, self.ignored)
+        return cfg
+
+    def load_configuration(self, *args: Any, **options: Any) -> DictConfig:
+        """As the application's own loader."""
+        return self.loader.load_configuration(*args, **options)
+
+    def get_search_path(self) -> ConfigSearchPath:
+        """As the application's own loader."""
+        return self.loader.get_search_path()
+
+    def get_sources(self) -> list[Any]:
+        """As the application's own loader."""
+        return self.loader.get_sources()
+
+    def list_groups(self, parent_name: str) -> list[str]:
+        """As the application's own loader."""
+        return self.loader.list_groups(parent_name)
+
+    def get_group_options(self, *args: Any, **options: Any) -> list[str]:
+        """As the application's own loader."""
+        return self.loader.get_group_options(*args, **options)
+
+    def compute_defaults_list(self, *args: Any, **options: Any) -> Any:
+        """As the application's own loader."""
+        return self.loader.compute_defaults_list(*args, **options)
+
+
+class ResumableSweeper(Sweeper):
+    """Runs every combination of the swept values that is not completed yet."""
+
+    def __init__(
+        self,
+        params: Mapping[str, str] | None,
+        max_batch_size: int | None,
+        dry_run: bool,
+        force: bool,
+        ignore: Sequence[str],
+        check: str | None,
+        state: str | None,
+        report: str | None,
+    ) -> None:
+        self.params, self.max_batch_size = params or {}, max_batch_size
+        self.dry_run, self.force, self.ignore = dry_run, force, list(ignore)
+        self.check = function(check, "check")
+        self.state = function(state, "state") or jobs.recorded_state
+        self.report = function(report, "report")
+        self.keeps_records = state is None
+        self.hydra_context: HydraContext | None = None
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+        self.launcher_failed = False
+        self.launched = 0
+        self.failed: set[str] = set()
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what Hydra gives a sweeper."""
+        # Resolved once: `${now:...}` would name another directory for a job that starts later.
+        self.directory = Path(config.hydra.sweep.dir).absolute()
+        config = copy.deepcopy(config)
+        with read_write(config.hydra):
+            config.hydra.sweep.dir = str(self.directory)
+        self.hydra_context, self.config = hydra_context, config
+        self.task = SweepTask(task_function, keeps_record=self.keeps_records)
+        self.loader = JobConfigLoader(hydra_context.config_loader, self.directory, self.ignore)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the jobs that are not completed.
+
+        Args:
+            arguments: Overrides, with several values for the keys that are swept.
+
+        Returns:
+            What the jobs returned that ran, in their order.
+
+        Raises:
+            HydraException: The command is wrong; nothing was started or written.
+            SystemExit: With code 1 if a job is not completed at the end.
+        """
+        try:
+            planned = self.plan(arguments)
+            states = {job.name: self.state_of(job) for job in planned}
+            if self.dry_run:
+                print(self.describe(planned, states))
+                return []
+            self.refuse_conflicts(planned, states)
+        except ValueError as error:
+            raise HydraException(str(error)) from error
+        recorded = jobs.extend_plan(self.directory, planned, force=self.force)
+        jobs.write_text(self.directory / "multirun.yaml", OmegaConf.to_yaml(self.config))
+        print(f"{_count(len(planned), 'job')} in {self.directory}")
+        self.print_completed(states)
+        try:
+            with sigterm_as_interrupt():
+                returns = self.run(planned, recorded)
+        except (KeyboardInterrupt, SystemExit):
+            # Ray turns SIGTERM into SystemExit.
+            print(f"Interrupted; the same command continues {self.directory}", file=sys.stderr)
+            raise KeyboardInterrupt from None
+        if not self.launcher_failed:
+            jobs.close_plan(self.directory, recorded)
+        if self.report is not None and (text := self.report(self.directory)):
+            print(text)
+        left = [job for job in planned if not self.is_done(job, recorded)]
+        if left:
+            print(f"{len(left)} of {_count(len(planned), 'job')} not completed", file=sys.stderr)
+            sys.exit(1)
+        return returns
+
+    def print_completed(self, states: Mapping[str, str]) -> None:
+        """Say how many jobs are completed already, and how many of them with a remark."""
+        completed = [state for state in states.values() if is_completed(state)]
+        if not completed or self.force:
+            return
+        remarks = Counter(state.partition(": ")[2] for state in completed)
+        del remarks[""]
+        suffix = "".join(f", {number} {remark}" for remark, number in remarks.items())
+        print(f"{len(completed)} of {_count(len(states), 'job')} already completed{suffix}")
+
+    # -- planning ------------------------------------------------------------------------------
+
+    def plan(self, arguments: list[str]) -> list[Job]:
+        """Compose, check and name all jobs of a command, each once.
+
+        Raises ValueError for the first job that cannot be run.
+        """
+        assert self.hydra_context is not None
+        assert self.config is not None
+        loader = self.hydra_context.config_loader
+        parser = OverridesParser.create(config_loader=loader)
+        lines = [f"{key}={value}" for key, value in self.params.items()]
+        grid = jobs.expand(parser.parse_overrides([*lines, *arguments]))
+        composer = jobs.Composer(loader, self.config)
+        requested = []
+        for number, job_lines in enumerate(with_progress(grid)):
+            cfg = composer.compose(job_lines)
+            self.check_launcher_and_sweeper(cfg, job_lines)
+            digest = jobs.place(cfg, self.directory, self.ignore, number)
+            if self.check is not None:
+                self.check(cfg)
+            requested.append(Job(cfg.hydra.sweep.subdir, job_lines, cfg, digest))
+        planned = jobs.unique(requested, self.ignore)
+        if len(planned) < len(requested):
+            print(
+                f"{len(requested)} jobs were requested with {len(planned)} different"
+                " configurations; each configuration runs once"
+            )
+        return planned
+
+    def check_launcher_and_sweeper(self, cfg: DictConfig, lines: list[str]) -> None:
+        """Raise ValueError for a job that changes what holds for the whole sweep."""
+        assert self.config is not None
+        for node in ("launcher", "sweeper"):
+            if cfg.hydra[node] != self.config.hydra[node]:
+                raise ValueError(
+                    f"{' '.join(lines)}: a job cannot change hydra.{node}, which holds for the"
+                    " whole sweep; give it one value on the command line"
+                )
+
+    def refuse_conflicts(self, planned: Sequence[Job], states: Mapping[str, str]) -> None:
+        """Raise ValueError for a directory that holds something else than the job."""
+        recorded = jobs.read_plan(self.directory)
+        for job in planned:
+            before = recorded.get(job.name)
+            directory = self.directory / job.name
+            if before is not None and before.digest not in ("", job.digest):
+                raise ValueError(
+                    f"{directory}: holds another configuration ({' '.join(before.lines)});"
+                    " choose another hydra.sweep.dir"
+                )
+            if states[job.name].partition(":")[0] == "foreign":
+                raise ValueError(
+                    f"{directory}: holds files that are not of this job;"
+                    " choose another hydra.sweep.dir"
+                )
+
+    def describe(self, planned: Sequence[Job], states: Mapping[str, str]) -> str:
+        """What a dry run prints: a line a job."""
+        recorded = jobs.read_plan(self.directory)
+        rows, actions = [], Counter[str]()
+        common = set.intersection(*({*job.lines} for job in planned))
+        for job in planned:
+            state, _, remark = states[job.name].partition(": ")
+            action = ACTIONS.get(state, "run again")
+            if self.force and state == "completed" and not self.is_done(job, recorded):
+                action = "run again"
+            actions[action] += 1
+            lines = " ".join(line for line in job.lines if line not in common) or ONLY_JOB
+            suffix = f"  ({remark})" if remark else ""
+            rows.append(f"{job.name}  {action:9}  {state:11}  {lines}{suffix}")
+        summary = ", ".join(f"{number} to {action}" for action, number in actions.items())
+        return "\n".join([*rows, f"{_count(len(rows), 'job')} in {self.directory}: {summary}"])
+
+    # -- running -------------------------------------------------------------------------------
+
+    def run(self, planned: Sequence[Job], recorded: Mapping[str, Planned]) -> list[Any]:
+        """Launch what is not completed, until no other process leaves anything unfinished."""
+        returns: list[Any] = []
+        left = [job for job in planned if not self.is_done(job, recorded)]
+        while left:
+            waiting = [job for job in left if self.state_of(job) != "running"]
+            for batch in self.batches(waiting):
+                returns += self.launch(batch)
+            left = self.wait_for_others(planned)
+        return returns
+
+    def batches(self, waiting: Sequence[Job]) -> Iterator[Sequence[Job]]:
+        """The jobs in the portions that the launcher gets."""
+        size = self.max_batch_size or max(1, len(waiting))
+        for start in range(0, len(waiting), size):
+            yield waiting[start : start + size]
+
+    def launch(self, batch: Sequence[Job]) -> list[Any]:
+        """Hand jobs to the launcher. A failing job and a failing launcher end no sweep."""
+        if self.launcher is None:
+            self.launcher = self.make_launcher()
+        self.loader.composed |= {tuple(job.lines): job.cfg for job in batch}
+        first = self.launched
+        self.launched += len(batch)
+        try:
+            results = self.launcher.launch([job.lines for job in batch], initial_job_idx=first)
+        except HydraException:
+            raise
+        except Exception as error:
+            # A worker was killed, or a queue refused the job.
+            self.launcher_failed = True
+            hint = "; is Slurm installed here?" if "srun" in str(error) else ""
+            message = f"the launcher stopped: {type(error).__name__}: {error}{hint}"
+            print(f"Error: {message}", file=sys.stderr)
+            return []
+        returns = []
+        for job, result in zip(batch, results, strict=False):
+            if result.status == JobStatus.COMPLETED:
+                returns.append(result.return_value)
+            else:
+                self.failed.add(job.name)
+        return returns
+
+    def make_launcher(self) -> Launcher:
+        """The launcher, with the configurations that were composed already."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        if self.config.hydra.launcher._target_.endswith(".RayLauncher"):
+            # The plugin asks for an object store of its own, which a running cluster refuses.
+            key = "hydra.launcher.ray.init.object_store_memory"
+            OmegaConf.update(self.config, key, None, force_add=True)
+            # Ray hides lines of a job that equal another's, and answers SIGTERM with a stack trace.
+            os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+            os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+        context = dataclasses.replace(self.hydra_context, config_loader=self.loader)
+        return Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=self.task, config=self.config
+        )
+
+    def wait_for_others(self, planned: Sequence[Job]) -> list[Job]:
+        """Wait for jobs that other processes run; returns those that they left unfinished."""
+        running = [job for job in planned if self.state_of(job) == "running"]
+        if running:
+            print(f"Waiting for another process, which runs {_count(len(running), 'job')}")
+        for job in running:
+            while self.state_of(job) == "running":
+                time.sleep(POLL_SECONDS)
+        return [job for job in running if self.state_of(job) in UNFINISHED]
+
+    def state_of(self, job: Job) -> str:
+        """The state of a job now, perhaps with a remark after a colon."""
+        return self.state(self.directory / job.name, job.name)
+
+    def is_done(self, job: Job, recorded: Mapping[str, Planned]) -> bool:
+        """Whether a job is completed; with `force`, since the command and without a remark."""
+        state = self.state_of(job)
+        if job.name in self.failed or not is_completed(state):
+            return False
+        if not self.force:
+            return True
+        since = recorded[job.name].since if job.name in recorded else 0.0
+        return state == "completed" and jobs.started_since(self.directory / job.name, since)
+
+
+def is_completed(state: str) -> bool:
+    """Whether a state is `completed`, with or without a remark behind a colon."""
+    return state.partition(":")[0] == "completed"
+
+
+def function(name: str | None, option: str) -> Callable[..., Any] | None:
+    """The function with a dotted name. Raises HydraException where there is none."""
+    if name is None:
+        return None
+    try:
+        return get_method(name)
+    except Exception as error:
+        raise HydraException(f"hydra.sweeper.{option}={name}: {error}") from error
+
+
+def with_progress(grid: list[list[str]]) -> Iterator[list[str]]:
+    """The jobs of a grid; says how many are planned where that takes longer than a second."""
+    last = time.monotonic()
+    for number, lines in enumerate(grid):
+        if time.monotonic() - last > PROGRESS_SECONDS:
+            last = time.monotonic()
+            print(f"Planning: {number} of {len(grid)} jobs", file=sys.stderr, flush=True)
+        yield lines
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the sweep as Ctrl-C does, unless the application handles it."""
+    try:
+        before = signal.getsignal(signal.SIGTERM)
+        if before == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
