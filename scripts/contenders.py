@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from digitlab import cli
+from digitlab import app
 from digitlab.config import validation
 from digitlab.data.images import PIXELS, Images, Split, scale, split
 from digitlab.data.mnist import load
@@ -41,8 +41,8 @@ Contender = Callable[[], Outcome]
 
 def plain(words: list[str]) -> dict[str, Any]:
     """The configuration of a command line, with all training images, on the CPU unless it says otherwise."""
-    validation.register()
-    return validation.to_plain(cli.parse(["trainer.accelerator=cpu", "data.val_size=0", *words]).jobs[0].cfg)
+    cfg = app.compose_config(["trainer.accelerator=cpu", "data.val_size=0", *words])
+    return validation.to_plain(cfg)
 
 
 def read(root: str) -> Split:

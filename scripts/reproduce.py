@@ -15,7 +15,7 @@ import command
 import numpy as np
 from PIL import Image
 
-from digitlab import cli, figures
+from digitlab import app, figures
 from digitlab.config import validation
 from digitlab.formatting import format_loss
 from digitlab.models import checkpoints
@@ -56,8 +56,8 @@ def folder(words: str) -> Path:
 
 def place(words: str, seed: int) -> Path:
     """The directory of a row's run, where others of an earlier configuration may lie beside."""
-    (job,) = cli.parse([*words.split(), f"seed={seed}"]).jobs
-    return folder(words) / make_run_id(validation.to_plain(job.cfg))
+    cfg = app.compose_config([*words.split(), f"seed={seed}"])
+    return folder(words) / make_run_id(validation.to_plain(cfg))
 
 
 def forget(run: Path) -> None:
@@ -116,7 +116,6 @@ def autoencoder(words: str, seed: int) -> Autoencoder:
 def main() -> None:
     """Run, compare, draw."""
     command.parser(__doc__).parse_args()
-    validation.register()
     lines = [run(row) for row in table((ROOT / "README.md").read_text())]
     best = place("experiment=kmeans_best", 0)
     centers = np.load(best / "centers.npy")

@@ -11,28 +11,40 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; read when torch is imported
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # the workers share the cores; read when torch is imported
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from digitlab import cli
-from digitlab.config import validation
+from digitlab import app
+from digitlab.config import schema
 from digitlab.models import autoencoder, digit_classifier
 from digitlab.runtime import signals
 from digitlab.training.experiment import run_experiment
+from hydra_plugins.resumable_sweeper.jobs import Job, extend_plan
+from hydra_plugins.resumable_sweeper.sweeper import ResumableSweeper
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes minutes, so that the workers end together."""
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("long", "slow")])
+    items.sort(
+        key=lambda item: [item.get_closest_marker(name) is None for name in ("long", "slow")]
+    )
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -78,13 +90,13 @@ def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def words(tiny: Path) -> list[str]:
     """The part of a command line that makes it small."""
-    sizes = ["data.val_size=100", "data.batch_size=20", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
+    sizes = [
+        "data.val_size=100",
+        "data.batch_size=20",
+        "trainer.max_epochs=3",
+        "trainer.accelerator=cpu",
+    ]
     return [f"data.root={tiny}", "data.verify=false", "data.source=files", *sizes]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _schemas() -> None:
-    validation.register()
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +104,9 @@ def _signals() -> Iterator[None]:
     """Handlers as a new process in the foreground has them, and after a test as they were."""
     before = {number: signal.getsignal(number) for number in signals.ENDING}
     for number in before:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -133,15 +147,47 @@ def mnist() -> Path:
     return folder
 
 
+@contextmanager
+def sweeper(*overrides: str) -> Iterator[ResumableSweeper]:
+    """The sweeper of a command line with -m, as Hydra makes it."""
+    with initialize_config_dir(str(schema.CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        words = [*overrides, "hydra.mode=MULTIRUN"]
+        config = loader.load_configuration("config", words, run_mode=RunMode.MULTIRUN)
+        # Hydra executes plugin modules again, so its class is another object than the imported one.
+        made: Any = Plugins.instance().instantiate_sweeper(
+            hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+            task_function=app.run_job,
+            config=config,
+        )
+        yield made
+
+
+def plan_jobs(folder: Path, **jobs: str) -> None:
+    """Write the plan of a sweep with these jobs, by name and overrides."""
+    planned = [Job(name, line.split(), OmegaConf.create(), name) for name, line in jobs.items()]
+    extend_plan(folder, planned, force=False)
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A job's configuration as its task gets it."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
 def compose(*words: str) -> list[DictConfig]:
-    """The configurations of the jobs of a command line."""
-    return [job.cfg for job in cli.parse(list(words)).jobs]
+    """The checked configurations of the jobs of a command line, without `hydra`."""
+    if "-m" not in words and not any(word.startswith("sweep=") for word in words):
+        return [app.compose_config(words)]
+    overrides = [word for word in words if word != "-m"]
+    with sweeper(*overrides) as planner:
+        assert planner.config is not None
+        jobs = planner.plan(list(planner.config.hydra.overrides.task))
+    return [without_hydra(job.cfg) for job in jobs]
 
 
 def run_here(words: list[str], directory: Path) -> dict[str, Any]:
     """Run the experiment of a command line in this process; returns its results.json."""
     (cfg,) = compose(*words)
-    validation.check(cfg)
     run_experiment(cfg, directory)
     return results(directory)
 
@@ -174,7 +220,9 @@ def shell(tmp_path: Path) -> Lab:
     def call(*words: str, threads: int | None = None) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, str(ROOT / "train.py"), *words]
         env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+        return subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+        )
 
     return call
 
@@ -186,7 +234,9 @@ def enter(command: list[str], folder: Path, out: Path, err: Path, largest: int) 
     for number, path in ((1, out), (2, err)):
         with path.open("a") as file:
             os.dup2(file.fileno(), number)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in the background
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # shells have it ignored in the background
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, -1))
     sys.argv = ["train.py", *command]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
@@ -196,7 +246,9 @@ def enter(command: list[str], folder: Path, out: Path, err: Path, largest: int) 
 def forks() -> Any:
     """Begins processes as forks of one that has imported what takes seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["digitlab.training.experiment", "lightning.pytorch", "digitlab.models.autoencoder"])
+    context.set_forkserver_preload(
+        ["digitlab.training.experiment", "lightning.pytorch", "digitlab.models.autoencoder"]
+    )
     return context.Process
 
 
@@ -212,7 +264,9 @@ def lab(forks: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
         process.join(240)
         process.kill()  # nothing to one that has ended
         assert process.exitcode is not None, f"still at work after four minutes: {words}"
-        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess(
+            words, process.exitcode, out.read_text(), err.read_text()
+        )
 
     return call
 

@@ -17,7 +17,7 @@ import pytest
 from digitlab.runs.results import read_results, run_state
 
 from .conftest import ROOT, results
-from .test_sweep import jobs_of
+from .test_app import jobs_of
 from .training.test_experiment import KMEANS, assert_same
 
 pytestmark = pytest.mark.slow
@@ -92,7 +92,9 @@ def epochs(run: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_jobs_of_submitit_local_end_with_their_driver(number: int, words: list[str], tmp_path: Path) -> None:
+def test_the_jobs_of_submitit_local_end_with_their_driver(
+    number: int, words: list[str], tmp_path: Path
+) -> None:
     """Whether it is told to end or hears Ctrl-C: no job trains on, and the driver says how to go on."""
     command = ["-m", *KMEANS, *words, "seed=0,1", "trainer.max_epochs=5000", *SUBMITIT]
     driver = begin(command, tmp_path)
@@ -102,7 +104,7 @@ def test_the_jobs_of_submitit_local_end_with_their_driver(number: int, words: li
     assert len(jobs) == 2
     driver.send_signal(number)
     assert driver.wait(60) == 130
-    assert "Interrupted; the same command goes on with sweep" in (tmp_path / "err").read_text()
+    assert f"Interrupted; the same command continues {sweep}" in (tmp_path / "err").read_text()
     assert psutil.wait_procs(jobs, timeout=10)[1] == []
     assert {run_state(run) for run in jobs_of(sweep).values()} == {"interrupted"}
 
@@ -117,7 +119,9 @@ def cluster(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     for folder in folders:
         folder.mkdir()
     with (
-        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as sockets,  # their names must be short
+        tempfile.TemporaryDirectory(
+            prefix="ray-", dir="/tmp"
+        ) as sockets,  # their names must be short
         subprocess.Popen(  # whose end closes its stdin, and waits for it
             [sys.executable, str(ROOT / "tests" / "ray_cluster.py"), *map(str, folders)],
             env=os.environ | {"RAY_TMPDIR": sockets},
@@ -146,7 +150,14 @@ def home(tmp_path: Path, tiny: Path) -> Path:
 def on_ray(words: list[str]) -> list[str]:
     """A sweep of six jobs on Ray, with relative paths; the data is named by the environment."""
     sizes = [word for word in words if not word.startswith(("data.root", "data.source"))]
-    return ["-m", *KMEANS, *sizes, "seed=0,1,2,3,4,5", "hydra/launcher=ray", "hydra.sweep.dir=outputs/mine"]
+    return [
+        "-m",
+        *KMEANS,
+        *sizes,
+        "seed=0,1,2,3,4,5",
+        "hydra/launcher=ray",
+        "hydra.sweep.dir=outputs/mine",
+    ]
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "a node killed"])
@@ -185,7 +196,9 @@ def test_a_cluster_whose_nodes_were_started_elsewhere(
         assert re.search(rf"Job {job} of 6 \|   test/accuracy", out)
 
 
-def test_a_worker_that_does_not_see_the_data_says_so(address: str, home: Path, words: list[str]) -> None:
+def test_a_worker_that_does_not_see_the_data_says_so(
+    address: str, home: Path, words: list[str]
+) -> None:
     """A folder that is not there: each job fails with the reason, none trains on other images."""
     command = [*on_ray(words), f"hydra.launcher.ray.init.address={address}"]
     driver = begin(command, home, DIGITLAB_DATA="typo")
@@ -197,14 +210,20 @@ def test_a_worker_that_does_not_see_the_data_says_so(address: str, home: Path, w
     assert [results(run)["status"] for run in made] == ["failed"] * 6
 
 
-def test_sigterm_of_a_driver_on_ray_ends_in_a_line(address: str, home: Path, words: list[str]) -> None:
+def test_sigterm_of_a_driver_on_ray_ends_in_a_line(
+    address: str, home: Path, words: list[str]
+) -> None:
     """The line and the exit code of every other launcher, without Ray's stack traces; its jobs end."""
-    command = [*on_ray(words), "trainer.max_epochs=5000", f"hydra.launcher.ray.init.address={address}"]
+    command = [
+        *on_ray(words),
+        "trainer.max_epochs=5000",
+        f"hydra.launcher.ray.init.address={address}",
+    ]
     driver, sweep = begin(command, home, DIGITLAB_DATA="images"), home / "outputs" / "mine"
     wait_for_epochs(sweep, jobs=2)
     driver.terminate()
     assert driver.wait(60) == 130
     last = (home / "err").read_text().splitlines()
-    assert last[-1].startswith("Interrupted; the same command goes on with outputs/mine; scripts/report.py")
+    assert last[-1] == f"Interrupted; the same command continues {sweep}"
     assert "SIGTERM received" not in "\n".join(last)
     wait_until(lambda: all(run_state(run) == "interrupted" for run in jobs_of(sweep).values()), 30)

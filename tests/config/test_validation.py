@@ -1,6 +1,5 @@
 """The command line and its configuration: what composes, what is refused and in which words."""
 
-import importlib
 import json
 import os
 import re
@@ -11,33 +10,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from digitlab import cli
+from digitlab import app
 from digitlab.config import errors, schema, validation
 from digitlab.data.mnist import load
 
 from ..conftest import ROOT, Lab, compose
 
-YAMLS = [path.relative_to(schema.CONF).with_suffix("").as_posix() for path in schema.CONF.glob("*/**/*.yaml")]
-OPTIONS = sorted(name.replace("/", "=", 1) for name in YAMLS if not name.startswith("pairing") and "/_" not in name)
+OPTIONS = [f"{group}={name}" for group in schema.groups() for name in schema.choices(group)]
 INITS = ", ".join(schema.choices("init"))
-OWN_RATES = ("optimizer=inverse_count", "optimizer=sqrt_share")  # k-means', of which an autoencoder has none
+OWN_RATES = (
+    "optimizer=inverse_count",
+    "optimizer=sqrt_share",
+)  # k-means', of which an autoencoder has none
+
+
+MISTAKES = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
 
 
 def refusal(*words: str) -> str:
     """What main() would print for these words, which must be refused before any job."""
-
-    def attempt() -> None:
-        for cfg in compose(*words):
-            validation.check(cfg)
-
-    with pytest.raises((HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)) as caught:
-        attempt()
+    with pytest.raises(MISTAKES) as caught:
+        compose(*words)
     return errors.format_error(caught.value, list(words))
 
 
@@ -49,17 +47,34 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         validation.check(cfg)
         assert not OmegaConf.missing_keys(cfg)
         group, name = option.split("=")
-        if group in ("model", "init", "prior", "optimizer", "scheduler"):  # copied from a neighbour, and not renamed
-            told = OmegaConf.select(cfg, f"model.{group}" if group in ("init", "prior") else group).name
+        if group in (
+            "model",
+            "init",
+            "prior",
+            "optimizer",
+            "scheduler",
+        ):  # copied from a neighbour, and not renamed
+            told = OmegaConf.select(
+                cfg, f"model.{group}" if group in ("init", "prior") else group
+            ).name
             assert name == told or name.startswith(f"{told}_")
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("optimizer.lrr=1", "optimizer.lrr=1: optimizer=sgd has no such key; did you mean optimizer.lr?"),
-        ("optimiser.lr=1", "optimiser.lr=1: the configuration has no such key; did you mean optimizer?"),
-        ("optimizer.lr=abc", "optimizer.lr=abc: Value 'abc' of type 'str' could not be converted to Float"),
+        (
+            "optimizer.lrr=1",
+            "optimizer.lrr=1: optimizer=sgd has no such key; did you mean optimizer.lr?",
+        ),
+        (
+            "optimiser.lr=1",
+            "optimiser.lr=1: the configuration has no such key; did you mean optimizer?",
+        ),
+        (
+            "optimizer.lr=abc",
+            "optimizer.lr=abc: Value 'abc' of type 'str' could not be converted to Float",
+        ),
         (
             "trainer.max_epochs=1.5",
             "trainer.max_epochs=1.5: Value '1.5' of type 'float' could not be converted",
@@ -68,17 +83,32 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
         ("optimizer.lr=nan", "optimizer.lr=nan: must be > 0 and finite"),
         ("data.batch_size=0", "data.batch_size=0: must be >= 1"),
         ("model.n_clusters=0", "model.n_clusters=0: must be >= 1"),
-        ("model=autoencoder model.latent_dim=0", "model.latent_dim=0: must be from 1 to 784, the pixels of an image"),
+        (
+            "model=autoencoder model.latent_dim=0",
+            "model.latent_dim=0: must be from 1 to 784, the pixels of an image",
+        ),
         ("model=autoencoder model.latent_dim=785", "model.latent_dim=785: must be from 1 to 784"),
-        ("model=autoencoder model.channels=[]", "model.channels=[]: must be 1 to 5 layers of >= 1 channels"),
-        ("model=autoencoder model.channels=[4,0]", "model.channels=[4, 0]: must be 1 to 5 layers of >= 1 channels"),
-        ("model=autoencoder model.channels=[2,2,2,2,2,2]", "28 x 28 can be halved 5 times (14, 7, 4, 2, 1)"),
+        (
+            "model=autoencoder model.channels=[]",
+            "model.channels=[]: must be 1 to 5 layers of >= 1 channels",
+        ),
+        (
+            "model=autoencoder model.channels=[4,0]",
+            "model.channels=[4, 0]: must be 1 to 5 layers of >= 1 channels",
+        ),
+        (
+            "model=autoencoder model.channels=[2,2,2,2,2,2]",
+            "28 x 28 can be halved 5 times (14, 7, 4, 2, 1)",
+        ),
         ("seed=-1", "seed=-1: must be from 0 to 4294967295"),
         (
             "init=digit model.n_clusters=9",
             "model.n_clusters=9: init=digit takes one image of each digit and needs 10",
         ),
-        ("model.channels.a=1 model=autoencoder", "model.channels.a=1 model=autoencoder: invalid literal for int()"),
+        (
+            "model.channels.a=1 model=autoencoder",
+            "model.channels.a=1 model=autoencoder: invalid literal for int()",
+        ),
         (
             "experiment=kmeans_best optimizer=inverse_count",
             "experiment/kmeans_best.yaml: at optimizer.lr: Key 'lr' not in 'InverseCount'; leave out optimizer=inverse",
@@ -95,70 +125,91 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
             "-m hydra/launcher=ray hydra.launcher.ray.remote.num_cpus=2",
             "hydra.launcher.ray.remote has no such key; a new key takes a +, as +hydra.launcher.ray.remote.num_cpus=2",
         ),
-        ("hydra.job.env_set.FOO=1", "has no such key; a new key takes a +, as +hydra.job.env_set.FOO=1"),
-        ("optimizer.lr=[1", "optimizer.lr=[1: is no key=value; leave out spaces about =, close brackets and quotes"),
+        (
+            "hydra.job.env_set.FOO=1",
+            "has no such key; a new key takes a +, as +hydra.job.env_set.FOO=1",
+        ),
+        (
+            "optimizer.lr=[1",
+            "optimizer.lr=[1: is no key=value; leave out spaces about =, close brackets and quotes",
+        ),
         ("data.root=~/mnist", "data.root=~/mnist: is no key=value"),
         ("init=digits", f"init=digits: must be one of {INITS}; did you mean init=digit?"),
         ("sweep=learning_rate", "; did you mean sweep=kmeans/learning_rate?"),
-        ("model=kmean", "model=kmean: must be one of autoencoder, kmeans; did you mean model=kmeans?"),
+        (
+            "model=kmean",
+            "model=kmean: must be one of autoencoder, kmeans; did you mean model=kmeans?",
+        ),
         ("kmeans", "kmeans: is no key=value; did you mean model=kmeans?"),
         ("dry_run", "dry_run: is no key=value; did you mean dry_run=true?"),
-        ("--dry-run", "--dry-run: there is no such flag; did you mean dry_run=...?"),
-        ("--model kmeans", "--model: there is no such flag; did you mean model=...?"),
-        ("-m seed=[0,1]", "could not be converted to Integer; several values are seed=1,2 and -m, in the YAML of a"),
-        ("-m --cfg=job resume=b", "--cfg: a run goes on with its own configuration, in its results.json; leave it out"),
-        ("model.init=digit", "model.init=digit: is chosen by init=..., which must be one of digit, kmeans++, random"),
-        ("model.init=digit model=autoencoder", "model.init=digit: model=autoencoder has no such key; init needs model"),
+        (
+            "-m seed=[0,1]",
+            "could not be converted to Integer; several values are seed=1,2 and -m, in the YAML of a",
+        ),
+        (
+            "model.init=digit",
+            "model.init=digit: is chosen by init=..., which must be one of digit, kmeans++, random",
+        ),
+        (
+            "model.init=digit model=autoencoder",
+            "model.init=digit: model=autoencoder has no such key; init needs model",
+        ),
         (
             "init=digit init.name=digit",
             "init.name=digit: the configuration has no such key; a value of the choice is model",
         ),
-        ("sweep=q2c/latent sweep=kmeans/init", "sweep=q2c/latent sweep=kmeans/init: choose one; several are sweep=A,B"),
-        ("init=digit init=random", "init=digit init=random: choose one; several are init=A,B and -m"),
         ("+seed=0", "+seed=0: leave out the +, seed is there to be changed"),
-        ("-m +optimizer.lr=1,2", "+optimizer.lr=1,2: leave out the +, optimizer.lr is there to be changed"),
-        ("+experiment=q1b", "+experiment=q1b: leave out the +, experiment is there to be chosen"),
-        ("-model=kmeans", "-model=kmeans: there is no such flag; did you mean model=...?"),
         (
-            "-m hydra.sweeper.params={seed:'0,1'}",
-            "cannot be chosen; several values are words of their own, as seed=0,1",
+            "-m +optimizer.lr=1,2",
+            "+optimizer.lr=1,2: leave out the +, optimizer.lr is there to be changed",
         ),
-        ("-m +hydra.sweeper.params.seed=1", "cannot be chosen; several values are words of their own, as seed=0,1"),
-        ("hydra.output_subdir=figures", "hydra.output_subdir=figures: cannot be chosen; a run's settings are in"),
-        ("hydra/job_logging=disabled", "hydra/job_logging=disabled: cannot be chosen; a run's log is train.log"),
-        ("~pairing", "~pairing: cannot be chosen; it follows from model and optimizer"),
-        ("~sweep", "~sweep: none is chosen unless you do; leave it out"),
+        ("+experiment=q1b", "+experiment=q1b: leave out the +, experiment is there to be changed"),
         (
-            "--config-dir=a resume=b",
-            "--config-dir: a run goes on with its own configuration, in its results.json; leave",
+            "~init=random",
+            "model.init.name: has no value; give it one, or leave out what takes it away",
         ),
-        ("~optimizer", "~optimizer: cannot be taken away; choose one of adamw, inverse_count"),
-        ("~init=random", "~init=random: cannot be taken away; choose one of digit, kmeans++"),
-        ("~model.n_clusters", "~model.n_clusters: nothing can be taken away; give it another value"),
-        ("-m seed=interval(0,3)", "seed=interval(0,3): has no list of values; name them, as 1,2,3 or range(1,4)"),
+        (
+            "~model.n_clusters",
+            "~model.n_clusters: nothing can be taken away; give it another value",
+        ),
+        (
+            "-m seed=interval(0,3)",
+            "seed=interval(0,3): a grid needs a list of values; write 1,2,3 or range(1,4)",
+        ),
         (
             "-m hydra.launcher=joblib",
-            "hydra.launcher=joblib: cannot be chosen; a launcher is a choice, hydra/launcher=joblib",
+            "hydra.launcher=joblib: a launcher is a choice; write hydra/launcher=joblib",
         ),
-        ("-m hydra/launcher=joblib hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0: must be >= 1, or -1 for all"),
-        ("-m hydra.sweep=here", "hydra.sweep=here: cannot be chosen; its folder is hydra.sweep.dir=..."),
-        ("hydra.job.chdir=true", "hydra.job.chdir=true: leave it out, paths are relative to where"),
-        ("hydra.run.dir=", "hydra.run.dir=: must name a folder"),
-        ("-m hydra.sweep.dir=''", "hydra.sweep.dir='': must name a folder"),
-        ("-m seed=range(2,2)", "seed=range(2,2): names no value, so that there is no job to run"),
+        (
+            "-m hydra/launcher=joblib hydra.launcher.n_jobs=0",
+            "hydra.launcher.n_jobs=0: must be >= 1, or -1 for all",
+        ),
+        ("-m seed=range(2,2)", "seed=range(2,2): has no value; give it at least one"),
         ("-m seed=${hydra:job.num},1", "HydraConfig was not set"),
-        ("channels=wide", "channels=wide: there is no such choice here; channels needs model=autoencoder"),
+        (
+            "channels=wide",
+            "channels=wide: there is no such choice here; channels needs model=autoencoder",
+        ),
         ("optimizer=[sgd,adamw]", "optimizer=[sgd,adamw]: must be one of adamw"),
         ("seed=null", "seed=null: field 'seed' is not Optional; must be from 0 to 4294967295"),
         (
             "-m data.root=a,b",
-            "data.root=a,b: a sweep reads one data set; run one for each, with a hydra.sweep.dir of its own",
+            "data.root=a,b: jobs must not differ in this key alone; give it one value, and run a sweep",
         ),
-        ("-m data.verify=true,false", "data.verify=True,False: a sweep reads one data set"),
-        ("model.channels=8 model=autoencoder", "model.channels=8: must be a list, as model.channels=[8,16,32]"),
+        (
+            "-m data.verify=true,false",
+            "data.verify=True,False: jobs must not differ in this key alone",
+        ),
+        (
+            "model.channels=8 model=autoencoder",
+            "model.channels=8: must be a list, as model.channels=[8,16,32]",
+        ),
         ("channels=8 model=autoencoder", "channels=8: must be one of base, deep, wide"),
-        ("-m trainer=cpu,5", "trainer=5: must be one of cpu, ddp, default, gpu"),
-        ("-m hydra.launcher.n_jobs=2", "hydra.launcher.n_jobs=2: hydra.launcher has no such key; name the launcher"),
+        ("-m trainer=cpu,5", "trainer=cpu,5: must be one of cpu, ddp, default, gpu"),
+        (
+            "-m hydra.launcher.n_jobs=2",
+            "hydra.launcher.n_jobs=2: hydra.launcher has no such key; name the launcher",
+        ),
         (
             "-m optimizer=sgd,inverse_count optimizer.lr=1,2",
             "optimizer.lr=1,2: optimizer=inverse_count has no such key; sweep optimizers with keys of their own one by",
@@ -169,42 +220,63 @@ def test_every_yaml_composes_and_is_in_range(option: str) -> None:
             "-m sweep=kmeans/inits",
             "sweep=kmeans/inits: must be one of kmeans/init, kmeans/learning_rate, q2c/batch_size",
         ),
-        ("epochs=5", "epochs=5: the configuration has no such key; did you mean trainer.max_epochs?"),
+        (
+            "epochs=5",
+            "epochs=5: the configuration has no such key; did you mean trainer.max_epochs?",
+        ),
         ("lr=1", "lr=1: the configuration has no such key; did you mean optimizer.lr?"),
-        ("--epochs=5", "--epochs=5: there is no such flag; a value is key=value, as trainer.max_epochs=5"),
-        ("init=digit model=autoencoder", "init=digit: there is no such choice here; init needs model=kmeans"),
+        (
+            "init=digit model=autoencoder",
+            "init=digit: there is no such choice here; init needs model=kmeans",
+        ),
         ("init=nonsense", f"init=nonsense: must be one of {INITS}"),
-        ("optimizer=inverse_count optimizer.lr=1", "optimizer.lr=1: optimizer=inverse_count has no such key"),
-        ("-m optimizer=adamw,sgd model=autoencoder optimizer.beta2=0.9", "optimizer.beta2=0.9: optimizer=sgd has no"),
+        (
+            "optimizer=inverse_count optimizer.lr=1",
+            "optimizer.lr=1: optimizer=inverse_count has no such key",
+        ),
+        (
+            "-m optimizer=adamw,sgd model=autoencoder optimizer.beta2=0.9",
+            "optimizer.beta2=0.9: optimizer=sgd has no",
+        ),
         ("scheduler.name=step", "scheduler.name=step: must be one of constant, linear, cosine"),
-        ("optimizer.name=inverse_count", "has the values of optimizer=sgd; choose another optimizer"),
+        (
+            "optimizer.name=inverse_count",
+            "has the values of optimizer=sgd; choose another optimizer",
+        ),
         ("+optimizer.nesterov=true", "optimizer.nesterov=True: nothing reads this key"),
         ("optimizer.lr=1,2", "optimizer.lr=1,2: several values are a sweep, which -m asks for"),
-        ("sweep=kmeans/init,kmeans/learning_rate", "sweep: names one grid"),
-        ("hydra.mode=MULTIRUN dry_run=true seed=0,1", "hydra.mode=MULTIRUN: cannot be chosen; leave it out, -m asks"),
-        ("-m seed=0,1 hydra.sweep.subdir=a", "hydra.sweep.subdir=a: cannot be chosen"),
-        ("hydra/launcher=joblib", "hydra/launcher=joblib: is for a sweep; add -m, or leave it out"),
-        ("hydra.sweep.dir=here", "hydra.sweep.dir=here: is for a sweep; add -m"),
-        ("-m seed=0,1 hydra.run.dir=here", "hydra.run.dir=here: is for one run; leave out -m"),
-        ("-m seed=0,1 force=true,false", "force: is for the whole sweep; give it one value"),
+        (
+            "sweep=kmeans/init,kmeans/learning_rate",
+            "a job cannot change hydra.sweeper, which holds for the",
+        ),
+        (
+            "-m seed=0,1 hydra.sweep.subdir=a",
+            "hydra.sweep.subdir=a: two configurations share this directory",
+        ),
+        (
+            "-m seed=0,1 force=true,false",
+            "a job cannot change hydra.sweeper, which holds for the whole sweep; give it one value",
+        ),
         (
             "optimizer=adam",
             "optimizer=adam: must be one of adamw, inverse_count, sgd, sqrt_share; another of torch.optim",
         ),
-        ("pairing=kmeans_sgd", "pairing=kmeans_sgd: cannot be chosen; it follows from model and optimizer"),
-        ("-m seed=0,1 --config-dir=mine", "--config-dir=mine: a sweep is composed of conf/ alone; put your file there"),
-        ("sweep=kmeans/init -cd mine", "-cd: a sweep is composed of conf/ alone"),
         ("optimizer=adamw", "with model=kmeans it must be one of sgd, inverse_count, sqrt_share"),
         ("+colour=red", "colour=red: nothing reads this key"),
         ("trainer.devices=3", "data.batch_size=64: is split among trainer.devices=3"),
-        ("data.train_size=100 data.val_size=100", "data.val_size=100: is held out of data.train_size=100"),
+        (
+            "data.train_size=100 data.val_size=100",
+            "data.val_size=100: is held out of data.train_size=100",
+        ),
         (
             "trainer.precision=bf16-mixed model=kmeans",
             "trainer.precision=bf16-mixed: k-means counts in float32",
         ),
     ],
 )
-def test_a_mistake_is_refused_in_one_line_that_names_key_value_and_rule(words: str, told: str) -> None:
+def test_a_mistake_is_refused_in_one_line_that_names_key_value_and_rule(
+    words: str, told: str
+) -> None:
     """Unknown keys, wrong types and values out of range end before any job, each in a line of its own."""
     default = [] if "model=" in words else ["model=kmeans"]
     message = refusal(*default, *words.split())
@@ -222,19 +294,22 @@ def test_a_folder_with_a_space_and_an_equals_sign_is_told_its_quotes() -> None:
     """Its parts are no words of their own; two settings in one pair of quotes are."""
     told = """put other signs in quotes, as hydra.sweep.dir='"/a b/x=y"'"""
     assert refusal("-m", "hydra.sweep.dir=/a b/x=y").endswith(told)
-    assert refusal("seed=1 model=kmeans").endswith("in one pair of quotes stand several words; leave the quotes out")
+    assert refusal("seed=1 model=kmeans").endswith(
+        "in one pair of quotes stand several words; leave the quotes out"
+    )
 
 
 def test_no_experiment_and_no_sweep_may_be_chosen() -> None:
-    """null is their default, and asks for no sweep."""
-    command = cli.parse(cli.at_home(["experiment=null", "sweep=null", "seed=3"]))
-    assert not command.multirun
-    assert [job.cfg.seed for job in command.jobs] == [3]
+    """null is their default."""
+    assert app.compose_config(["experiment=null", "sweep=null", "seed=3"]).seed == 3
 
 
 def test_a_folder_for_a_word_is_a_run_to_go_on_with(tmp_path: Path) -> None:
     """`train.py outputs/runs/RUN`: the word that was meant."""
-    assert refusal(str(tmp_path)) == f"{tmp_path}: is a folder; resume={tmp_path} goes on with the run in it"
+    assert (
+        refusal(str(tmp_path))
+        == f"{tmp_path}: is a folder; resume={tmp_path} goes on with the run in it"
+    )
 
 
 def test_all_values_out_of_range_are_told_at_once() -> None:
@@ -247,7 +322,10 @@ def test_all_values_out_of_range_are_told_at_once() -> None:
 
 def test_a_mistake_in_the_last_job_of_a_grid_is_told_before_the_first() -> None:
     """The grid 2 x 2 is composed whole; only its last epoch count is wrong."""
-    assert refusal("-m", "optimizer.lr=1,2", "trainer.max_epochs=1,0") == "trainer.max_epochs=0: must be >= 1"
+    assert (
+        refusal("-m", "optimizer.lr=1,2", "trainer.max_epochs=1,0")
+        == "trainer.max_epochs=0: must be >= 1"
+    )
 
 
 def test_a_grid_has_every_combination() -> None:
@@ -278,17 +356,19 @@ def test_data_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert compose()[0].data.root == "/elsewhere"
 
 
-def test_resume_takes_nothing_beside_it_and_needs_a_run(tmp_path: Path) -> None:
-    """A folder that holds no run, and a changed value beside a resumed one, are refused."""
+def test_resume_accepts_no_other_values_and_needs_a_run(tmp_path: Path) -> None:
+    """A folder that holds no run, and a changed value with a resumed one, are refused."""
+    cfg = app.compose_config(["model=kmeans", f"resume={tmp_path}"])
     with pytest.raises(ValueError, match=r"holds no run"):
-        cli.in_place([f"resume={tmp_path}"])
-    saved = validation.to_plain(compose("model=kmeans")[0])
+        validation.resumed(cfg, [f"resume={tmp_path}"])
+    saved = validation.to_plain(cfg)
     (tmp_path / "results.json").write_text(json.dumps({"config": saved}))
-    with pytest.raises(ValueError, match=r"leave out seed=1"):
-        cli.in_place([f"resume={tmp_path}", "seed=1"])
-    with pytest.raises(ValueError, match="leave out ~seed, or start a new run"):
-        cli.in_place([f"resume={tmp_path}", "~seed"])
-    assert f"hydra.run.dir='{tmp_path}'" in cli.in_place([f"resume={tmp_path}"])
+    for override in ("seed=1", "~seed", "+experiment=q1b"):
+        message = re.escape(f"leave out {override}, or start a new run")
+        with pytest.raises(ValueError, match=message):
+            validation.resumed(cfg, [f"resume={tmp_path}", override])
+    again = validation.resumed(cfg, [f"resume={tmp_path}", "force=true", "data.root=there"])
+    assert validation.to_plain(again) == saved | {"data": saved["data"] | {"root": cfg.data.root}}
 
 
 @pytest.mark.parametrize("words", ["--help", "--cfg job", "optimizer.lr=-1", "optimizer.lrr=1"])
@@ -301,7 +381,9 @@ def test_nothing_heavy_is_imported_for_help_or_a_mistake(words: str, tmp_path: P
         "except SystemExit as done:\n    print('exit', done.code or 0)\n"
         "print('heavy', sorted({'torch', 'lightning', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert "heavy []" in done.stdout, done.stdout + done.stderr
     assert f"exit {2 if 'optimizer' in words else 0}" in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -310,10 +392,19 @@ def test_nothing_heavy_is_imported_for_help_or_a_mistake(words: str, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("defaults:\n  - override /model: kmeans\n", "begin it with the line `# @package _global_`"),
-        ("# @package _global_\ndefaults:\n  - override model: kmeans\n", "write `override /model: kmeans`"),
+        (
+            "defaults:\n  - override /model: kmeans\n",
+            "begin it with the line `# @package _global_`",
+        ),
+        (
+            "# @package _global_\ndefaults:\n  - override model: kmeans\n",
+            "write `override /model: kmeans`",
+        ),
         ("# @package _global_\ndefaults:\n  - /model: kmeans\n", "write `override /model: kmeans`"),
-        ("# @package _global_\ndefaults:\n  - override /init: digit\n", "add `override /model: kmeans` above it"),
+        (
+            "# @package _global_\ndefaults:\n  - override /init: digit\n",
+            "add `override /model: kmeans` above it",
+        ),
     ],
 )
 def test_an_experiment_of_one_s_own_is_told_what_it_lacks(
@@ -328,12 +419,16 @@ def test_an_experiment_of_one_s_own_is_told_what_it_lacks(
     assert len(message.splitlines()) == 1
 
 
-def test_an_init_of_one_s_own_is_told_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_init_of_one_s_own_is_told_its_first_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its YAML without the line that Hydra places it by: the line is named."""
     shutil.copytree(schema.CONF, tmp_path / "conf")
     monkeypatch.setattr(schema, "CONF", tmp_path / "conf")
     (tmp_path / "conf" / "init" / "mine.yaml").write_text("name: mine\n")
-    assert refusal("model=kmeans", "init=mine").endswith("; begin it with the line `# @package model.init`")
+    assert refusal("model=kmeans", "init=mine").endswith(
+        "; begin it with the line `# @package model.init`"
+    )
 
 
 def test_a_glob_names_choices() -> None:
@@ -342,57 +437,80 @@ def test_a_glob_names_choices() -> None:
     assert [job.model.init.name for job in jobs] == schema.choices("init")
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "words"),
-    [
-        (
-            "optimizer/sgd_momentum.yaml",
-            "defaults: [sgd, _self_]\nmomentum: 0.9\n",
-            "optimizer=sgd_momentum model=kmeans",
-        ),
-        (
-            "model/kmeans_fifty.yaml",
-            "# @package _global_\ndefaults: [kmeans, _self_]\nmodel: {n_clusters: 50}\n",
-            "model=kmeans_fifty optimizer=sgd init=sample",
-        ),
-    ],
-)
-def test_a_copy_of_a_pair_is_told_its_rate(file: str, text: str, words: str, tmp_path: Path) -> None:
-    """k-means' own rate comes with model=kmeans optimizer=sgd; a file of another name would learn at the default."""
-    (tmp_path / file).parent.mkdir()
-    (tmp_path / file).write_text(text)
-    command = [*words.split(), f"hydra.searchpath=[file://{tmp_path}]"]
-    assert "say k-means' own, as optimizer.lr=4.5" in refusal(*command)
-    (cfg,) = compose(*command, "optimizer.lr=0.05")
-    assert cfg.optimizer.lr == 0.05
-
-
-def test_a_run_that_a_yaml_makes_a_sweep_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Hydra would run a sweep that nothing here has looked at: no plan, no report, another dry run."""
-    shutil.copytree(schema.CONF, tmp_path / "conf")
-    monkeypatch.setattr(schema, "CONF", tmp_path / "conf")
+def test_a_yaml_may_make_a_run_a_sweep(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """`hydra.mode: MULTIRUN` in an experiment of --config-dir: planned, named and reported as any sweep."""
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
-    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
-    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=mine", "dry_run=true"])
-    assert importlib.import_module("train").main() == 2
-    assert capsys.readouterr().err == "Error: hydra.mode=MULTIRUN: leave it out of the YAML; -m asks for a sweep\n"
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(text)
+    command = ["--config-dir=own", "experiment=mine", "model=kmeans", *words, "dry_run=true"]
+    done = lab(*command)
+    assert done.returncode == 0, done.stderr
+    place = tmp_path / "outputs" / "sweeps"
+    assert f"2 jobs in {place}/" in done.stdout
+    assert done.stdout.endswith(": 2 to run\n")
 
 
 @pytest.mark.slow
-def test_beside_another_conf_no_run_is_written_over(lab: Lab, words: list[str], tmp_path: Path) -> None:
-    """--config-dir goes past our look at the directory: one that is there is refused, and not a byte changes."""
-    (tmp_path / "own").mkdir()
-    assert lab("model=kmeans", *words, "hydra.run.dir=run").returncode == 0
+def test_hydra_s_flags_work_and_overwrite_no_run(
+    lab: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """--config-dir and --config-name compose as Hydra documents; a run that is there is not overwritten."""
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    (tmp_path / "own" / "other.yaml").write_text("defaults: [config]\nseed: 9\n")
+    small = ["model=kmeans", *words, "trainer.max_epochs=1"]
+    assert lab(*small, "hydra.run.dir=run").returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    refused = lab("--config-dir=own", "model=kmeans", *words, "seed=1", "hydra.run.dir=run")
+    refused = lab("--config-dir=own", *small, "experiment=mine", "hydra.run.dir=run")
     assert refused.returncode == 2
-    assert refused.stderr.startswith(
-        "Error: hydra.run.dir=run: holds a run, which is not compared with the command beside --config-dir"
+    assert refused.stderr.startswith("Error: run: holds a run of another configuration")
+    assert before == {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+    }
+    done = lab(
+        "-m",
+        "--config-dir=own",
+        *small,
+        "experiment=mine",
+        "init=digit,sample",
+        "hydra.sweep.dir=sweep",
     )
-    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert lab("--config-dir=own", "model=kmeans", *words, "hydra.run.dir=new").returncode == 0
+    assert done.returncode == 0, done.stderr
+    seeds = [json.loads(path.read_text())["seed"] for path in tmp_path.glob("sweep/*/results.json")]
+    assert seeds == [7, 7]
+    done = lab("--config-dir=own", "--config-name=other", *small, "hydra.run.dir=named")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "named" / "results.json").read_text())["seed"] == 9
+
+
+@pytest.mark.slow
+def test_hydra_s_own_sweeper_runs_the_jobs(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """hydra/sweeper=basic trains each job in a directory of its own; dry_run needs digitlab's sweeper."""
+    command = [
+        "-m",
+        "hydra/sweeper=basic",
+        "model=kmeans",
+        *words,
+        "trainer.max_epochs=1",
+        "seed=0,1",
+    ]
+    refused = lab(*command, "hydra.sweep.dir=dry", "dry_run=true")
+    assert refused.returncode == 2
+    assert "dry_run=true: only hydra/sweeper=digitlab lists its jobs" in refused.stderr
+    done = lab(*command, "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("sweep/*/results.json"))) == 2
+    failed = lab(*command, "hydra.sweep.dir=sweep", "optimizer.lr=1e30")
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stdout + failed.stderr
+
+
+def test_a_callback_of_one_s_own_is_called(lab: Lab, words: list[str], tmp_path: Path) -> None:
+    """`hydra.callbacks` of the command line works as Hydra documents, together with digitlab's."""
+    callback = "+hydra.callbacks.log={_target_: hydra.experimental.callbacks.LogJobReturnCallback}"
+    done = lab("model=kmeans", *words, "trainer.max_epochs=1", "hydra.run.dir=run", callback)
+    assert done.returncode == 0, done.stderr
+    assert "Succeeded with return value" in done.stdout
 
 
 @pytest.mark.parametrize("name", schema.choices("prior"))
@@ -403,33 +521,25 @@ def test_the_best_autoencoder_takes_any_prior(name: str) -> None:
     assert cfg.model.prior.name == name
 
 
-def test_no_configuration_is_composed_twice(words: list[str], tmp_path: Path) -> None:
-    """What the check composed is what Hydra runs: of a sweep of two seeds its own and each job's, each asked for once.
-
-    But for the question whether a word asks for another mode, which Hydra composes for itself.
-    """
+def test_a_grid_of_plain_values_is_composed_once(words: list[str], tmp_path: Path) -> None:
+    """Hydra composes the mode, the sweep and one job of six; the others are copies with other values."""
     script = (
         "import runpy, sys\n"
         "from hydra._internal.config_loader_impl import ConfigLoaderImpl\n"
         "compose = ConfigLoaderImpl._load_configuration_impl\n"
-        "def count(self, config_name, overrides, run_mode, **options):\n"
-        "    print('composed', run_mode, overrides)\n"
-        "    return compose(self, config_name, overrides, run_mode, **options)\n"
+        "def count(self, *arguments, **options):\n"
+        "    print('composed')\n"
+        "    return compose(self, *arguments, **options)\n"
         "ConfigLoaderImpl._load_configuration_impl = count\n"
         "sys.argv[:] = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    words = ["model=kmeans", *words, "trainer.max_epochs=1"]
-    for more, composed in ((["-m", "seed=3,4", "hydra.sweep.dir=sweep"], 4), (["hydra.run.dir=run"], 2)):
-        command = [sys.executable, "-c", script, str(ROOT / "train.py"), *words, *more]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        told = [line for line in done.stdout.splitlines() if line.startswith("composed")]
-        assert len(told) == len({*told}) == composed
-    for path in (tmp_path / "sweep").glob("*/.hydra/overrides.yaml"):
-        seed = json.loads((path.parents[1] / "results.json").read_text())["seed"]
-        assert f"seed={seed}" in OmegaConf.load(path)
-    assert len(list((tmp_path / "sweep").glob("*/results.json"))) == 2
+    values = ["-m", "model=kmeans", *words, "seed=3,4,5", "optimizer.lr=1,2", "dry_run=true"]
+    command = [sys.executable, "-c", script, str(ROOT / "train.py"), *values]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("composed\n") == 3
+    assert done.stdout.endswith(": 6 to run\n")
 
 
 def test_help_names_every_group_and_option(lab: Lab) -> None:
@@ -438,11 +548,6 @@ def test_help_names_every_group_and_option(lab: Lab) -> None:
     for option in OPTIONS:
         group, name = option.split("=")
         assert re.search(rf"^ *{group}: [^:]*\b{re.escape(name)}", told, re.MULTILINE), option
-
-
-def test_the_version_is_ours(lab: Lab) -> None:
-    """--version names digitlab's beside Hydra's, which alone Hydra would tell."""
-    assert re.fullmatch(r"digitlab \d+\.\d+\.\d+, Hydra \d+\.\d+\.\d+\n", lab("--version").stdout)
 
 
 def test_a_conf_that_is_not_there_is_told(lab: Lab) -> None:
@@ -463,7 +568,9 @@ def test_completion_is_as_the_docs_say_and_runs_no_other_script(tmp_path: Path) 
 
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     script = f"cd {ROOT} && {line} && {tab('python train.py init=k')}; {tab('python other.py x')}"
-    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "init=kmeans++\n\n", done.stderr
     assert not (tmp_path / "was_run").exists()
 
@@ -474,7 +581,9 @@ def test_completion_is_as_the_docs_say_and_runs_no_other_script(tmp_path: Path) 
 def rmsprop(folder: Path) -> str:
     """Write an optimizer of torch.optim as one YAML file; returns the word that lets Hydra find it."""
     (folder / "optimizer").mkdir(parents=True, exist_ok=True)
-    (folder / "optimizer" / "rmsprop_tested.yaml").write_text("name: rmsprop\nlr: 0.001\nalpha: 0.9\n")
+    (folder / "optimizer" / "rmsprop_tested.yaml").write_text(
+        "name: rmsprop\nlr: 0.001\nalpha: 0.9\n"
+    )
     return f"hydra.searchpath=[file://{folder}]"
 
 
@@ -484,16 +593,28 @@ def rmsprop(folder: Path) -> str:
         ("optimizer.lr=abc", "optimizer.lr=abc: must be > 0 and finite"),
         ("optimizer.alpha=-1", "optimizer=rmsprop: Invalid alpha value: -1"),
         ("optimizer.alpha=x", "optimizer.alpha=x: must be a number"),
-        ("+optimizer.nesterov=true", "optimizer=rmsprop: RMSprop has no nesterov; it has lr, alpha, eps"),
+        (
+            "+optimizer.nesterov=true",
+            "optimizer=rmsprop: RMSprop has no nesterov; it has lr, alpha, eps",
+        ),
         (
             "optimizer.nesterov=true",
             "optimizer.nesterov=true: optimizer=rmsprop has no such key; +optimizer.nesterov=...",
         ),
-        ("optimizer.alpah=1", "optimizer.alpah=1: optimizer=rmsprop has no such key; did you mean optimizer.alpha?"),
+        (
+            "optimizer.alpah=1",
+            "optimizer.alpah=1: optimizer=rmsprop has no such key; did you mean optimizer.alpha?",
+        ),
         ("optimizer.name=adam", "optimizer=adam: Adam has no alpha; it has lr, betas"),
-        ("~optimizer.alpha optimizer.name=nadam +optimizer.betas=[0.5]", "(with lr=0.001 betas=[0.5])"),
+        (
+            "~optimizer.alpha optimizer.name=nadam +optimizer.betas=[0.5]",
+            "(with lr=0.001 betas=[0.5])",
+        ),
         ("optimizer.name=NAdam", "did you mean nadam? (with lr=0.001 alpha=0.9)"),
-        ("optimizer.name=sgd", "optimizer.name=sgd: has values of its own; choose optimizer=sgd instead"),
+        (
+            "optimizer.name=sgd",
+            "optimizer.name=sgd: has values of its own; choose optimizer=sgd instead",
+        ),
         (
             "optimizer.name=soap",
             "optimizer=soap: must be one of torch.optim's adadelta, adafactor, adagrad, adam, adamax, adamw, asgd",
@@ -504,10 +625,15 @@ def rmsprop(folder: Path) -> str:
         ("~optimizer.name", "optimizer.name=None: its YAML must name a class of torch.optim"),
         ("optimizer.name=[a]", "optimizer.name=['a']: its YAML must name a class of torch.optim"),
         ("optimizer.name=lbfgs", "optimizer=lbfgs: must be one of torch.optim's adadelta"),
-        ("model=kmeans", "optimizer=rmsprop: with model=kmeans it must be one of sgd, inverse_count, sqrt_share"),
+        (
+            "model=kmeans",
+            "optimizer=rmsprop: with model=kmeans it must be one of sgd, inverse_count, sqrt_share",
+        ),
     ],
 )
-def test_an_optimizer_without_a_schema_is_checked_by_torch(words: str, told: str, tmp_path: Path) -> None:
+def test_an_optimizer_without_a_schema_is_checked_by_torch(
+    words: str, told: str, tmp_path: Path
+) -> None:
     """Whatever its constructor or its step would refuse is told before any job, in one line."""
     message = refusal("optimizer=rmsprop_tested", *words.split(), rmsprop(tmp_path))
     assert told in message
@@ -515,7 +641,9 @@ def test_an_optimizer_without_a_schema_is_checked_by_torch(words: str, told: str
 
 
 @pytest.mark.slow
-def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(words: list[str], tmp_path: Path) -> None:
+def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(
+    words: list[str], tmp_path: Path
+) -> None:
     """In a copy of the program with nothing else changed both are found by --help, train, and end in results."""
     for part in ("conf", "src"):
         shutil.copytree(ROOT / part, tmp_path / part)
@@ -526,13 +654,15 @@ def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(words: l
     def train(*more: str, expected: int = 0) -> str:
         command = [sys.executable, "train.py", *more]
         env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+        )
         assert done.returncode == expected, done.stderr
         return done.stdout + done.stderr
 
     told = train("-m", "model=kmeans", "init=digit,first", *words, expected=2)
     assert re.fullmatch(r"Error: init=first: .*; write a function @init\('first'\) there\n", told)
-    with (tmp_path / "src" / "digitlab" / "kmeans.py").open("a") as file:
+    with (tmp_path / "src" / "digitlab" / "models" / "kmeans.py").open("a") as file:
         file.write(
             '@init("first")\ndef first(data, n_clusters, rng):\n    return scale(data.images[:n_clusters]).flatten(1)\n'
         )
@@ -544,14 +674,20 @@ def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(words: l
     images = load(str(Path(words[0].partition("=")[2])), "files", verify=False).train.images
     assert np.allclose(np.load(tmp_path / "kmeans" / "centers.npy"), images[:10] / 255, atol=1e-6)
     train("optimizer=rmsprop_tested", "optimizer.alpha=0.5", "hydra.run.dir=net", *data)
-    losses = [float(line.split(",")[2]) for line in (tmp_path / "net" / "metrics.csv").read_text().splitlines()[1:]]
+    losses = [
+        float(line.split(",")[2])
+        for line in (tmp_path / "net" / "metrics.csv").read_text().splitlines()[1:]
+    ]
     assert losses[-1] < losses[0]
     told = train("-m", "optimizer=rmsprop_tested", "optimizer.alpha=0.5,-1", *data, expected=2)
-    assert told == "Error: optimizer=rmsprop: Invalid alpha value: -1 (with lr=0.001 alpha=-1)\n"
+    error = "Error: optimizer=rmsprop: Invalid alpha value: -1 (with lr=0.001 alpha=-1)\n"
+    assert told.endswith(error)
     assert not (tmp_path / "outputs" / "sweeps").exists()
 
 
-@pytest.mark.parametrize("text", ["lr 0.1\nalpha: 0.9\n", "lr:\t0.1\n\tb: 1\n", "lr: 0.1\nlr: 0.2\n"])
+@pytest.mark.parametrize(
+    "text", ["lr 0.1\nalpha: 0.9\n", "lr:\t0.1\n\tb: 1\n", "lr: 0.1\nlr: 0.2\n"]
+)
 @pytest.mark.parametrize("words", [[], ["-m", "seed=0,1"], ["--cfg", "job"]])
 def test_a_yaml_that_cannot_be_read_is_named_with_the_line(
     text: str, words: list[str], lab: Lab, tmp_path: Path
@@ -560,26 +696,22 @@ def test_a_yaml_that_cannot_be_read_is_named_with_the_line(
     word = rmsprop(tmp_path / "mine")
     file = tmp_path / "mine" / "optimizer" / "rmsprop_tested.yaml"
     file.write_text("name: rmsprop\n" + text)
-    done = lab("optimizer=rmsprop_tested", word, *words)
+    done = lab(*words, "optimizer=rmsprop_tested", word)
     assert done.returncode == 2
-    assert re.fullmatch(rf"Error: {re.escape(str(file))}, line [23]: .*; mend the file\n", done.stderr), done.stderr
+    assert re.fullmatch(
+        rf"Error: {re.escape(str(file))}, line [23]: .*; mend the file\n", done.stderr
+    ), done.stderr
 
 
 @pytest.mark.parametrize(
     ("group", "content", "told"),
     [
+        ("optimizer", b"defaults: [/schema/mine@_here_]\nname: rmsprop\n", "leave `defaults` out$"),
         (
             "optimizer",
-            b"name: adagrad\nlr: 1\n",
-            "^optimizer=rmsprop_mine: its YAML says name: adagrad; call the file adagrad.yaml or adagrad_",
+            b"name: rmsprop\n# caf\xe9\n",
+            r"a YAML holds b'.*caf\\xe9', which is not UTF-8",
         ),
-        (
-            "init",
-            b"# @package model.init\nname: digit\n",
-            "^init=rmsprop_mine: its YAML says name: digit; call the file digit.yaml",
-        ),
-        ("optimizer", b"defaults: [/schema/mine@_here_]\nname: rmsprop\n", "leave `defaults` out$"),
-        ("optimizer", b"name: rmsprop\n# caf\xe9\n", r"a YAML holds b'.*caf\\xe9', which is not UTF-8"),
         (
             "optimizer",
             b"defaults: [/schema/adamw@_here_]\nname: rmsprop\nlr: 1\nweight_decay: 0\nbeta2: 0\n",
@@ -597,7 +729,11 @@ def test_a_yaml_that_cannot_be_read_is_named_with_the_line(
         ),
         ("optimizer", b"name: rmsprop\non: 1\n", r"optimizer=rmsprop: .* \(with True=1\)"),
         ("optimizer", b"5\n", "a YAML holds no keys; mend the file"),
-        ("optimizer", b"name: a\n# \x01\n", "unacceptable character #x0001: .*rmsprop_mine.yaml.*; mend the file"),
+        (
+            "optimizer",
+            b"name: a\n# \x01\n",
+            "unacceptable character #x0001: .*rmsprop_mine.yaml.*; mend the file",
+        ),
     ],
 )
 def test_a_copied_yaml_that_does_not_fit_is_told_by_what_to_mend(
@@ -607,7 +743,9 @@ def test_a_copied_yaml_that_does_not_fit_is_told_by_what_to_mend(
     (tmp_path / group).mkdir()
     (tmp_path / group / "rmsprop_mine.yaml").write_bytes(content)
     model = "kmeans" if group == "init" else "autoencoder"
-    message = refusal(f"model={model}", f"{group}=rmsprop_mine", f"hydra.searchpath=[file://{tmp_path}]")
+    message = refusal(
+        f"model={model}", f"{group}=rmsprop_mine", f"hydra.searchpath=[file://{tmp_path}]"
+    )
     assert re.search(told, message)
     assert len(message.splitlines()) == 1
 
@@ -617,10 +755,15 @@ def test_a_yaml_of_another_ending_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     shutil.copytree(schema.CONF, tmp_path / "conf")
     (tmp_path / "conf" / "optimizer" / "mine.yml").write_text("name: rmsprop\n")
     monkeypatch.setattr(schema, "CONF", tmp_path / "conf")
-    assert refusal("optimizer=mine") == "optimizer=mine: conf/optimizer/mine.yml must end in .yaml; rename it"
+    assert (
+        refusal("optimizer=mine")
+        == "optimizer=mine: conf/optimizer/mine.yml must end in .yaml; rename it"
+    )
 
 
-def test_a_sweep_and_a_run_named_by_half_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_and_a_run_named_by_half_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """resume= of a sweep's folder, or of a run without outputs/runs/ before it: the line says what to do."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "runs" / "mine").mkdir(parents=True)
@@ -632,31 +775,14 @@ def test_a_sweep_and_a_run_named_by_half_are_told(tmp_path: Path, monkeypatch: p
         validation.restore("mine")
 
 
-def test_a_quoted_folder_may_have_any_sign() -> None:
-    """What `quoted` makes of a name Hydra reads as that name: quotes, backslashes before them, ${."""
-    for name in ("a b", "it's", "r\\", r"a\'b", "r${a}", r"r\${a}", "a=b,c", "~", r"c\d"):
-        cfg = OmegaConf.create({"x": 0})
-        (override,) = OverridesParser.create().parse_overrides([f"x={cli.quoted(name)}"])
-        cfg.x = override.value()
-        assert cfg.x == name
-
-
-def test_home_is_spelt_out(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No shell does it behind a key: ~ may begin a folder there, bare and in quotes; elsewhere it is a sign."""
-    monkeypatch.setenv("HOME", "/home/ada")
-    typed = ["data.root=~/mnist", "hydra.run.dir='~/a b'", '+resume="~/run"', "hydra.sweep.dir=a/~/b", "~init", "a=~/b"]
-    spelt = ["data.root=/home/ada/mnist", "hydra.run.dir='/home/ada/a b'", '+resume="/home/ada/run"']
-    assert cli.at_home(typed) == spelt + typed[3:]
-    assert cli.at_home(["data.root=~", "resume='~'"]) == ["data.root=/home/ada", "resume='/home/ada'"]
-    monkeypatch.undo()
-    assert lab("hydra.run.dir=~/nowhere", "dry_run=true").stdout.endswith(f"1 job in {Path.home()}/nowhere: 1 to run\n")
-
-
 def test_a_resumed_folder_without_a_run_is_named_once() -> None:
     """The line names the folder, what it lacks and what to name instead; so for a name that no file can have."""
     with pytest.raises(
-        ValueError, match=r"^resume=no: holds no run \(results.json: No such file or directory\); name its"
+        ValueError,
+        match=r"^resume=no: holds no run \(results.json: No such file or directory\); name its",
     ):
         validation.restore("no")
-    with pytest.raises(ValueError, match=r"^resume=n+: holds no run \(results.json: File name too long\); name its"):
+    with pytest.raises(
+        ValueError, match=r"^resume=n+: holds no run \(results.json: File name too long\); name its"
+    ):
         validation.restore("n" * 300)

@@ -5,6 +5,7 @@ a wrong type is refused at composition. The ranges are the table RULES, which co
 Imported before any job: it must not import torch.
 """
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
@@ -13,20 +14,35 @@ from typing import Any
 
 from omegaconf import MISSING
 
-OWN_RATES = ("inverse_count", "sqrt_share")  # optimizers that are k-means', each centre with a rate of its own
+OWN_RATES = (
+    "inverse_count",
+    "sqrt_share",
+)  # optimizers that are k-means', each centre with a rate of its own
 INITS = ("digit", "kmeans++", "random", "sample")  # of k-means, those that come with it
+# Groups of conf/ that nobody chooses from.
+HIDDEN = ("pairing", "hydra")
 CONF = Path(__file__).resolve().parents[3] / "conf"
 
 
 def groups() -> list[str]:
     """The groups of conf/ that a command line chooses from."""
-    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "pairing")
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in HIDDEN)
 
 
 def choices(group: str) -> list[str]:
     """The names that conf/ offers for a group, as `init` or `sweep`."""
     folder = CONF / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/[!_]*.yaml"))
+    return sorted(
+        path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/[!_]*.yaml")
+    )
+
+
+def choices_text() -> str:
+    """What conf/ offers, a paragraph for each group."""
+    lines = [f"{f'{group}:':<12}{', '.join(choices(group))}" for group in groups()]
+    return "\n".join(
+        textwrap.fill(line, 100, initial_indent="  ", subsequent_indent=" " * 14) for line in lines
+    )
 
 
 @dataclass

@@ -15,7 +15,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from digitlab.config.schema import INITS, OWN_RATES, RULES, SCHEMAS, Config, choices
 from digitlab.runs.files import read_json
-from digitlab.runs.provenance import make_run_id
 
 
 def register() -> None:
@@ -41,6 +40,8 @@ def _strangers(node: DictConfig, path: str = "") -> Iterator[str]:
     known = {field.name for field in fields(schema)} if is_dataclass(schema) else set(node)
     key: Any
     for key, value in node.items_ex(resolve=False):
+        if not path and key == "hydra":
+            continue
         if key not in known:
             yield f"{path}{key}={value}: nothing reads this key; leave it out"
         elif isinstance(value, DictConfig) and value._is_none():
@@ -128,17 +129,32 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     return dict(plain)
 
 
-# Names a job's directory in a sweep. Here, as a launcher's worker process imports this module but calls no main().
-OmegaConf.register_new_resolver("run_id", lambda *, _root_: make_run_id(to_plain(_root_)), replace=True)
+def resumed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of the run that `cfg.resume` names.
 
+    Args:
+        cfg: The configuration of the command.
+        overrides: The overrides of the command line.
 
-def resumed(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
-    """The configuration of the run that `cfg` asks to resume, with what the words may say beside; else `cfg`."""
-    if cfg.resume is None:
-        return cfg
+    Raises:
+        ValueError: The folder holds no run, or the command changes what the run has fixed.
+    """
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    if "resume" not in keys:
+        raise ValueError(f"resume={cfg.resume}: belongs on the command line; remove it from the YAML")
+    others = [
+        override
+        for override, key in zip(overrides, keys, strict=True)
+        if key not in ("resume", "force", "dry_run", "data.root")
+    ]
+    if others:
+        raise ValueError(
+            f"resume={cfg.resume}: continues with the configuration of that run;"
+            f" leave out {' '.join(others)}, or start a new run"
+        )
     saved = restore(cfg.resume)
     saved.force, saved.dry_run = cfg.force, cfg.dry_run
-    if any(word.lstrip("+").startswith("data.root=") for word in words):
+    if "data.root" in keys:
         saved.data.root = cfg.data.root
     return saved
 
@@ -151,7 +167,9 @@ def restore(run: str) -> DictConfig:
     path = Path(run) / "results.json"
     try:
         plain = dict(read_json(path)["config"])
-        if "${" in json.dumps(plain):  # ours are resolved; a stranger's would read this user's environment
+        if "${" in json.dumps(
+            plain
+        ):  # ours are resolved; a stranger's would read this user's environment
             raise ValueError("its values hold ${...}")
         saved = OmegaConf.create(plain)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

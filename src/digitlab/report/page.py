@@ -48,32 +48,60 @@ def write_report(sweeps: Sequence[Path], out: Path) -> str:
     settings = varied(table)
     done, left_out = comparable(table)
     done = done.assign(setting=in_words(done))
-    ranking, ended = rank(done, settings), table[table.status != "completed"].sort_values(["setting", "seed"])
-    failures = ended[["setting", "status", "seed", "error", "run"]].assign(seed=[number(n, 0) for n in ended.seed])
+    ranking, ended = (
+        rank(done, settings),
+        table[table.status != "completed"].sort_values(["setting", "seed"]),
+    )
+    failures = ended[["setting", "status", "seed", "error", "run"]].assign(
+        seed=[number(n, 0) for n in ended.seed]
+    )
     answers = answer(table, done) + left_out
 
-    page = [f"# {', '.join(str(folder) for folder in sweeps)}", "", *(f"- {line}" for line in answers), ""]
+    page = [
+        f"# {', '.join(str(folder) for folder in sweeps)}",
+        "",
+        *(f"- {line}" for line in answers),
+        "",
+    ]
     if len(ranking):
-        page += ["## Settings, best first", "", ranking.to_markdown(index=False, disable_numparse=True), ""]
+        page += [
+            "## Settings, best first",
+            "",
+            ranking.to_markdown(index=False, disable_numparse=True),
+            "",
+        ]
         page += [f"{LEGEND} {OTHER}" if "other" in ranking else LEGEND, ""]
     if len(failures):
-        page += ["## Not completed", "", failures.to_markdown(index=False, disable_numparse=True), ""]
+        page += [
+            "## Not completed",
+            "",
+            failures.to_markdown(index=False, disable_numparse=True),
+            "",
+        ]
     for key in settings:
         page += what_it_did(key, settings, done, ended, out)
     page += best_run(done, out)
     drawn_before = pictures(out / "report.md")
     with atomic_write(out / "report.md") as part:
-        part.write_text("\n".join([*page, "Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]))
+        part.write_text(
+            "\n".join(
+                [*page, "Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]
+            )
+        )
     for picture in drawn_before - pictures(out / "report.md"):  # what another report drew here
         (out / picture).unlink(missing_ok=True)
     with atomic_write(out / "runs.csv") as part:
-        table.drop(columns=["warnings", "config.data.root"], errors="ignore").to_csv(part, index=False)
+        table.drop(columns=["warnings", "config.data.root"], errors="ignore").to_csv(
+            part, index=False
+        )
 
     told = ["", ranking.head(SHOWN).to_string(index=False)] if len(ranking) else []
     told += [f"... and {len(ranking) - SHOWN} more"] if len(ranking) > SHOWN else []
     if len(failures):
         brief = failures.assign(
-            setting=[textwrap.shorten(words, WIDE, placeholder=" ...") for words in failures.setting],
+            setting=[
+                textwrap.shorten(words, WIDE, placeholder=" ...") for words in failures.setting
+            ],
             error=[textwrap.shorten(error, WIDE, placeholder=" ...") for error in failures.error],
             run=[Path(run).name for run in failures.run],
         )
@@ -86,14 +114,25 @@ def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     if not len(done):
         return pd.DataFrame()
     rows = []
-    told = [key for key in settings if done[key].nunique(dropna=False) > 1]  # the others vary in runs not compared
+    told = [
+        key for key in settings if done[key].nunique(dropna=False) > 1
+    ]  # the others vary in runs not compared
     for _, group in done.groupby(settings or "setting", dropna=False):
         first = group.iloc[0]
         line = {bare(key): first[key] for key in told} or {"setting": first.setting}
-        line |= {"seeds": len(group), first.score_name: group.score.mean(), "spread": group.score.std()}
+        line |= {
+            "seeds": len(group),
+            first.score_name: group.score.mean(),
+            "spread": group.score.std(),
+        }
         line |= {"test/loss": group["test/loss"].mean()}
-        line |= {f"of {name}": f"{group['test/loss'].mean() / value:.2f}x" for name, value in trivial(group).items()}
-        rows.append(line | {"seconds": group.seconds.mean(), "other": " ".join(sorted(set(group.other)))})
+        line |= {
+            f"of {name}": f"{group['test/loss'].mean() / value:.2f}x"
+            for name, value in trivial(group).items()
+        }
+        rows.append(
+            line | {"seconds": group.seconds.mean(), "other": " ".join(sorted(set(group.other)))}
+        )
     ranking = pd.DataFrame(rows).sort_values(done.score_name.iloc[0], ignore_index=True)
     formats = {"spread": format_spread, "seconds": partial(number, places=1)}
     for name in ranking.select_dtypes("float"):
@@ -105,7 +144,13 @@ def format_duration(seconds: float) -> str:
     """A time in the unit that a reader would choose."""
     if seconds >= 7200:
         return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return (
+        f"{seconds / 60:.1f} min"
+        if seconds >= 120
+        else f"{seconds:.0f} s"
+        if seconds >= 10
+        else f"{seconds:.1f} s"
+    )
 
 
 def number(value: float, places: int) -> str:
@@ -115,11 +160,15 @@ def number(value: float, places: int) -> str:
 
 def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     """What a reader wants to know first, a sentence each."""
-    which = "completed runs" if len(done) == (table.status == "completed").sum() else "runs compared"
+    which = (
+        "completed runs" if len(done) == (table.status == "completed").sum() else "runs compared"
+    )
     states = ", ".join(f"{n} {name}" for name, n in table.status.value_counts().items())
     lines = [f"{len(table)} job{'s' * (len(table) != 1)}: {states}."]
     if repeats := int(table.repeats.sum()):
-        lines.append(f"{repeats} more had the configuration of one of these: that completed last counts.")
+        lines.append(
+            f"{repeats} more had the configuration of one of these: that completed last counts."
+        )
     if not len(done):
         return lines
     best = done.loc[done.score.idxmin()]
@@ -142,13 +191,22 @@ def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
     )
     for name in ("mean_image", "pca"):
         if f"baseline/{name}" in done:
-            beaten = done[f"baseline/{name}"].notna() & is_no_better(done["test/loss"], done[f"baseline/{name}"])
+            beaten = done[f"baseline/{name}"].notna() & is_no_better(
+                done["test/loss"], done[f"baseline/{name}"]
+            )
             if beaten.any():
-                rival = "predicting the mean image" if name == "mean_image" else "PCA with as many numbers an image"
+                rival = (
+                    "predicting the mean image"
+                    if name == "mean_image"
+                    else "PCA with as many numbers an image"
+                )
                 lines.append(f"{beaten.sum()} of {len(done)} {which} are no better than {rival}.")
     alike: dict[str, list[str]] = {}  # warnings that differ in their figures alone
     for warning in (
-        warning for found in done.warnings for warning in found if "predicting the mean image" not in warning
+        warning
+        for found in done.warnings
+        for warning in found
+        if "predicting the mean image" not in warning
     ):
         alike.setdefault(re.sub(r"[\d.,]+(e[+-]\d+)?%?", "#", warning), []).append(warning)
     for found in alike.values():
@@ -188,19 +246,27 @@ def unfinished(ended: pd.DataFrame, key: str) -> str:
     return f"Not counted, as they did not complete: {', '.join(told)}." if told else ""
 
 
-def what_it_did(key: str, settings: list[str], done: pd.DataFrame, ended: pd.DataFrame, out: Path) -> list[str]:
+def what_it_did(
+    key: str, settings: list[str], done: pd.DataFrame, ended: pd.DataFrame, out: Path
+) -> list[str]:
     """The page's lines on one setting, and its picture in `out`; nothing where no two runs differ in it alone."""
     lines, used, fixed, tuned = compare(done, key, settings)
     if not lines:
         return []
     like = [name for name in settings if f"{bare(name)}={used[name].iloc[0]}" in fixed.split()]
-    ended = ended[(ended[like] == used[like].iloc[0]).all(axis=1)]  # of those that could have stood here
-    name = "effect_" + re.sub(r"[^\w.+-]", "-", bare(key)) + ".png"  # a stranger's key may be a path
+    ended = ended[
+        (ended[like] == used[like].iloc[0]).all(axis=1)
+    ]  # of those that could have stood here
+    name = (
+        "effect_" + re.sub(r"[^\w.+-]", "-", bare(key)) + ".png"
+    )  # a stranger's key may be a path
     sentences, values = effect(lines, key)
     ticks = sorted({value for means in lines.values() for value in means.index}, key=order)
     drawn = dict(list(lines.items())[:LINES])
     with atomic_write(out / name) as part:
-        figures.effect(drawn, ticks, bare(key), done.score_name.iloc[0], trivial(used)).savefig(part, dpi=110)
+        figures.effect(drawn, ticks, bare(key), done.score_name.iloc[0], trivial(used)).savefig(
+            part, dpi=110
+        )
     page = [f"## What {bare(key)} did", ""]
     if tuned:
         page += [f"Each with the best {', '.join(map(bare, tuned))} that was tried with it.", ""]
@@ -211,14 +277,22 @@ def what_it_did(key: str, settings: list[str], done: pd.DataFrame, ended: pd.Dat
     if missing := unfinished(ended, key):
         sentences.append(missing)
     page += [*(f"- {sentence}" for sentence in sentences), ""]
-    return [*page, values.to_markdown(index=False, disable_numparse=True), "", f"![{bare(key)}]({name})", ""]
+    return [
+        *page,
+        values.to_markdown(index=False, disable_numparse=True),
+        "",
+        f"![{bare(key)}]({name})",
+        "",
+    ]
 
 
 def pictures(page: Path) -> set[str]:
     """The pictures of ours that a report shows."""
     if not page.is_file() or page.stat().st_size > LARGEST_JSON:
         return set()
-    return set(re.findall(r"\]\(((?:effect|best)_[\w.+-]+\.png)\)", page.read_text(errors="replace")))
+    return set(
+        re.findall(r"\]\(((?:effect|best)_[\w.+-]+\.png)\)", page.read_text(errors="replace"))
+    )
 
 
 def where(best: pd.Series) -> str:

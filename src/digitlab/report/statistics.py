@@ -64,7 +64,11 @@ def comparable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     alike = completed[completed.data == commonest(completed.data)]
     held_out = alike[alike.score_name == "val/loss"]
     held_out = held_out if len(held_out) else alike
-    size = "config.data.val_size" if held_out.score_name.eq("val/loss").all() else "config.data.train_size"
+    size = (
+        "config.data.val_size"
+        if held_out.score_name.eq("val/loss").all()
+        else "config.data.train_size"
+    )
     sizes = held_out.get(size, pd.Series("", held_out.index)).fillna("")
     rivals = held_out[sizes == commonest(sizes)]
     told = []
@@ -76,7 +80,9 @@ def comparable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         if len(few) < len(many):
             left = len(many) - len(few)
             others = "other " * (len(many) < len(completed))
-            told.append(f"{left} of {len(many)} {others}completed runs {why}: in runs.csv, not compared.")
+            told.append(
+                f"{left} of {len(many)} {others}completed runs {why}: in runs.csv, not compared."
+            )
     return rivals, told
 
 
@@ -91,7 +97,9 @@ def varied(table: pd.DataFrame) -> list[str]:
     told = [name for name in names if table[name].nunique() > 1]
     alike = table[table.duplicated([*told, "seed"], keep=False)]
     for _, group in alike.groupby([*told, "seed"], dropna=False):
-        told += [name for name in names if name not in told and group[name].nunique(dropna=False) > 1]
+        told += [
+            name for name in names if name not in told and group[name].nunique(dropna=False) > 1
+        ]
     return [name for name in names if name in told]
 
 
@@ -108,7 +116,9 @@ def trivial(done: pd.DataFrame) -> dict[str, float]:
 def belonging(key: str, settings: list[str]) -> list[str]:
     """The settings that a choice brings along: to `optimizer.name` all others of `optimizer`."""
     stem, dot, last = key.rpartition(".")
-    return [name for name in settings if last == "name" and name != key and name.startswith(stem + dot)]
+    return [
+        name for name in settings if last == "name" and name != key and name.startswith(stem + dot)
+    ]
 
 
 def best_of(done: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -135,7 +145,9 @@ def shared(done: pd.DataFrame, key: str) -> pd.DataFrame:
 class Comparison(NamedTuple):
     """What one setting did."""
 
-    lines: dict[str, pd.DataFrame]  # by setting of the others: mean, spread and number of seeds at each value
+    lines: dict[
+        str, pd.DataFrame
+    ]  # by setting of the others: mean, spread and number of seeds at each value
     runs: pd.DataFrame  # those compared
     fixed: str  # the settings that are alike in all lines, though not in all runs
     tuned: list[str]  # those of which each value stands with its best
@@ -153,17 +165,27 @@ def compare(done: pd.DataFrame, key: str, settings: list[str]) -> Comparison:
         if group[key].nunique() > 1:
             fair = shared(group, key)
             if own:
-                tuned |= {name for name in own if fair.groupby(key)[name].nunique(dropna=False).max() > 1}
+                tuned |= {
+                    name for name in own if fair.groupby(key)[name].nunique(dropna=False).max() > 1
+                }
                 fair = shared(pd.concat([best_of(part, own) for _, part in fair.groupby(key)]), key)
-            words = [f"{bare(name)}={group[name].iloc[0]}" for name in others if pd.notna(group[name].iloc[0])]
+            words = [
+                f"{bare(name)}={group[name].iloc[0]}"
+                for name in others
+                if pd.notna(group[name].iloc[0])
+            ]
             values = fair.groupby(key).score.agg(["mean", "std", "count"])
             found.append((words, values.loc[sorted(values.index, key=order)]))
             used.append(fair)
     found.sort(key=lambda line: [order(word.partition("=")[2]) for word in line[0]])
     first = found[0][0] if found else []
     alike = [word for word in first if all(word in words for words, _ in found)]
-    lines = {" ".join(word for word in words if word not in alike): values for words, values in found}
-    return Comparison(lines, pd.concat(used) if used else done.head(0), " ".join(alike), sorted(tuned))
+    lines = {
+        " ".join(word for word in words if word not in alike): values for words, values in found
+    }
+    return Comparison(
+        lines, pd.concat(used) if used else done.head(0), " ".join(alike), sorted(tuned)
+    )
 
 
 def order(value: str) -> tuple[int, float, str]:

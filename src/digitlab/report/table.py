@@ -10,9 +10,11 @@ import pandas as pd
 from digitlab.report.statistics import bare, commonest, varied
 from digitlab.runs.provenance import flatten
 from digitlab.runs.results import is_running, read_results, selection_score
-from digitlab.sweep import read_plan
+from hydra_plugins.resumable_sweeper.jobs import read_plan, short_lines
 
-METRIC = re.compile(r"(train|val|test|generated)/\w+|active_centers")  # no name of a stranger's stands for a column
+METRIC = re.compile(
+    r"(train|val|test|generated)/\w+|active_centers"
+)  # no name of a stranger's stands for a column
 SAME = "the same settings"
 
 
@@ -32,23 +34,37 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
                 new = row(path.parent, results)
                 key = new["run_id"], new["data"]
                 earlier = rows.get(key, new)
-                rows[key] = max(earlier, new, key=standing) | {"repeats": earlier.get("repeats", -1) + 1}
+                rows[key] = max(earlier, new, key=standing) | {
+                    "repeats": earlier.get("repeats", -1) + 1
+                }
     begun = {run_id for run_id, _ in rows}
     done = {run_id for (run_id, _), one in rows.items() if one["status"] == "completed"}
     in_vain = [
-        key for key, one in rows.items() if key[0] in done and one["status"] != "completed" and one["data"] == str(None)
+        key
+        for key, one in rows.items()
+        if key[0] in done and one["status"] != "completed" and one["data"] == str(None)
     ]
     for key in in_vain:
         del rows[key]
     plans = [path.parent for folder in sweeps for path in sorted(folder.rglob("sweep.json"))]
-    planned = {job.run_id: (place, job) for place in plans for job in read_plan(place)}
-    for run_id, (place, job) in planned.items():
+    planned = {}
+    for place in plans:
+        for name, lines in short_lines(read_plan(place)).items():
+            planned[name] = place, lines
+    for run_id, (place, lines) in planned.items():
         if run_id not in begun:
-            seed = re.search(r"(?:^| )seed=(\d+)", job.overrides)
-            unborn = {"run": str(place / run_id), "run_id": run_id, "status": "not begun", "error": ""}
+            seed = re.search(r"(?:^| )seed=(\d+)", lines)
+            unborn = {
+                "run": str(place / run_id),
+                "run_id": run_id,
+                "status": "not begun",
+                "error": "",
+            }
             rows[run_id, ""] = unborn | {"seed": int(seed[1]) if seed else None}
     if not rows:
-        raise ValueError(f"{', '.join(str(folder) for folder in sweeps)}: holds no run; name a directory of outputs/")
+        raise ValueError(
+            f"{', '.join(str(folder) for folder in sweeps)}: holds no run; name a directory of outputs/"
+        )
     first = (
         "run",
         "run_id",
@@ -65,8 +81,13 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
     )
     table = pd.DataFrame(list(rows.values()))
     table = table.reindex(columns=[*first, *(name for name in table if name not in first)])
-    told = {run_id: re.sub(r"(^| )seed=\d+", "", job.overrides).strip() for run_id, (_, job) in planned.items()}
-    table["setting"] = [told.get(run_id) or SAME for run_id in table.run_id]  # of jobs that never began all we know
+    told = {
+        run_id: re.sub(r"(^| )seed=\d+", "", lines).strip()
+        for run_id, (_, lines) in planned.items()
+    }
+    table["setting"] = [
+        told.get(run_id) or SAME for run_id in table.run_id
+    ]  # of jobs that never began all we know
     return mark(table.assign(setting=in_words(table)))
 
 
@@ -74,7 +95,8 @@ def in_words(table: pd.DataFrame) -> list[str]:
     """The setting of each run, by what differs among these runs; where nothing does, as it was told before."""
     settings = varied(table)
     words = [
-        " ".join(f"{bare(key)}={one[key]}" for key in settings if pd.notna(one[key])) for _, one in table.iterrows()
+        " ".join(f"{bare(key)}={one[key]}" for key in settings if pd.notna(one[key]))
+        for _, one in table.iterrows()
     ]
     return [word or before for word, before in zip(words, table.setting, strict=True)]
 
@@ -87,7 +109,10 @@ def standing(row: dict[str, Any]) -> tuple[bool, float]:
 def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     """What a run's results.json tells, flat."""
     told = {name: value for name, value in results["metrics"].items() if METRIC.fullmatch(name)}
-    told |= {key: results.get(key) for key in ("run_id", "status", "seed", "error", "epochs", "fit_seconds", "seconds")}
+    told |= {
+        key: results.get(key)
+        for key in ("run_id", "status", "seed", "error", "epochs", "fit_seconds", "seconds")
+    }
     told["error"] = " ".join((told["error"] or "").split()).replace("|", "/")  # one cell of a table
     if told["status"] == "interrupted" and is_running(run):
         told["status"] = "running"
@@ -106,7 +131,13 @@ def row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
 
 def show(value: Any) -> str:
     """A value as a command line writes it."""
-    return "null" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value).replace(" ", "")
+    return (
+        "null"
+        if value is None
+        else f"{value:.12g}"
+        if isinstance(value, float)
+        else str(value).replace(" ", "")
+    )
 
 
 def mark(table: pd.DataFrame) -> pd.DataFrame:

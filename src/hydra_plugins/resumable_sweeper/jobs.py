@@ -35,6 +35,7 @@ failures = log.getChild("failures")
 PLAN = "sweep.json"
 RECORD = ".job.json"
 LOCK = ".job.lock"
+ONLY_JOB = "(the only job)"
 HYDRA_SUBDIR = "${hydra.job.num}"  # Hydra's default, which names no configuration
 
 
@@ -261,6 +262,15 @@ def read_plan(directory: Path) -> dict[str, Planned]:
     except (KeyError, TypeError):
         return {}
     return {job.name: job for job in jobs if isinstance(job.name, str)}
+
+
+def short_lines(jobs: Mapping[str, Planned]) -> dict[str, str]:
+    """For each job the overrides that not all jobs have."""
+    common = set.intersection(*({*job.lines} for job in jobs.values())) if jobs else set()
+    lines = {}
+    for name, job in jobs.items():
+        lines[name] = " ".join(line for line in job.lines if line not in common) or ONLY_JOB
+    return lines
 
 
 def extend_plan(directory: Path, jobs: Sequence[Job], *, force: bool) -> dict[str, Planned]:

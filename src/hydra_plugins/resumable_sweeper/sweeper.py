@@ -38,7 +38,6 @@ ACTIONS = {
 }
 # States in which another process leaves a job that it did not finish.
 UNFINISHED = ("new", "interrupted", "damaged")
-ONLY_JOB = "(the only job)"
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
 
@@ -163,7 +162,7 @@ class ResumableSweeper(Sweeper):
         except (KeyboardInterrupt, SystemExit):
             # Ray turns SIGTERM into SystemExit.
             print(f"Interrupted; the same command continues {self.directory}", file=sys.stderr)
-            raise KeyboardInterrupt from None
+            raise KeyboardInterrupt(str(self.directory)) from None
         if not self.launcher_failed:
             jobs.close_plan(self.directory, recorded)
         if self.report is not None and (text := self.report(self.directory)):
@@ -245,16 +244,15 @@ class ResumableSweeper(Sweeper):
         """What a dry run prints: a line a job."""
         recorded = jobs.read_plan(self.directory)
         rows, actions = [], Counter[str]()
-        common = set.intersection(*({*job.lines} for job in planned))
+        lines = jobs.short_lines({job.name: Planned(job.name, job.lines) for job in planned})
         for job in planned:
             state, _, remark = states[job.name].partition(": ")
             action = ACTIONS.get(state, "run again")
             if self.force and state == "completed" and not self.is_done(job, recorded):
                 action = "run again"
             actions[action] += 1
-            lines = " ".join(line for line in job.lines if line not in common) or ONLY_JOB
             suffix = f"  ({remark})" if remark else ""
-            rows.append(f"{job.name}  {action:9}  {state:11}  {lines}{suffix}")
+            rows.append(f"{job.name}  {action:9}  {state:11}  {lines[job.name]}{suffix}")
         summary = ", ".join(f"{number} to {action}" for action, number in actions.items())
         return "\n".join([*rows, f"{_count(len(rows), 'job')} in {self.directory}: {summary}"])
 
@@ -291,8 +289,7 @@ class ResumableSweeper(Sweeper):
         except Exception as error:
             # A worker was killed, or a queue refused the job.
             self.launcher_failed = True
-            hint = "; is Slurm installed here?" if "srun" in str(error) else ""
-            message = f"the launcher stopped: {type(error).__name__}: {error}{hint}"
+            message = f"the launcher stopped: {type(error).__name__}: {error}"
             print(f"Error: {message}", file=sys.stderr)
             return []
         returns = []

@@ -1,0 +1,54 @@
+"""The report at the end of a sweep: the table, and which results earlier commands left."""
+
+from pathlib import Path
+
+from digitlab.report.page import write_report
+from digitlab.runs.results import read_results
+from hydra_plugins.resumable_sweeper.jobs import read_plan
+
+
+def report_on_command(sweep_dir: Path) -> str:
+    """Write a sweep's report.
+
+    Returns:
+        What to print: the table, how many of its runs the last command did not request, and how
+        many results that it reused come from other code or other data.
+    """
+    try:
+        lines = [write_report([sweep_dir], sweep_dir / "report")]
+    except ValueError as error:
+        # No job has left a result.
+        return str(error)
+    plan = read_plan(sweep_dir)
+    start = max(job.requested for job in plan.values())
+    jobs = {sweep_dir / name for name, job in plan.items() if job.requested == start}
+    others = {path.parent for path in sweep_dir.glob("*/results.json")} - jobs
+    if others:
+        lines.append(f"Runs of earlier commands among these: {len(others)}")
+    if number := count_reused_from_elsewhere(jobs, start):
+        lines.append(
+            f"WARNING: {number} of these results come from other code or other data (see above);"
+            "\n  force=true replaces them, hydra.sweep.dir=... keeps both."
+        )
+    return "\n".join(lines)
+
+
+def count_reused_from_elsewhere(jobs: set[Path], start: float) -> int:
+    """How many results, made before `start`, new runs would make from other code or data."""
+    reused = [job for job in jobs if is_older(job / "results.json", start)]
+    if not reused:
+        return 0
+    # Torch takes seconds, and reads the data.
+    from digitlab.training.experiment import describe_differences
+
+    number = 0
+    for job in reused:
+        results = read_results(job)
+        if results and results["status"] == "completed":
+            number += bool(describe_differences(results, results["config"]))
+    return number
+
+
+def is_older(path: Path, moment: float) -> bool:
+    """Whether a file exists and was written before a moment."""
+    return path.is_file() and path.stat().st_mtime < moment
