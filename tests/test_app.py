@@ -866,7 +866,7 @@ def test_a_second_command_in_a_folder_adds_to_the_plan(
     assert done.returncode == 0, done.stderr
     told = re.findall(r"^Job (\d) of (\d): (.*)$", done.stdout, re.MULTILINE)
     assert told == [("2", "4", "seed=1"), ("3", "4", "seed=2"), ("4", "4", "seed=3")]
-    assert "4 jobs: 3 completed, 1 not begun." in done.stdout
+    assert "4 jobs: 3 completed, 1 not started." in done.stdout
     assert (
         "less than a minute left" not in done.stdout.split("Job 4 of 4 ended")[1]
     )  # nobody waits for seed=0
@@ -970,7 +970,7 @@ def test_a_slurm_that_is_not_there_is_told(lab: Lab, grid: list[str]) -> None:
     done = lab(*grid, "hydra/launcher=submitit_slurm")
     assert done.returncode == 1
     assert 'Error: the launcher stopped: RuntimeError: Could not detect "srun"' in done.stderr
-    assert "4 jobs: 4 not begun." in done.stdout
+    assert "4 jobs: 4 not started." in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -21,9 +21,7 @@ def pixels(figure: Figure) -> np.ndarray:
     """The figure drawn: uint8 (H, W, 3)."""
     figure.set_dpi(110)
     canvas = FigureCanvasAgg(figure)
-    with rc_context(
-        {"text.hinting": "none"}
-    ):  # to fit letters to pixels takes a fifth of the drawing
+    with rc_context({"text.hinting": "none"}):  # to fit letters to pixels takes a fifth of the drawing
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -39,20 +37,14 @@ def sheet(width: float, height: float, heading: str, right: float = 0.97) -> tup
     Matplotlib's own search for the margins and for the title's height takes longer than the drawing.
     """
     figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(
-        left=0.9 / width, right=right, bottom=0.55 / height, top=1 - band(heading) / height
-    )
+    figure.subplots_adjust(left=0.9 / width, right=right, bottom=0.55 / height, top=1 - band(heading) / height)
     axes = figure.subplots()
     axes.set_title(heading, y=1.0)
     return figure, axes
 
 
 def image_grid(
-    images: np.ndarray,
-    titles: Sequence[str] | None,
-    columns: int,
-    heading: str,
-    names: Sequence[str] = (),
+    images: np.ndarray, titles: Sequence[str] | None, columns: int, heading: str, names: Sequence[str] = ()
 ) -> Figure:
     """Images (N, 28, 28) in [0, 1] in rows of `columns`, white on black, a title under each, `names` before the rows.
 
@@ -102,9 +94,7 @@ def write_numbers(figure: Figure, axes: Axes, table: np.ndarray, colors: np.ndar
     """
     size = 8  # points
     shapes = [TextPath((0, 0), sign, size=size) for sign in "0123456789"]
-    width = (
-        TextPath((0, 0), "00", size=size).get_extents().x1 - shapes[0].get_extents().x1
-    )  # every digit's
+    width = TextPath((0, 0), "00", size=size).get_extents().x1 - shapes[0].get_extents().x1  # every digit's
     glyphs, cells = [], []
     for (row, column), number in np.ndenumerate(table):
         signs = [int(sign) for sign in str(number)]
@@ -127,13 +117,9 @@ def write_numbers(figure: Figure, axes: Axes, table: np.ndarray, colors: np.ndar
 def confusion_matrix(confusion: np.ndarray, heading: str) -> Figure:
     """Digits by centres (10, K), the counts written in, shaded by the share of the digit."""
     k = confusion.shape[1]
-    figure, axes = sheet(
-        max(5.0, 0.62 * min(k, 20) + 1.6), 5.8, heading, right=1.0 if k > 20 else 0.97
-    )
+    figure, axes = sheet(max(5.0, 0.62 * min(k, 20) + 1.6), 5.8, heading, right=1.0 if k > 20 else 0.97)
     share = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
-    picture = axes.imshow(
-        share, cmap="Blues", vmin=0, vmax=1 if k <= 20 else share.max(), aspect="auto"
-    )
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1 if k <= 20 else share.max(), aspect="auto")
     if k > 20:
         figure.colorbar(picture, label="share of the digit's images")
     else:
@@ -152,11 +138,7 @@ def reconstructions(originals: np.ndarray, restored: np.ndarray, heading: str) -
     What is left over of a last row is not shown.
     """
     n = min(10, len(originals))
-    rows = [
-        row
-        for i in range(0, len(originals) - n + 1, n)
-        for row in (originals[i : i + n], restored[i : i + n])
-    ]
+    rows = [row for i in range(0, len(originals) - n + 1, n) for row in (originals[i : i + n], restored[i : i + n])]
     names = ["original", "restored"] * (len(rows) // 2)
     return image_grid(np.concatenate(rows), None, n, heading, names)
 
@@ -169,16 +151,11 @@ def latents(z: np.ndarray, digits: np.ndarray, heading: str) -> Figure:
         variances, vectors = np.linalg.eigh(centered.T @ centered)
         share = variances[-2:].sum() / max(variances.sum(), 1e-12)
         plane = centered @ vectors[:, :-3:-1]
-        across, up = (
-            f"principal component 1 (it and 2 hold {share:.0%} of the variance)",
-            "principal component 2",
-        )
+        across, up = f"principal component 1 (it and 2 hold {share:.0%} of the variance)", "principal component 2"
     else:
         plane, across, up = z, "z[0]", "z[1]"
     second = plane[:, 1] if plane.shape[1] > 1 else np.zeros(len(plane))
-    dots = axes.scatter(
-        plane[:, 0], second, c=digits, s=5, cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0
-    )
+    dots = axes.scatter(plane[:, 0], second, c=digits, s=5, cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0)
     figure.colorbar(dots, ticks=range(10), label="digit")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set(xlabel=across, ylabel=up)
@@ -209,29 +186,18 @@ def shapes(rows: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], heading
             axes.text(x, -level, words(shape), ha="center", va="center", bbox=box | {"fc": color})
     for level, (name, _, _) in enumerate(rows):
         bottom = level + 1 == last
-        down, up = (
-            (middle, -level - 1) if bottom else (left, -level - 1),
-            (middle if bottom else right, -level - 1),
-        )
+        down, up = (middle, -level - 1) if bottom else (left, -level - 1), (middle if bottom else right, -level - 1)
         axes.annotate("", down, (left, -level), arrowprops=arrow)
         axes.annotate("", (right, -level), up, arrowprops=arrow)
         axes.text(left - 0.5, -level - 0.5, name, ha="right", va="center", fontsize=9)
-        axes.text(
-            right + 0.5, -level - 0.5, f"inverse of {name}", ha="left", va="center", fontsize=9
-        )
+        axes.text(right + 0.5, -level - 0.5, f"inverse of {name}", ha="left", va="center", fontsize=9)
         if not bottom:
-            axes.plot(
-                [left + 0.4, right - 0.4], [-level - 0.5] * 2, ":", color="lightgray", zorder=0
-            )
+            axes.plot([left + 0.4, right - 0.4], [-level - 0.5] * 2, ":", color="lightgray", zorder=0)
     return figure
 
 
 def loss(
-    history: Sequence[Mapping[str, float]],
-    best: int,
-    test: float,
-    baselines: Mapping[str, float],
-    heading: str,
+    history: Sequence[Mapping[str, float]], best: int, test: float, baselines: Mapping[str, float], heading: str
 ) -> Figure:
     """Training and validation loss by epoch, the test loss of the epoch `best`, and the baselines to beat."""
     figure, axes = sheet(7, 4.2, heading)
@@ -246,9 +212,7 @@ def loss(
     for (name, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
         label = f"{name.replace('_', ' ')} {format_loss(value)}"
         axes.axhline(value, color="gray", linestyle=style, label=label)
-        axes.update_datalim(
-            [(epochs[-1], value)]
-        )  # else a line at the edge would lie under the frame
+        axes.update_datalim([(epochs[-1], value)])  # else a line at the edge would lie under the frame
     axes.autoscale_view()
     axes.set(xlabel="epoch", ylabel="mean squared error per pixel")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -274,11 +238,7 @@ def places(names: Sequence[str]) -> tuple[dict[str, float], str]:
 
 
 def effect(
-    lines: Mapping[str, Any],
-    names: Sequence[str],
-    key: str,
-    measure: str,
-    trivial: Mapping[str, float],
+    lines: Mapping[str, Any], names: Sequence[str], key: str, measure: str, trivial: Mapping[str, float]
 ) -> Figure:
     """What one setting with the values `names` did: a line a setting of the others, `mean` by value with bars of `std`.
 
@@ -287,9 +247,7 @@ def effect(
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     at, scale = places(names)
-    line = (
-        "none" if any(name[:1].isalpha() or name[:1] == "[" for name in names) else "-"
-    )  # choices have no between
+    line = "none" if any(name[:1].isalpha() or name[:1] == "[" for name in names) else "-"  # choices have no between
     for label, table in lines.items():
         axes.errorbar(
             [at[value] for value in table.index],
@@ -316,7 +274,5 @@ def effect(
     axes.set(xlabel=key, ylabel=f"{measure} (bars: spread over seeds)" if bars else measure)
     axes.set_title("off the chart: " + ", ".join(away) if away else "", fontsize=9)
     if axes.get_legend_handles_labels()[1]:
-        figure.legend(
-            loc="outside lower center", ncols=2, fontsize=7
-        )  # inside it would cover points
+        figure.legend(loc="outside lower center", ncols=2, fontsize=7)  # inside it would cover points
     return figure

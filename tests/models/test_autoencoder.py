@@ -511,11 +511,11 @@ def test_evaluate_says_what_is_no_run_or_not_its_data(trained: Path, tiny: Path,
     code, told = ends("evaluate", tmp_path)
     assert (code, "holds no run; name its directory, as outputs/runs/NAME" in told) == (2, True)
     (tmp_path / "cut").mkdir()
-    remedy = f"not ended; complete it with train.py resume={tmp_path / 'cut'}"
+    remedy = f"not completed; complete it with train.py resume={tmp_path / 'cut'}"
     for status, words in ("interrupted", remedy), ("diverged", "diverged; name a completed run"):
         (tmp_path / "cut" / "results.json").write_text(json.dumps(results(trained) | {"status": status}))
         code, told = ends("evaluate", tmp_path / "cut")
-        assert (code, told.endswith(f"Error: {tmp_path / 'cut'}: its run has {words}\n")) == (2, True)
+        assert (code, told.endswith(f"Error: {tmp_path / 'cut'}: the run has {words}\n")) == (2, True)
     code, told = ends("evaluate", trained, "--root", tmp_path)
     assert (code, "has no MNIST file, and with data.verify=false nothing is downloaded" in told) == (2, True)
     shutil.copytree(tiny, tmp_path / "other")

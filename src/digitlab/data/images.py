@@ -75,9 +75,7 @@ def hold_out(data: Images, size: int, rng: torch.Generator) -> tuple[Images, Ima
     return data.take(~taken), data.take(taken)
 
 
-def split(
-    source: Source, train_size: int | None, val_size: int, test_size: int | None, seed: int
-) -> Split:
+def split(source: Source, train_size: int | None, val_size: int, test_size: int | None, seed: int) -> Split:
     """Hold out the validation images, and slice the other training images and the test images to size, per class.
 
     Of one seed the validation images are the same with any train_size, of which they are a part, and the test images
@@ -87,13 +85,9 @@ def split(
     train, test = source.train, source.test
     for key, part, size in (("train_size", train, train_size), ("test_size", test, test_size)):
         if size is not None and size > len(part.labels):
-            raise ValueError(
-                f"data.{key}={size}: the {source.name} source has only {len(part.labels)}; null takes all"
-            )
+            raise ValueError(f"data.{key}={size}: the {source.name} source has only {len(part.labels)}; null takes all")
     if val_size >= (size := len(train.labels) if train_size is None else train_size):
-        raise ValueError(
-            f"data.val_size={val_size}: is held out of the {size} training images and must be smaller"
-        )
+        raise ValueError(f"data.val_size={val_size}: is held out of the {size} training images and must be smaller")
     train, val = hold_out(train, val_size, generator(seed, Stream.SPLIT))
     if train_size is not None:
         _, train = hold_out(train, train_size - val_size, generator(seed, Stream.SPLIT, 1))
@@ -112,9 +106,7 @@ def data_warnings(parts: Split) -> list[str]:
         absent = sorted({*everything} - {*part.labels.unique().tolist()})
         if len(part.labels) and absent:
             which = ", ".join(map(str, absent))
-            found.append(
-                f"The {NAMES[name]} images show no {which}, which the rest of the data does."
-            )
+            found.append(f"The {NAMES[name]} images show no {which}, which the rest of the data does.")
     if len(parts.test.labels) == 1:
         found.append("There is one test image: test/... say nothing of others.")
     return found
@@ -141,9 +133,7 @@ class Batches:
     each global minibatch, so that W processes see together what one would.
     """
 
-    def __init__(
-        self, data: Images, batch_size: int, *, block: int, seed: int, rank: int, world: int
-    ) -> None:
+    def __init__(self, data: Images, batch_size: int, *, block: int, seed: int, rank: int, world: int) -> None:
         self.data, self.batch_size, self.block, self.seed = data, batch_size, block, seed
         self.rank, self.world = rank, world
         self.epoch = 0
@@ -161,16 +151,12 @@ class Batches:
         return -(-len(self.data.labels) // (self.batch_size * self.block))
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.randperm(
-            len(self.data.labels), generator=generator(self.seed, Stream.ORDER, self.epoch)
-        )
+        order = torch.randperm(len(self.data.labels), generator=generator(self.seed, Stream.ORDER, self.epoch))
         order = order.to(self.data.labels.device)
         for rows in order.split(self.batch_size * self.block):
             steps, total = -(-len(rows) // self.batch_size), len(rows)
             if self.world > 1:
-                rows = torch.cat(
-                    [batch[self.rank :: self.world] for batch in rows.split(self.batch_size)]
-                )
+                rows = torch.cat([batch[self.rank :: self.world] for batch in rows.split(self.batch_size)])
             yield Batch(*self.data.take(rows), steps, total)
 
 
@@ -189,9 +175,7 @@ class Chunks:
 
     def __iter__(self) -> Iterator[Batch]:
         for images, labels in self.parts:
-            yield Batch(
-                images[self.rank :: self.world], labels[self.rank :: self.world], 1, len(labels)
-            )
+            yield Batch(images[self.rank :: self.world], labels[self.rank :: self.world], 1, len(labels))
 
 
 class MNISTData(LightningDataModule):
@@ -206,9 +190,7 @@ class MNISTData(LightningDataModule):
         """Move the images to the device once; batches are then gathered there."""
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
-        self.train, self.val = (
-            Images(*(part.to(device) for part in data)) for data in (self.train, self.val)
-        )
+        self.train, self.val = (Images(*(part.to(device) for part in data)) for data in (self.train, self.val))
 
     @property
     def steps(self) -> int:

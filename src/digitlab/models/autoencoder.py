@@ -48,12 +48,7 @@ class Stages(nn.Sequential):
 
 
 def build(
-    channels: Sequence[int],
-    latent_dim: int,
-    hidden: int | None,
-    norm: str,
-    activation: str,
-    output: str,
+    channels: Sequence[int], latent_dim: int, hidden: int | None, norm: str, activation: str, output: str
 ) -> tuple[Stages, Stages]:
     """The encoder (B, 1, 28, 28) -> (B, Z) and the decoder back, stage k of one inverting stage k of the other.
 
@@ -82,29 +77,18 @@ def build(
         down.append((name, after(shrink, width, image=True)))
         padding = edges[i] - (2 * edges[i + 1] - 1)  # 0 or 1: the row that an even edge had more
         bias = not normalized(before)
-        grow = nn.ConvTranspose2d(
-            width, before, 3, stride=2, padding=1, output_padding=padding, bias=bias
-        )
-        up.append(
-            (name, after(grow, before, image=True) if i else nn.Sequential(grow, OUTPUTS[output]()))
-        )
+        grow = nn.ConvTranspose2d(width, before, 3, stride=2, padding=1, output_padding=padding, bias=bias)
+        up.append((name, after(grow, before, image=True) if i else nn.Sequential(grow, OUTPUTS[output]())))
     down.append(("flatten", nn.Flatten()))
     up.append(
-        (
-            "flatten",
-            nn.Sequential(
-                ACTIVATIONS[activation](), nn.Unflatten(1, (channels[-1], edges[-1], edges[-1]))
-            ),
-        )
+        ("flatten", nn.Sequential(ACTIVATIONS[activation](), nn.Unflatten(1, (channels[-1], edges[-1], edges[-1]))))
     )
     if hidden is not None:
         down.append(("dense", after(nn.Linear(flat, hidden), hidden, image=False)))
         up.append(("dense", nn.Linear(hidden, flat)))
     down.append(("latent", nn.Linear(hidden or flat, latent_dim)))
     grow_latent: nn.Module = nn.Linear(latent_dim, hidden or flat)
-    up.append(
-        ("latent", after(grow_latent, hidden, image=False) if hidden is not None else grow_latent)
-    )
+    up.append(("latent", after(grow_latent, hidden, image=False) if hidden is not None else grow_latent))
     for name, stage in down:
         encoder.add_module(name, stage)
     for name, stage in reversed(up):
@@ -170,9 +154,7 @@ class Autoencoder(Model):
     def loss(self, batch: Batch) -> Tensor:
         """The minibatch's mean squared error, a process's part so weighted that DDP's mean over processes gives it."""
         x = self.prepare(batch.images)
-        loss: Tensor = (self(x).float() - x).square().sum() * (
-            self.trainer.world_size / (batch.total * PIXELS)
-        )
+        loss: Tensor = (self(x).float() - x).square().sum() * (self.trainer.world_size / (batch.total * PIXELS))
         return loss
 
     def validation_step(self, chunk: Batch, _: int) -> None:
@@ -185,10 +167,7 @@ class Autoencoder(Model):
     @torch.no_grad()
     def encode(self, data: Images) -> Tensor:
         """The latents of images, float (N, Z) on the CPU."""
-        chunks = [
-            self.encoder(self.prepare(chunk.images.to(self.device))).float().cpu()
-            for chunk in Chunks(data)
-        ]
+        chunks = [self.encoder(self.prepare(chunk.images.to(self.device))).float().cpu() for chunk in Chunks(data)]
         return torch.cat(chunks)
 
     @torch.no_grad()
@@ -207,18 +186,12 @@ class Autoencoder(Model):
         """The mean squared error over pixels and images."""
         total = 0.0
         for chunk in Chunks(data):
-            total += float(
-                (self.reconstruct(chunk.images) - scale(chunk.images.cpu())).square().double().sum()
-            )
+            total += float((self.reconstruct(chunk.images) - scale(chunk.images.cpu())).square().double().sum())
         return total / (len(data.labels) * PIXELS)
 
     def to_fit(self) -> list[Prior]:
         """The densities that training images' latents are to give."""
-        return [
-            prior
-            for name, prior in self.priors.items()
-            if name != "standard_normal" and isinstance(prior, Prior)
-        ]
+        return [prior for name, prior in self.priors.items() if name != "standard_normal" and isinstance(prior, Prior)]
 
     def require(self, data: Split) -> None:
         """Raise ValueError for fewer training images than a density needs, or fewer test images than a score does."""
@@ -240,9 +213,7 @@ class Autoencoder(Model):
         """
         name = prior or self.prior_name
         if name not in self.priors:
-            raise ValueError(
-                f"prior={name}: this run has {', '.join(self.priors)}; train one with prior={name}"
-            )
+            raise ValueError(f"prior={name}: this run has {', '.join(self.priors)}; train one with prior={name}")
         chosen = self.priors[name]
         assert isinstance(chosen, Prior)
         return self.decode(chosen.sample(n, generator(seed, Stream.PRIOR)))
@@ -302,13 +273,9 @@ class Autoencoder(Model):
         data = self.batches.val if len(self.batches.val.labels) > 1 else self.batches.train
         some = data.take(torch.arange(min(1000, len(data.labels)), device=data.labels.device))
         originals = scale(some.images[:10])
-        pairs = torch.stack([originals.cpu(), self.reconstruct(some.images[:10])], dim=1).flatten(
-            0, 1
-        )
+        pairs = torch.stack([originals.cpu(), self.reconstruct(some.images[:10])], dim=1).flatten(0, 1)
         latents = self.encode(some)
-        prior = Prior(
-            1, self.latent_dim, fitted=True
-        )  # of a mixture only the moments: its fit takes seconds
+        prior = Prior(1, self.latent_dim, fitted=True)  # of a mixture only the moments: its fit takes seconds
         if self.prior_name != "standard_normal":
             prior.fit(latents, self.seed)
         digits = self.decode(prior.sample(20, generator(self.seed, Stream.PRIOR)))
@@ -331,7 +298,5 @@ class Autoencoder(Model):
         inside = [shape for _, shape in down]
         outside = [(1, *IMAGE_SHAPE), *inside[:-1]]
         for (name, _), (inverse, restored), before in zip(down, up, outside, strict=True):
-            assert (inverse, restored) == (name, before), (
-                "a decoder stage does not invert its encoder stage"
-            )
+            assert (inverse, restored) == (name, before), "a decoder stage does not invert its encoder stage"
         return [ShapeRow(name, i, o) for (name, _), i, o in zip(down, inside, outside, strict=True)]

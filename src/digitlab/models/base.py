@@ -17,9 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, O
 from digitlab.data.images import Batch, MNISTData, Source, Split
 
 for library in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(library).setLevel(
-        logging.WARNING
-    )  # its hints come with every job and every checkpoint
+    logging.getLogger(library).setLevel(logging.WARNING)  # its hints come with every job and every checkpoint
 # torch 2.13 renamed what Lightning 2.6 asks of it; nothing a user could act on.
 warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.pytorch")
 
@@ -37,9 +35,7 @@ class Model(LightningModule):
     block = 8  # minibatches an item of the training loader
     threads: int | None = None  # CPU threads to train with; None leaves torch's choice
     bf16 = False  # whether trainer.precision=auto may choose bfloat16
-    judged_by: str | None = (
-        None  # the classifier that scored what the model generates; `evaluate` sets it
-    )
+    judged_by: str | None = None  # the classifier that scored what the model generates; `evaluate` sets it
 
     def __init__(self, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
         super().__init__()
@@ -61,14 +57,7 @@ class Model(LightningModule):
         if self.trainer.is_last_batch:
             distributed = self.trainer.world_size > 1
             mean = self.total / self.seen
-            self.log(
-                "train/loss",
-                mean,
-                on_step=False,
-                on_epoch=True,
-                batch_size=self.seen,
-                sync_dist=distributed,
-            )
+            self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=self.seen, sync_dist=distributed)
 
     @property
     def batches(self) -> MNISTData:
@@ -116,9 +105,7 @@ class Model(LightningModule):
         mine = size // self.trainer.world_size
         for step in range(block.steps):
             rows = slice(step * mine, (step + 1) * mine)
-            yield Batch(
-                block.images[rows], block.labels[rows], 1, min(size, block.total - step * size)
-            )
+            yield Batch(block.images[rows], block.labels[rows], 1, min(size, block.total - step * size))
 
     def require(self, data: Split) -> None:
         """Raise ValueError where the data is too little for what comes after training; by default it never is."""
@@ -164,38 +151,23 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any
     match name:
         case "adamw":
             return AdamW(parameters, betas=(0.9, options.pop("beta2")), fused=True, **options)
-        case (
-            "inverse_count" | "sqrt_share"
-        ):  # k-means scales the gradient to them, centre by centre
+        case "inverse_count" | "sqrt_share":  # k-means scales the gradient to them, centre by centre
             return SGD(parameters, lr=1.0)
-    types = [
-        kind
-        for kind in vars(torch.optim).values()
-        if isinstance(kind, type) and issubclass(kind, Optimizer)
-    ]
+    types = [kind for kind in vars(torch.optim).values() if isinstance(kind, type) and issubclass(kind, Optimizer)]
     kinds = {kind.__name__.lower(): kind for kind in types if kind is not Optimizer}
     kinds = {kind: kinds[kind] for kind in sorted({*kinds} - UNUSABLE)}
     if name not in kinds:
-        close = "".join(
-            f"; did you mean {kind}?"
-            for kind in difflib.get_close_matches(name.lower(), kinds, n=1)
-        )
+        close = "".join(f"; did you mean {kind}?" for kind in difflib.get_close_matches(name.lower(), kinds, n=1))
         raise ValueError(f"must be one of torch.optim's {', '.join(kinds)}{close}")
     _, *arguments = inspect.signature(kinds[name]).parameters
     if unknown := [key for key in options if key not in arguments]:
-        raise ValueError(
-            f"{kinds[name].__name__} has no {', '.join(map(str, unknown))}; it has {', '.join(arguments)}"
-        )
+        raise ValueError(f"{kinds[name].__name__} has no {', '.join(map(str, unknown))}; it has {', '.join(arguments)}")
     return kinds[name](parameters, **options)
 
 
 def try_optimizer(options: dict[str, Any]) -> None:
     """Raise ValueError where the values of conf/optimizer make no optimizer of weights and biases that can step."""
-    words = [
-        f"optimizer.{key}={value}"
-        for key, value in options.items()
-        if key != "name" and isinstance(value, str)
-    ]
+    words = [f"optimizer.{key}={value}" for key, value in options.items() if key != "name" and isinstance(value, str)]
     if words:
         raise ValueError("\n".join(f"{word}: must be a number" for word in words))
     weights = [nn.Parameter(torch.zeros(*shape)) for shape in ((2,), (2, 2), (2, 2, 3, 3))]
@@ -209,9 +181,7 @@ def try_optimizer(options: dict[str, Any]) -> None:
         raise ValueError(f"optimizer={options['name']}: {told}") from error
 
 
-def make_scheduler(
-    optimizer: Optimizer, name: str, total_steps: int, **options: Any
-) -> LRScheduler | None:
+def make_scheduler(optimizer: Optimizer, name: str, total_steps: int, **options: Any) -> LRScheduler | None:
     """The schedule of conf/scheduler/<name>.yaml over `total_steps` minibatches; None for a constant rate."""
     match name:
         case "constant":
@@ -227,10 +197,6 @@ def make_scheduler(
                     f"scheduler=one_cycle: rises and falls, for which it takes 3 steps or more, not {total_steps};"
                     " train longer, or choose scheduler=constant"
                 )
-            rise = max(
-                options["pct_start"], 1.5 / total_steps
-            )  # torch divides by zero where one step is all of it
-            return OneCycleLR(
-                optimizer, peak, total_steps=total_steps, cycle_momentum=False, pct_start=rise
-            )
+            rise = max(options["pct_start"], 1.5 / total_steps)  # torch divides by zero where one step is all of it
+            return OneCycleLR(optimizer, peak, total_steps=total_steps, cycle_momentum=False, pct_start=rise)
     raise AssertionError(name)

@@ -9,9 +9,7 @@ from digitlab.data.images import Images, Split, scale
 def mean_image(data: Split) -> float:
     """Always answering with the mean training image."""
     mean, images = _mean(data.train).float(), data.test.images
-    parts = [
-        (scale(part) - mean).square().sum(dtype=torch.double) for part in images.split(256)
-    ]  # small: cached
+    parts = [(scale(part) - mean).square().sum(dtype=torch.double) for part in images.split(256)]  # small: cached
     return float(sum(parts)) / images.numel()
 
 

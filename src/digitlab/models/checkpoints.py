@@ -24,9 +24,7 @@ MODELS = {
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, written whole: beside their place, then moved there."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the file beside its place, then move it there."""
         write_checkpoint(Path(path), checkpoint)
 
@@ -42,9 +40,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of this project's, with nothing in it run. Raises ValueError for any other file."""
     if not path.is_file():
-        raise ValueError(
-            f"{path}: is not there; the run has not finished an epoch yet, or this is no run"
-        )
+        raise ValueError(f"{path}: is not there; the run has not finished an epoch yet, or this is no run")
     try:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -54,14 +50,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a stranger's bytes can raise in the reading has no end
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{path}: is damaged or not a checkpoint ({reason}); train the run again"
-        ) from error
+        raise ValueError(f"{path}: is damaged or not a checkpoint ({reason}); train the run again") from error
     name = content.get("model") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(name, str) or name not in MODELS:
-        raise ValueError(
-            f"{path}: is not a digitlab checkpoint (model={name!r}; known are {', '.join(MODELS)})"
-        )
+        raise ValueError(f"{path}: is not a digitlab checkpoint (model={name!r}; known are {', '.join(MODELS)})")
     return content
 
 
@@ -89,13 +81,9 @@ def load_model(path: Path, kinds: tuple[str, ...] = RUN_MODELS) -> Model:
         model = kind(**content["hyper_parameters"])
         model.load_state_dict(weights)
     except Exception as error:  # a stranger's arguments can fail in any way
-        lines = (str(error).strip() or type(error).__name__).splitlines()[
-            :2
-        ]  # torch tells what is wrong in the second
+        lines = (str(error).strip() or type(error).__name__).splitlines()[:2]  # torch tells what is wrong in the second
         reason = " ".join(line.strip()[:200] for line in lines)
-        raise ValueError(
-            f"{path}: is of another model or other code ({reason}); train the run again"
-        ) from error
+        raise ValueError(f"{path}: is of another model or other code ({reason}); train the run again") from error
     return model.eval()
 
 
@@ -110,11 +98,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         known = all({"epoch", "steps"} <= row.keys() for row in rows)
     except (KeyError, TypeError, AttributeError):
         rows, known = [], False
-    if (
-        not rows
-        or not known
-        or not {"global_step", "loops", "optimizer_states", "lr_schedulers"} <= content.keys()
-    ):
+    if not rows or not known or not {"global_step", "loops", "optimizer_states", "lr_schedulers"} <= content.keys():
         raise ValueError(f"{path}: holds no state of training; train the run again")
     return rows
 

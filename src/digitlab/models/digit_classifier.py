@@ -36,9 +36,7 @@ RECIPE: dict[str, Any] = {
     "seed": 0,
 }
 EPOCHS, BATCH_SIZE = 4, 128
-STEPS = (
-    300  # at least: of 2,000 images four epochs are 63 steps, after which it is sure of no digit
-)
+STEPS = 300  # at least: of 2,000 images four epochs are 63 steps, after which it is sure of no digit
 PRECISION: Any = "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
@@ -47,9 +45,7 @@ class DigitClassifier(Model):
 
     identity = ""  # what `load_or_train` knows it by
 
-    def __init__(
-        self, features: int, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int
-    ) -> None:
+    def __init__(self, features: int, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
         super().__init__(optimizer, scheduler, seed)
         self.save_hyperparameters(logger=False)
         self.features = nn.Sequential(
@@ -83,9 +79,7 @@ class DigitClassifier(Model):
         return torch.cat(parts), torch.cat([self.classes(part).softmax(1) for part in parts])
 
 
-def load_or_train(
-    source: Source, cache: Path | None = None, *, train_size: int | None = None
-) -> DigitClassifier:
+def load_or_train(source: Source, cache: Path | None = None, *, train_size: int | None = None) -> DigitClassifier:
     """The judge for a data set: from the cache where its recipe and data are known, else trained now.
 
     A run on a slice of the data (`train_size` images) gets a judge that learns from as many, the
@@ -106,21 +100,13 @@ def load_or_train(
             try:
                 judge = checkpoints.load_model(path, ("judge",))
             except ValueError:  # not there yet, or damaged: it is remade in less than a minute
-                log.info(
-                    "Training the judge of generated digits, once for this data (half a minute)"
-                )
+                log.info("Training the judge of generated digits, once for this data (half a minute)")
                 judge = _train(train)
-                content = {
-                    "model": "judge",
-                    "hyper_parameters": RECIPE,
-                    "state_dict": judge.state_dict(),
-                }
+                content = {"model": "judge", "hyper_parameters": RECIPE, "state_dict": judge.state_dict()}
                 checkpoints.write_checkpoint(path, content)
     except OSError as error:  # no reason to lose what was trained for minutes
         reason = error.strerror or str(error)
-        log.warning(
-            "WARNING: the judge of generated digits cannot be kept in %s: %s", path.parent, reason
-        )
+        log.warning("WARNING: the judge of generated digits cannot be kept in %s: %s", path.parent, reason)
     judge = judge or _train(train)
     assert isinstance(judge, DigitClassifier)
     judge.identity = identity
@@ -134,10 +120,7 @@ def _train(train: Images) -> DigitClassifier:
         judge = DigitClassifier(**RECIPE)
         nothing = train.take(torch.arange(0))
         batches = MNISTData(
-            Split(train, nothing, nothing),
-            batch_size=BATCH_SIZE,
-            block=DigitClassifier.block,
-            seed=RECIPE["seed"],
+            Split(train, nothing, nothing), batch_size=BATCH_SIZE, block=DigitClassifier.block, seed=RECIPE["seed"]
         )
         trainer = make_trainer(
             Path(nowhere),  # it keeps no files, and none of another program's is to be read
@@ -149,17 +132,13 @@ def _train(train: Images) -> DigitClassifier:
             limit_val_batches=0,
         )
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*no `validation_step`"
-            )  # nothing is held out here
+            warnings.filterwarnings("ignore", message=".*no `validation_step`")  # nothing is held out here
             with cpu_threads(1):  # the same weights on any number of cores
                 trainer.fit(judge, batches)
     return judge
 
 
-def score_samples(
-    judge: DigitClassifier, samples: Tensor, train: Images, test: Images
-) -> dict[str, float]:
+def score_samples(judge: DigitClassifier, samples: Tensor, train: Images, test: Images) -> dict[str, float]:
     """Score samples (N, 28, 28) in [0, 1] beside real digits.
 
     fid: Frechet distance to the test images on the judge's features. fid_floor: that of as many
@@ -171,9 +150,7 @@ def score_samples(
     """
     assert len(samples) <= len(train.labels)
     real, probabilities = judge.look(scale(test.images.cpu()))
-    parts = torch.randperm(len(train.labels), generator=generator(0, Stream.JUDGE)).split(
-        len(samples)
-    )
+    parts = torch.randperm(len(train.labels), generator=generator(0, Stream.JUDGE)).split(len(samples))
     whole = [part for part in parts if len(part) == len(parts[0])]
     floors = [frechet(judge.look(scale(train.images.cpu()[part]))[0], real) for part in whole]
     features, told = judge.look(samples)

@@ -187,19 +187,11 @@ def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator)
     """
     centers = find_init(name)(data, n_clusters, rng)
     if not isinstance(centers, Tensor) or not centers.numel():
-        what = (
-            "nothing"
-            if centers is None or isinstance(centers, Tensor)
-            else f"a {type(centers).__name__}"
-        )
-        raise ValueError(
-            f"init={name}: gives {what}, must be a tensor of {n_clusters, PIXELS} in [0, 1]"
-        )
+        what = "nothing" if centers is None or isinstance(centers, Tensor) else f"a {type(centers).__name__}"
+        raise ValueError(f"init={name}: gives {what}, must be a tensor of {n_clusters, PIXELS} in [0, 1]")
     if centers.shape != (n_clusters, PIXELS) or not 0 <= centers.min() <= centers.max() <= 1:
         shape, low, high = tuple(centers.shape), float(centers.min()), float(centers.max())
-        raise ValueError(
-            f"init={name}: gives {shape} from {low:g} to {high:g}, must be {n_clusters, PIXELS} in [0, 1]"
-        )
+        raise ValueError(f"init={name}: gives {shape} from {low:g} to {high:g}, must be {n_clusters, PIXELS} in [0, 1]")
     return centers
 
 
@@ -216,9 +208,7 @@ def one_of_each(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     for digit in range(10):
         members = (data.labels == digit).nonzero().flatten()
         if not len(members):
-            raise ValueError(
-                f"init=digit: no training image shows a {digit}; use init=sample or more data"
-            )
+            raise ValueError(f"init=digit: no training image shows a {digit}; use init=sample or more data")
         chosen.append(members[torch.randint(len(members), (), generator=rng)])
     return scale(data.images[torch.stack(chosen)]).flatten(1)
 
@@ -227,9 +217,7 @@ def one_of_each(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
 def forgy(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     """Distinct random images (Forgy, 1965)."""
     enough("sample", data, n_clusters)
-    return scale(data.images[torch.randperm(len(data.images), generator=rng)[:n_clusters]]).flatten(
-        1
-    )
+    return scale(data.images[torch.randperm(len(data.images), generator=rng)[:n_clusters]]).flatten(1)
 
 
 @init("kmeans++")
@@ -257,9 +245,7 @@ def plus_plus(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
 def enough(name: str, data: Images, n_clusters: int) -> None:
     """Raise ValueError where there are fewer images than centres."""
     if n_clusters > (n := len(data.images)):
-        raise ValueError(
-            f"model.n_clusters={n_clusters}: init={name} needs as many images, here are {n}"
-        )
+        raise ValueError(f"model.n_clusters={n_clusters}: init={name} needs as many images, here are {n}")
 
 
 class MiniBatchKMeans(Model):
@@ -286,9 +272,7 @@ class MiniBatchKMeans(Model):
         # Minus about the training images' mean. No checkpoint needs it: `setup` finds it again.
         self.register_buffer("shift", torch.zeros(PIXELS), persistent=False)
         self.shift: Tensor
-        self.confusion: np.ndarray | None = (
-            None  # of the training images, int (10, K); `evaluate` finds it
-        )
+        self.confusion: np.ndarray | None = None  # of the training images, int (10, K); `evaluate` finds it
         # How many training images differ; `evaluate` finds it where centres are idle.
         self.distinct: int | None = None
 
@@ -370,9 +354,7 @@ class MiniBatchKMeans(Model):
         x, centers = self.shifted(chunk.images), self.centers + self.shift
         squared = squared_distances(x, centers)[1]
         sums = torch.stack([squared.sum(), squared.new_tensor(len(x))])
-        distributed = (
-            self.trainer.world_size > 1
-        )  # all have the same already; without the word Lightning warns
+        distributed = self.trainer.world_size > 1  # all have the same already; without the word Lightning warns
         if distributed:
             dist.all_reduce(sums)
         n = int(sums[1])
@@ -454,11 +436,7 @@ def count_distinct(images: Tensor) -> int:
 
 def count_pairs(digits: Tensor, labels: Tensor, n_clusters: int) -> np.ndarray:
     """The confusion matrix, int (10, K): how many images of digit i went to centre k."""
-    return (
-        torch.bincount(digits * n_clusters + labels, minlength=10 * n_clusters)
-        .view(10, n_clusters)
-        .numpy()
-    )
+    return torch.bincount(digits * n_clusters + labels, minlength=10 * n_clusters).view(10, n_clusters).numpy()
 
 
 def agreement(digits: Tensor, labels: Tensor, n_clusters: int) -> dict[str, float]:

@@ -10,9 +10,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-ITERATIONS = (
-    10  # of EM; with all latents, more of them change the digits less than another seed does
-)
+ITERATIONS = 10  # of EM; with all latents, more of them change the digits less than another seed does
 
 
 class Prior(nn.Module):
@@ -21,17 +19,13 @@ class Prior(nn.Module):
     A temperature T below 1 keeps draws nearer to the components' means: more typical digits, fewer odd ones.
     """
 
-    def __init__(
-        self, n_components: int, latent_dim: int, temperature: float = 1.0, *, fitted: bool = False
-    ) -> None:
+    def __init__(self, n_components: int, latent_dim: int, temperature: float = 1.0, *, fitted: bool = False) -> None:
         super().__init__()
         self.register_buffer("temperature", torch.tensor(temperature))
         weight = 1 / n_components if fitted else 0.0  # no weight at all: nothing to draw from yet
         self.register_buffer("weights", torch.full((n_components,), weight))  # (C,)
         self.register_buffer("means", torch.zeros(n_components, latent_dim))  # (C, Z)
-        self.register_buffer(
-            "factors", torch.eye(latent_dim).repeat(n_components, 1, 1)
-        )  # (C, Z, Z): L_c
+        self.register_buffer("factors", torch.eye(latent_dim).repeat(n_components, 1, 1))  # (C, Z, Z): L_c
         self.temperature: Tensor
         self.weights: Tensor
         self.means: Tensor
@@ -41,14 +35,8 @@ class Prior(nn.Module):
         """Raise ValueError for fewer latents than components, or than two."""
         c = len(self.weights)
         if latents < max(2, c):
-            what = (
-                f"model.prior.n_components={c}:"
-                if c > 1
-                else "data.train_size: a density of the latents"
-            )
-            raise ValueError(
-                f"{what} needs {max(2, c)} training images or more, here are {latents}"
-            )
+            what = f"model.prior.n_components={c}:" if c > 1 else "data.train_size: a density of the latents"
+            raise ValueError(f"{what} needs {max(2, c)} training images or more, here are {latents}")
 
     def fit(self, latents: Tensor, seed: int) -> None:
         """Fit the components to latents (N, Z): for one by moments, for more by scikit-learn's EM.
@@ -68,11 +56,7 @@ class Prior(nn.Module):
             from sklearn.mixture import GaussianMixture
 
             mixture = GaussianMixture(
-                c,
-                max_iter=ITERATIONS,
-                tol=1e-3,
-                reg_covar=max(1e-4 * float(x.var(0).mean()), 1e-9),
-                random_state=seed,
+                c, max_iter=ITERATIONS, tol=1e-3, reg_covar=max(1e-4 * float(x.var(0).mean()), 1e-9), random_state=seed
             )
             with warnings.catch_warnings():  # the last per mille of likelihood changes no picture
                 warnings.simplefilter("ignore", ConvergenceWarning)
@@ -82,16 +66,12 @@ class Prior(nn.Module):
             covariances = torch.from_numpy(mixture.covariances_).double()
         # A latent that never varies has no variance to factor: a grain of it keeps L_c defined.
         grain = 1e-6 * covariances.diagonal(dim1=1, dim2=2).mean().clamp(min=1e-12)
-        self.factors.copy_(
-            torch.linalg.cholesky(covariances + grain * torch.eye(x.shape[1], dtype=torch.double))
-        )
+        self.factors.copy_(torch.linalg.cholesky(covariances + grain * torch.eye(x.shape[1], dtype=torch.double)))
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         """Draw z, float (n, Z) on the CPU. Raises ValueError before a fit, or where its weights are none."""
         if not (self.weights >= 0).all() or not 0 < self.weights.sum() < torch.inf:
-            raise ValueError(
-                "this prior is not fitted yet: complete the run (python train.py resume=RUN)"
-            )
+            raise ValueError("this prior is not fitted yet: complete the run (python train.py resume=RUN)")
         chosen = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=rng)  # (n,)
         z = torch.randn(n, self.means.shape[1], generator=rng) * self.temperature.cpu()
         for component in chosen.unique():

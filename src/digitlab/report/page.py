@@ -1,4 +1,4 @@
-"""Many runs on one page: which is best, what each setting did, what failed, and what chance alone explains."""
+"""Report many runs on one page: the best one, the effect of each setting, and failures."""
 
 import math
 import re
@@ -15,340 +15,361 @@ from digitlab import figures
 from digitlab.formatting import format_loss, format_spread
 from digitlab.report.statistics import (
     REMEDY,
-    bare,
-    comparable,
+    average_baselines,
     compare,
-    judge,
-    order,
-    shared,
-    trivial,
-    varied,
+    compare_extremes,
+    find_varied_settings,
+    select_comparable,
+    select_shared_seeds,
+    short_name,
+    sort_key,
 )
-from digitlab.report.table import SAME, collect, in_words
+from digitlab.report.table import SAME_SETTINGS, collect, describe_settings
 from digitlab.runs.files import LARGEST_JSON, atomic_write
 from digitlab.runs.results import is_no_better
 
-SHOWN = 20  # rows of a table in the terminal
-PICTURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
-WIDE = 80  # letters of a setting or an error there; report.md has all
-LINES = 12  # in one picture; more cannot be told apart
-LEGEND = """Losses are means over the seeds of a setting, spread is their standard deviation; p: how
-often equal settings with these spreads have a best and a worst so clearly apart (Welch's t, by
-parametric bootstrap); `of mean image`: the test loss as a share of that baseline's; seconds: of a
-run, all that it did, training or not."""
-OTHER = "`other`: in what a run differs from the last one beside its settings (code, data, library versions)."
+# Limits of the tables in the terminal; report.md has all rows and all text.
+MAX_ROWS = 20
+MAX_WIDTH = 80  # characters of a setting or an error
+# More lines in one figure could not be distinguished.
+MAX_LINES = 12
+BEST_RUN_FIGURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
+LEGEND = """Losses are means over the seeds of a setting, and spread is their standard deviation. p
+is the probability that equal settings with these spreads have a best and a worst at least this
+clearly apart (Welch's t-test, corrected by a parametric bootstrap). `of mean image` is the test
+loss relative to that baseline. seconds is the time of a whole run, including evaluation and
+figures."""
+OTHER_LEGEND = """`other` names the differences from the last run apart from the settings: code,
+data or library versions."""
 
 
 def write_report(sweeps: Sequence[Path], out: Path) -> str:
-    """Write report.md, runs.csv and their pictures into `out`; returns what to print.
+    """Write report.md, runs.csv and their figures into a directory.
 
-    Raises ValueError where the directories hold no runs.
+    Args:
+        sweeps: Directories that contain runs.
+        out: Directory of the report.
+
+    Returns:
+        A summary for the terminal.
+
+    Raises:
+        ValueError: The directories hold no runs.
     """
     table = collect(sweeps)
-    settings = varied(table)
-    done, left_out = comparable(table)
-    done = done.assign(setting=in_words(done))
-    ranking, ended = (
-        rank(done, settings),
-        table[table.status != "completed"].sort_values(["setting", "seed"]),
-    )
-    failures = ended[["setting", "status", "seed", "error", "run"]].assign(
-        seed=[number(n, 0) for n in ended.seed]
-    )
-    answers = answer(table, done) + left_out
+    settings = find_varied_settings(table)
+    runs, notes = select_comparable(table)
+    runs = runs.assign(setting=describe_settings(runs))
+    ranking = rank(runs, settings)
+    incomplete = table[table.status != "completed"].sort_values(["setting", "seed"])
+    seeds = [format_number(seed, 0) for seed in incomplete.seed]
+    failures = incomplete[["setting", "status", "seed", "error", "run"]].assign(seed=seeds)
+    summary = summarize(table, runs) + notes
 
-    page = [
-        f"# {', '.join(str(folder) for folder in sweeps)}",
-        "",
-        *(f"- {line}" for line in answers),
-        "",
-    ]
+    title = ", ".join(str(folder) for folder in sweeps)
+    page = [f"# {title}", "", *(f"- {line}" for line in summary), ""]
     if len(ranking):
-        page += [
-            "## Settings, best first",
-            "",
-            ranking.to_markdown(index=False, disable_numparse=True),
-            "",
-        ]
-        page += [f"{LEGEND} {OTHER}" if "other" in ranking else LEGEND, ""]
+        legend = f"{LEGEND} {OTHER_LEGEND}" if "other" in ranking else LEGEND
+        page += ["## Settings, best first", "", format_markdown(ranking), "", legend, ""]
     if len(failures):
-        page += [
-            "## Not completed",
-            "",
-            failures.to_markdown(index=False, disable_numparse=True),
-            "",
-        ]
+        page += ["## Not completed", "", format_markdown(failures), ""]
     for key in settings:
-        page += what_it_did(key, settings, done, ended, out)
-    page += best_run(done, out)
-    drawn_before = pictures(out / "report.md")
+        page += write_effect(key, settings, runs, incomplete, out)
+    page += write_best_run(runs, out)
+    page += ["Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]
+    earlier = find_figures(out / "report.md")
     with atomic_write(out / "report.md") as part:
-        part.write_text(
-            "\n".join(
-                [*page, "Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]
-            )
-        )
-    for picture in drawn_before - pictures(out / "report.md"):  # what another report drew here
-        (out / picture).unlink(missing_ok=True)
+        part.write_text("\n".join(page))
+    # Figures of an earlier report in the same place would be misleading.
+    for name in earlier - find_figures(out / "report.md"):
+        (out / name).unlink(missing_ok=True)
     with atomic_write(out / "runs.csv") as part:
-        table.drop(columns=["warnings", "config.data.root"], errors="ignore").to_csv(
-            part, index=False
-        )
+        columns = ["warnings", "config.data.root"]
+        table.drop(columns=columns, errors="ignore").to_csv(part, index=False)
+    tables = format_for_terminal(ranking, failures)
+    return "\n".join([*tables, "", *summary, f"Report: {out / 'report.md'}"])
 
-    told = ["", ranking.head(SHOWN).to_string(index=False)] if len(ranking) else []
-    told += [f"... and {len(ranking) - SHOWN} more"] if len(ranking) > SHOWN else []
+
+def format_for_terminal(ranking: pd.DataFrame, failures: pd.DataFrame) -> list[str]:
+    """Format both tables for the terminal, shortened."""
+    lines = []
+    if len(ranking):
+        lines += ["", ranking.head(MAX_ROWS).to_string(index=False)]
+    if len(ranking) > MAX_ROWS:
+        lines.append(f"... and {len(ranking) - MAX_ROWS} more")
     if len(failures):
-        brief = failures.assign(
-            setting=[
-                textwrap.shorten(words, WIDE, placeholder=" ...") for words in failures.setting
-            ],
-            error=[textwrap.shorten(error, WIDE, placeholder=" ...") for error in failures.error],
+        shorten = partial(textwrap.shorten, width=MAX_WIDTH, placeholder=" ...")
+        shortened = failures.assign(
+            setting=[shorten(words) for words in failures.setting],
+            error=[shorten(error) for error in failures.error],
             run=[Path(run).name for run in failures.run],
         )
-        told += ["", "Not completed:", brief.head(SHOWN).to_string(index=False)]
-    return "\n".join([*told, "", *answers, f"Report: {out / 'report.md'}"])
+        lines += ["", "Not completed:", shortened.head(MAX_ROWS).to_string(index=False)]
+    return lines
 
 
-def rank(done: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
-    """A row a setting: mean and spread over its seeds, best first."""
-    if not len(done):
+def format_markdown(table: pd.DataFrame) -> str:
+    """Format a table of strings in Markdown."""
+    text: str = table.to_markdown(index=False, disable_numparse=True)
+    return text
+
+
+def rank(runs: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
+    """Rank the settings by their mean score: one row per setting, best first."""
+    if not len(runs):
         return pd.DataFrame()
     rows = []
-    told = [
-        key for key in settings if done[key].nunique(dropna=False) > 1
-    ]  # the others vary in runs not compared
-    for _, group in done.groupby(settings or "setting", dropna=False):
-        first = group.iloc[0]
-        line = {bare(key): first[key] for key in told} or {"setting": first.setting}
-        line |= {
-            "seeds": len(group),
-            first.score_name: group.score.mean(),
-            "spread": group.score.std(),
-        }
-        line |= {"test/loss": group["test/loss"].mean()}
-        line |= {
-            f"of {name}": f"{group['test/loss'].mean() / value:.2f}x"
-            for name, value in trivial(group).items()
-        }
-        rows.append(
-            line | {"seconds": group.seconds.mean(), "other": " ".join(sorted(set(group.other)))}
-        )
-    ranking = pd.DataFrame(rows).sort_values(done.score_name.iloc[0], ignore_index=True)
-    formats = {"spread": format_spread, "seconds": partial(number, places=1)}
+    # Settings may also vary only in the runs that are not compared.
+    varied = [key for key in settings if runs[key].nunique(dropna=False) > 1]
+    for _, group in runs.groupby(settings or "setting", dropna=False):
+        first, loss = group.iloc[0], group["test/loss"].mean()
+        row = {short_name(key): first[key] for key in varied} or {"setting": first.setting}
+        row |= {"seeds": len(group), first.score_name: group.score.mean()}
+        row |= {"spread": group.score.std(), "test/loss": loss}
+        for name, value in average_baselines(group).items():
+            row[f"of {name}"] = f"{loss / value:.2f}x"
+        row |= {"seconds": group.seconds.mean(), "other": " ".join(sorted(set(group.other)))}
+        rows.append(row)
+    ranking = pd.DataFrame(rows).sort_values(runs.score_name.iloc[0], ignore_index=True)
+    formats = {"spread": format_spread, "seconds": partial(format_number, places=1)}
     for name in ranking.select_dtypes("float"):
         ranking[name] = ranking[name].map(formats.get(name, format_loss))
     return ranking.replace("", pd.NA).dropna(axis="columns", how="all").fillna("")
 
 
 def format_duration(seconds: float) -> str:
-    """A time in the unit that a reader would choose."""
+    """Format a duration in a unit of suitable size."""
     if seconds >= 7200:
         return f"{seconds / 3600:.1f} h"
-    return (
-        f"{seconds / 60:.1f} min"
-        if seconds >= 120
-        else f"{seconds:.0f} s"
-        if seconds >= 10
-        else f"{seconds:.1f} s"
-    )
+    if seconds >= 120:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def number(value: float, places: int) -> str:
-    """A figure of a table; nothing where there is none."""
+def format_number(value: float, places: int) -> str:
+    """Format a number of a table; NaN becomes an empty string."""
     return "" if pd.isna(value) else f"{value:.{places}f}"
 
 
-def answer(table: pd.DataFrame, done: pd.DataFrame) -> list[str]:
-    """What a reader wants to know first, a sentence each."""
-    which = (
-        "completed runs" if len(done) == (table.status == "completed").sum() else "runs compared"
-    )
+def summarize(table: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
+    """Summarize the most important results, one sentence each.
+
+    Args:
+        table: All runs and planned jobs.
+        runs: The runs that are compared.
+    """
     states = ", ".join(f"{n} {name}" for name, n in table.status.value_counts().items())
     lines = [f"{len(table)} job{'s' * (len(table) != 1)}: {states}."]
     if repeats := int(table.repeats.sum()):
         lines.append(
-            f"{repeats} more had the configuration of one of these: that completed last counts."
+            f"{repeats} repeat{'s' * (repeats != 1)} skipped:"
+            " the last completed run of each configuration counts."
         )
-    if not len(done):
+    if not len(runs):
         return lines
-    best = done.loc[done.score.idxmin()]
-    means = done.groupby("setting").score.mean().sort_values()
-    if len(means) > 1:
-        first, second = means.index[:2]
-        both = done[done.setting.isin([first, second])]
-        what = "Mean over seeds" if len(both) > 2 else best.score_name
+    if runs.setting.nunique() > 1:
+        lines.append(summarize_best_two(runs))
+    lines.append(summarize_best_run(runs))
+    all_compared = len(runs) == (table.status == "completed").sum()
+    group = "completed runs" if all_compared else "runs compared"
+    lines += summarize_baselines(runs, group)
+    lines += summarize_warnings(runs)
+    if others := (runs.other != "").sum():
         lines.append(
-            f"{what}: {format_loss(means[first])} with {first}, then"
-            f" {format_loss(means[second])} with {second};"
-            f" the difference {first_and_second(both, first)}."
+            f"{others} of {len(runs)} {group} used other code or libraries than the last run:"
+            " see the column other."
         )
-    what = best.score_name if best.score_name == "val/loss" else "train/loss (no images held out)"
-    known = trivial(best.to_frame().T)
-    baselines = ", ".join(f"{name} {format_loss(loss)}" for name, loss in known.items())
+    times = runs.seconds
     lines.append(
-        f"Best on {what}: {format_loss(best.score)} with {where(best)};"
-        f" its test loss is {format_loss(best['test/loss'])} ({baselines})."
-    )
-    for name in ("mean_image", "pca"):
-        if f"baseline/{name}" in done:
-            beaten = done[f"baseline/{name}"].notna() & is_no_better(
-                done["test/loss"], done[f"baseline/{name}"]
-            )
-            if beaten.any():
-                rival = (
-                    "predicting the mean image"
-                    if name == "mean_image"
-                    else "PCA with as many numbers an image"
-                )
-                lines.append(f"{beaten.sum()} of {len(done)} {which} are no better than {rival}.")
-    alike: dict[str, list[str]] = {}  # warnings that differ in their figures alone
-    for warning in (
-        warning
-        for found in done.warnings
-        for warning in found
-        if "predicting the mean image" not in warning
-    ):
-        alike.setdefault(re.sub(r"[\d.,]+(e[+-]\d+)?%?", "#", warning), []).append(warning)
-    for found in alike.values():
-        lines.append(f"Warned in {len(found)} of {len(done)} runs: {found[0]}")
-    if (done.other != "").any():
-        lines.append(
-            f"{(done.other != '').sum()} of {len(done)} {which} were made by other code or libraries than the last:"
-            " column other."
-        )
-    total = done.seconds.sum()
-    lines.append(
-        f"Time: {format_duration(total)} in all, {format_duration(done.fit_seconds.sum())} of it training;"
-        f" {format_duration(done.seconds.mean())} a run, {format_duration(done.seconds.max())} the longest."
+        f"Time: {format_duration(times.sum())} in total,"
+        f" {format_duration(runs.fit_seconds.sum())} of it training;"
+        f" {format_duration(times.mean())} per run, {format_duration(times.max())} at most."
     )
     return lines
 
 
-def first_and_second(both: pd.DataFrame, first: str) -> str:
-    """Compare the gap between the two best settings with chance, over the seeds they share."""
-    has_one = both.groupby("setting").seed.nunique().min() < 2
-    fair = both if has_one else shared(both, "setting")
-    over = f"over the {fair.seed.nunique()} seeds they share " if len(fair) < len(both) else ""
-    verdict = judge(fair.groupby("setting").score.agg(["mean", "std", "count"]))
-    if verdict.best != first and verdict.p_value < 1:
-        return f"{over}is the other way round: it may be chance"
-    return f"{over}is {verdict.words}"
-
-
-def unfinished(ended: pd.DataFrame, key: str) -> str:
-    """A sentence on the values of a setting at which runs did not complete, as no mean counts them; else nothing."""
-    known = ended[ended[key].notna()]
-    counts = known.groupby([key, "status"]).size()
-    told = [
-        f"{value} ({counts[value, status]} {status})"
-        for value, status in sorted(counts.index, key=lambda at: order(at[0]))
-    ]
-    return f"Not counted, as they did not complete: {', '.join(told)}." if told else ""
-
-
-def what_it_did(
-    key: str, settings: list[str], done: pd.DataFrame, ended: pd.DataFrame, out: Path
-) -> list[str]:
-    """The page's lines on one setting, and its picture in `out`; nothing where no two runs differ in it alone."""
-    lines, used, fixed, tuned = compare(done, key, settings)
-    if not lines:
-        return []
-    like = [name for name in settings if f"{bare(name)}={used[name].iloc[0]}" in fixed.split()]
-    ended = ended[
-        (ended[like] == used[like].iloc[0]).all(axis=1)
-    ]  # of those that could have stood here
-    name = (
-        "effect_" + re.sub(r"[^\w.+-]", "-", bare(key)) + ".png"
-    )  # a stranger's key may be a path
-    sentences, values = effect(lines, key)
-    ticks = sorted({value for means in lines.values() for value in means.index}, key=order)
-    drawn = dict(list(lines.items())[:LINES])
-    with atomic_write(out / name) as part:
-        figures.effect(drawn, ticks, bare(key), done.score_name.iloc[0], trivial(used)).savefig(
-            part, dpi=110
-        )
-    page = [f"## What {bare(key)} did", ""]
-    if tuned:
-        page += [f"Each with the best {', '.join(map(bare, tuned))} that was tried with it.", ""]
-    if fixed:
-        page += [f"All with {fixed}.", ""]
-    if len(lines) > LINES:
-        page += [f"Drawn are the first {LINES} of {len(lines)} lines.", ""]
-    if missing := unfinished(ended, key):
-        sentences.append(missing)
-    page += [*(f"- {sentence}" for sentence in sentences), ""]
-    return [
-        *page,
-        values.to_markdown(index=False, disable_numparse=True),
-        "",
-        f"![{bare(key)}]({name})",
-        "",
-    ]
-
-
-def pictures(page: Path) -> set[str]:
-    """The pictures of ours that a report shows."""
-    if not page.is_file() or page.stat().st_size > LARGEST_JSON:
-        return set()
-    return set(
-        re.findall(r"\]\(((?:effect|best)_[\w.+-]+\.png)\)", page.read_text(errors="replace"))
+def summarize_best_two(runs: pd.DataFrame) -> str:
+    """Compare the two best settings."""
+    means = runs.groupby("setting").score.mean().sort_values()
+    first, second = means.index[:2]
+    both = runs[runs.setting.isin([first, second])]
+    measure = "Mean over seeds" if len(both) > 2 else both.score_name.iloc[0]
+    return (
+        f"{measure}: {format_loss(means[first])} with {first}, then"
+        f" {format_loss(means[second])} with {second};"
+        f" the difference {describe_difference(both, first)}."
     )
 
 
-def where(best: pd.Series) -> str:
-    """The settings of a run, where there are several, and its seed."""
-    return f"{'' if best.setting == SAME else f'{best.setting}, '}seed {best.seed:.0f}"
+def summarize_best_run(runs: pd.DataFrame) -> str:
+    """Describe the best run and its baselines."""
+    best = runs.loc[runs.score.idxmin()]
+    measure = "train/loss (no images held out)"
+    if best.score_name == "val/loss":
+        measure = "val/loss"
+    losses = average_baselines(best.to_frame().T)
+    baselines = ", ".join(f"{name} {format_loss(loss)}" for name, loss in losses.items())
+    return (
+        f"Best {measure}: {format_loss(best.score)} with {describe_run(best)};"
+        f" its test loss is {format_loss(best['test/loss'])} ({baselines})."
+    )
 
 
-def best_run(done: pd.DataFrame, out: Path) -> list[str]:
-    """The page's lines on the best run, and its pictures in `out`."""
-    if not len(done):
+def summarize_baselines(runs: pd.DataFrame, group: str) -> list[str]:
+    """Count the runs that are no better than a baseline; `group` names the runs in the sentence."""
+    lines = []
+    descriptions = {
+        "mean_image": "predicting the mean image",
+        "pca": "PCA with the same latent size",
+    }
+    for name, description in descriptions.items():
+        baseline = runs.get(f"baseline/{name}")
+        if baseline is not None:
+            is_beaten = baseline.notna() & is_no_better(runs["test/loss"], baseline)
+            if is_beaten.any():
+                count = f"{is_beaten.sum()} of {len(runs)} {group}"
+                lines.append(f"{count} are no better than {description}.")
+    return lines
+
+
+def summarize_warnings(runs: pd.DataFrame) -> list[str]:
+    """Quote one of each group of warnings that differ only in their numbers."""
+    similar: dict[str, list[str]] = {}
+    for warnings in runs.warnings:
+        for warning in warnings:
+            # `summarize_baselines` already counts these.
+            if "predicting the mean image" not in warning:
+                text = re.sub(r"[\d.,]+(e[+-]\d+)?%?", "#", warning)
+                similar.setdefault(text, []).append(warning)
+    return [f"Warning in {len(same)} of {len(runs)} runs: {same[0]}" for same in similar.values()]
+
+
+def describe_difference(both: pd.DataFrame, first: str) -> str:
+    """Say whether the two best settings differ significantly over the seeds that they share."""
+    has_single_seed = both.groupby("setting").seed.nunique().min() < 2
+    fair = both if has_single_seed else select_shared_seeds(both, "setting")
+    scope = ""
+    if len(fair) < len(both):
+        scope = f"over the {fair.seed.nunique()} seeds they share "
+    verdict = compare_extremes(fair.groupby("setting").score.agg(["mean", "std", "count"]))
+    if verdict.best != first and verdict.p_value < 1:
+        return f"{scope}is reversed and therefore not significant"
+    return f"{scope}is {verdict.words}"
+
+
+def describe_incomplete(incomplete: pd.DataFrame, key: str) -> list[str]:
+    """List the values of a setting at which runs did not complete, in one sentence or none."""
+    known = incomplete[incomplete[key].notna()]
+    counts = known.groupby([key, "status"]).size()
+    if not len(counts):
         return []
-    best = done.loc[done.score.idxmin()]
-    page = ["## The best run", "", f"{where(best)}: `{best.run}`", ""]
-    for name in PICTURES:
-        source = Path(best.run) / "figures" / f"{name}.png"
-        if source.is_file() and source.resolve().is_relative_to(Path(best.run).resolve()):
+    groups = sorted(counts.index, key=lambda group: sort_key(group[0]))
+    values = [f"{value} ({counts[value, status]} {status})" for value, status in groups]
+    return [f"Not counted, as they did not complete: {', '.join(values)}."]
+
+
+def write_effect(
+    key: str, settings: list[str], runs: pd.DataFrame, incomplete: pd.DataFrame, out: Path
+) -> list[str]:
+    """Draw the effect of one setting into `out` and return its section of the page.
+
+    The section is empty if no two runs differ only in this setting.
+    """
+    lines, used, fixed, tuned = compare(runs, key, settings)
+    if not lines:
+        return []
+    # Only runs with the same fixed settings could have been compared.
+    fixed_keys = [
+        name for name in settings if f"{short_name(name)}={used[name].iloc[0]}" in fixed.split()
+    ]
+    has_fixed = (incomplete[fixed_keys] == used[fixed_keys].iloc[0]).all(axis=1)
+    # A key in a foreign results.json may look like a path.
+    name = "effect_" + re.sub(r"[^\w.+-]", "-", short_name(key)) + ".png"
+    sentences, values = summarize_effect(lines, key)
+    sentences += describe_incomplete(incomplete[has_fixed], key)
+    ticks = sorted({value for means in lines.values() for value in means.index}, key=sort_key)
+    drawn = dict(list(lines.items())[:MAX_LINES])
+    measure, baselines = runs.score_name.iloc[0], average_baselines(used)
+    with atomic_write(out / name) as part:
+        figure = figures.effect(drawn, ticks, short_name(key), measure, baselines)
+        figure.savefig(part, dpi=110)
+    page = [f"## Effect of {short_name(key)}", ""]
+    if tuned:
+        page += [f"Each value with the best {', '.join(map(short_name, tuned))} tried with it.", ""]
+    if fixed:
+        page += [f"All with {fixed}.", ""]
+    if len(lines) > MAX_LINES:
+        page += [f"The figure shows the first {MAX_LINES} of {len(lines)} lines.", ""]
+    page += [*(f"- {sentence}" for sentence in sentences), ""]
+    return [*page, format_markdown(values), "", f"![{short_name(key)}]({name})", ""]
+
+
+def find_figures(page: Path) -> set[str]:
+    """Return the names of the figures that an existing report shows."""
+    if not page.is_file() or page.stat().st_size > LARGEST_JSON:
+        return set()
+    text = page.read_text(errors="replace")
+    return set(re.findall(r"\]\(((?:effect|best)_[\w.+-]+\.png)\)", text))
+
+
+def describe_run(run: pd.Series) -> str:
+    """Describe a run by its settings, if these vary, and its seed."""
+    setting = "" if run.setting == SAME_SETTINGS else f"{run.setting}, "
+    return f"{setting}seed {run.seed:.0f}"
+
+
+def write_best_run(runs: pd.DataFrame, out: Path) -> list[str]:
+    """Copy the figures of the best run into `out` and return its section of the page."""
+    if not len(runs):
+        return []
+    best = runs.loc[runs.score.idxmin()]
+    page = ["## The best run", "", f"{describe_run(best)}: `{best.run}`", ""]
+    run = Path(best.run)
+    for name in BEST_RUN_FIGURES:
+        source = run / "figures" / f"{name}.png"
+        # A link in a foreign run may name any file.
+        if source.is_file() and source.resolve().is_relative_to(run.resolve()):
             with atomic_write(out / f"best_{name}.png") as part:
                 shutil.copyfile(source, part)
             page += [f"![{name}](best_{name}.png)", ""]
     return page
 
 
-def further(value: str) -> bool:
-    """Whether a value is a number beyond which there are others to try: not 0, where most settings end."""
-    kind, number, _ = order(value)
-    return kind == 0 and number != 0
-
-
-def effect(lines: dict[str, pd.DataFrame], key: str) -> tuple[list[str], pd.DataFrame]:
-    """In words, a sentence a setting of the others, and in a table, what one setting did."""
+def summarize_effect(lines: dict[str, pd.DataFrame], key: str) -> tuple[list[str], pd.DataFrame]:
+    """Summarize the effect of one setting in sentences and a table, for each line of the figure."""
     sentences, rows = [], []
     for words, values in lines.items():
-        told = effect_in_words(values)
-        sentences.append(f"With {words}: {told}" if len(lines) > 1 else told[0].upper() + told[1:])
+        text = describe_effect(values)
+        sentence = f"With {words}: {text}" if len(lines) > 1 else text[0].upper() + text[1:]
+        sentences.append(sentence)
         for value, line in values.iterrows():
             row: dict[str, Any] = {"with": words} if len(lines) > 1 else {}
-            row |= {bare(key): value, "seeds": int(line["count"])}
+            row |= {short_name(key): value, "seeds": int(line["count"])}
             row |= {"mean loss": format_loss(line["mean"]), "spread": format_spread(line["std"])}
             rows.append(row)
     return sentences, pd.DataFrame(rows)
 
 
-def effect_in_words(values: pd.DataFrame) -> str:
-    """The best and the worst value of a setting, and whether they differ by more than chance."""
+def describe_effect(values: pd.DataFrame) -> str:
+    """Name the best and the worst value of a setting and say whether they differ significantly."""
     means = values["mean"]
     if math.isclose(means.min(), means.max(), rel_tol=1e-9):
-        return f"the same at all ({format_loss(means.min())})."
-    verdict = judge(values)
+        return f"the same at all values ({format_loss(means.min())})."
+    verdict = compare_extremes(values)
     best, worst = verdict.best, verdict.worst
     losses = means.map(format_loss)
-    words = f"best at {best} ({losses[best]}), worst at {worst} ({losses[worst]})."
-    words += f" The difference is {verdict.words}."
-    edges = values.index[0], values.index[-1]
-    if verdict.is_found and len(values) > 2 and best in edges and further(best):
-        words += f" {best} is at the edge of what was tried."
-    if verdict.left_out:
-        alone = ", ".join(f"{value} ({losses[value]})" for value in verdict.left_out)
-        words += f" Of one seed each, so not compared: {alone} {REMEDY}."
-    return words
+    text = f"best at {best} ({losses[best]}), worst at {worst} ({losses[worst]})."
+    text += f" The difference is {verdict.words}."
+    is_edge = len(values) > 2 and best in (values.index[0], values.index[-1])
+    if verdict.is_significant and is_edge and is_extensible(best):
+        text += f" {best} is at the edge of the values tried."
+    if verdict.excluded:
+        single = ", ".join(f"{value} ({losses[value]})" for value in verdict.excluded)
+        text += f" Not compared, as each has a single seed: {single} {REMEDY}."
+    return text
+
+
+def is_extensible(value: str) -> bool:
+    """Whether values beyond this one can be tried: it is a number, but not 0, the usual limit."""
+    kind, number, _ = sort_key(value)
+    return kind == 0 and number != 0

@@ -32,9 +32,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """A file to write beside `path`, which takes its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix
-        )
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix)
     except OSError as error:  # would name the file beside it
         raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
@@ -66,9 +64,7 @@ def _without_nan(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises ValueError where it is none, or larger than any that is written here."""
     if path.stat().st_size > LARGEST_JSON:
-        raise ValueError(
-            f"{path}: is larger than {LARGEST_JSON:,} bytes, which no file of a run is"
-        )
+        raise ValueError(f"{path}: is larger than {LARGEST_JSON:,} bytes, which no file of a run is")
     try:
         return json.loads(path.read_bytes())
     except RecursionError as error:
@@ -99,9 +95,7 @@ def check_links(folder: Path, places: Sequence[str] = RUN_FILES) -> None:
     here = folder.resolve()
     for path in [path for place in places for path in folder.glob(place)]:
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(here):
-            raise ValueError(
-                f"{path}: is a link that leads out of {folder}; remove it, or choose another directory"
-            )
+            raise ValueError(f"{path}: is a link that leads out of {folder}; remove it, or choose another directory")
 
 
 def is_partial_file(path: Path) -> bool:
@@ -111,9 +105,7 @@ def is_partial_file(path: Path) -> bool:
 
 def remove_partial_files(run: Path) -> None:
     """Delete what killed processes were writing; nobody may be at the run."""
-    for path in [
-        path for pattern in RUN_FILES for path in run.glob(pattern) if is_partial_file(path)
-    ]:
+    for path in [path for pattern in RUN_FILES for path in run.glob(pattern) if is_partial_file(path)]:
         path.unlink(missing_ok=True)
 
 

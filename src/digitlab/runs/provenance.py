@@ -10,18 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-DATA_PLACE = (
-    "data.root",
-    "data.verify",
-)  # where the data lies and whether it is checked: changes no result
+DATA_PLACE = ("data.root", "data.verify")  # where the data lies and whether it is checked: changes no result
 
 
 def make_run_id(config: Mapping[str, Any]) -> str:
     """Twelve hex digits that two resolved configurations share if they differ only in what changes no result."""
     kept = dict(config)
-    kept["data"] = {
-        key: value for key, value in config["data"].items() if f"data.{key}" not in DATA_PLACE
-    }
+    kept["data"] = {key: value for key, value in config["data"].items() if f"data.{key}" not in DATA_PLACE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -45,15 +40,10 @@ def code_version() -> dict[str, Any]:
         content.update(f"{name} {path.stat().st_size}\n".encode() + path.read_bytes())
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=package, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        found = {
-            "sha": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--", "*.py")),
-        }
+        found = {"sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "*.py"))}
     except (OSError, subprocess.CalledProcessError):
         found = {"sha": None, "dirty": None}
     return found | {"digest": content.hexdigest()[:12]}
@@ -68,9 +58,7 @@ def describe_other_code(results: Mapping[str, Any]) -> str:
     if code.get("digest") == now["digest"]:
         return ""
     sha = str(code.get("sha"))[:12]
-    return f"by other code, commit {sha}" + (
-        ", changed since or before" if str(now["sha"]).startswith(sha) else ""
-    )
+    return f"by other code, commit {sha}" + (", changed since or before" if str(now["sha"]).startswith(sha) else "")
 
 
 @cache

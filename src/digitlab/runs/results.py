@@ -34,24 +34,14 @@ def read_results(run: Path) -> dict[str, Any] | None:
         content = read_json(run / "results.json")
     except (OSError, ValueError):
         return None
-    if not isinstance(content, dict) or not {
-        "run_id",
-        "status",
-        "seed",
-        "config",
-        "metrics",
-    } <= set(content):
+    if not isinstance(content, dict) or not {"run_id", "status", "seed", "config", "metrics"} <= set(content):
         return None
-    if not all(
-        isinstance(content[key], kind) for key, kind in FIELD_TYPES.items() if key in content
-    ):
+    if not all(isinstance(content[key], kind) for key, kind in FIELD_TYPES.items() if key in content):
         return None
     numbers = [content.get(key) for key in ("seed", "epochs", "steps", "fit_seconds", "seconds")]
     numbers += [*content["metrics"].values(), *content.get("baselines", {}).values()]
     words = [*content.get("warnings", []), *content.get("files", {}).values()]
-    if not all(
-        n is None or (isinstance(n, float | int) and abs(n) <= sys.float_info.max) for n in numbers
-    ):
+    if not all(n is None or (isinstance(n, float | int) and abs(n) <= sys.float_info.max) for n in numbers):
         return None
     if not all(isinstance(word, str) for word in words) or content["status"] not in STATUSES:
         return None
@@ -72,9 +62,7 @@ def best_checkpoint(run: Path) -> Path:
     """The checkpoint of a run's best epoch. Raises ValueError where there is none."""
     path = run / "checkpoints" / "best.ckpt"
     if not path.is_file():
-        raise ValueError(
-            f"{run}: holds no checkpoint; name the directory of a completed run, as outputs/runs/NAME"
-        )
+        raise ValueError(f"{run}: holds no checkpoint; name the directory of a completed run, as outputs/runs/NAME")
     return path
 
 
@@ -98,15 +86,9 @@ OUTPUTS = (
 def file_digests(run: Path) -> dict[str, str]:
     """The SHA-256 of each file of OUTPUTS; not of what else somebody has put there."""
     files = sorted(
-        path
-        for pattern in OUTPUTS
-        for path in run.glob(pattern)
-        if path.is_file() and not is_partial_file(path)
+        path for pattern in OUTPUTS for path in run.glob(pattern) if path.is_file() and not is_partial_file(path)
     )
-    return {
-        path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+    return {path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def find_damage(run: Path, results: Mapping[str, Any]) -> list[str]:
@@ -118,10 +100,7 @@ def find_damage(run: Path, results: Mapping[str, Any]) -> list[str]:
 
 def is_foreign(run: Path) -> bool:
     """Whether there are results in the directory that no run of this program can have left: its first file is .lock."""
-    theirs = any(
-        any(run.glob(pattern))
-        for pattern in ("results.json", "checkpoints/*", "events.out.tfevents.*")
-    )
+    theirs = any(any(run.glob(pattern)) for pattern in ("results.json", "checkpoints/*", "events.out.tfevents.*"))
     return theirs and not (run / ".lock").exists() and read_results(run) is None
 
 

