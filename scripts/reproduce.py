@@ -102,7 +102,7 @@ def draw(centers: np.ndarray, fog: Autoencoder, best: Autoencoder) -> None:
     drawn["overview"] = figures.image_grid(np.concatenate(rows), None, 10, heading, names)
     for name, figure in drawn.items():
         with atomic_write(ROOT / "docs" / f"{name}.png") as part:
-            Image.fromarray(figures.pixels(figure)).save(part, "png", optimize=True)
+            Image.fromarray(figures.render(figure)).save(part, "png", optimize=True)
 
 
 def autoencoder(words: str, seed: int) -> Autoencoder:

@@ -408,7 +408,7 @@ def test_numbers_drawn_as_glyphs_look_like_texts(monkeypatch: pytest.MonkeyPatch
 
     def drawn(write: Callable[..., None]) -> np.ndarray:
         monkeypatch.setattr(figures, "write_numbers", write)
-        return figures.pixels(figures.confusion_matrix(table, "")).astype(int)
+        return figures.render(figures.confusion_matrix(table, "")).astype(int)
 
     glyphs, texts = drawn(figures.write_numbers), drawn(text)
     one_more = drawn(lambda figure, axes, table, colors: text(figure, axes, table + (table == 0), colors))
@@ -418,9 +418,9 @@ def test_numbers_drawn_as_glyphs_look_like_texts(monkeypatch: pytest.MonkeyPatch
 def test_thousands_of_centres_are_drawn_in_part() -> None:
     """A sheet for each of 5,000 would be higher than matplotlib draws: the first hundred, and shades for all counts."""
     many = np.ones((10, 5000), dtype=int)
-    sheet = figures.pixels(figures.centers(np.zeros((5000, 28, 28)), many, "Final centres"))
+    sheet = figures.render(figures.centers(np.zeros((5000, 28, 28)), many, "Final centres"))
     assert max(sheet.shape) < 5000
-    assert max(figures.pixels(figures.confusion_matrix(many, "")).shape) < 5000
+    assert max(figures.render(figures.confusion_matrix(many, "")).shape) < 5000
 
 
 @pytest.mark.parametrize("heading", ["Final centres", "Final centres\nno better"])
@@ -428,6 +428,6 @@ def test_thousands_of_centres_are_drawn_in_part() -> None:
 def test_a_heading_stands_close_above_the_centres(k: int, heading: str) -> None:
     """However many rows they have: in a tall sheet matplotlib's own place for it lies among the images."""
     figure = figures.centers(np.zeros((k, 28, 28)), np.ones((10, k), dtype=int), heading)
-    figures.pixels(figure)
+    figures.render(figure)
     gap = figure._suptitle.get_window_extent().y0 - figure.axes[0].get_window_extent().y1  # type: ignore[attr-defined]
     assert 0 <= gap / figure.dpi < 0.2  # inches

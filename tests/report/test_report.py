@@ -446,7 +446,7 @@ def test_a_line_joins_numbers_not_choices(names: list[str], style: str) -> None:
 )
 def test_numbers_stand_at_their_distance(names: list[str], at: list[float], scale: str) -> None:
     """So that the slope of a line means something; choices stand one beside the other."""
-    assert figures.places(names) == (dict(zip(names, at, strict=True)), scale)
+    assert figures.tick_positions(names) == (dict(zip(names, at, strict=True)), scale)
     table = pd.DataFrame({"mean": [0.1] * len(names), "std": [0.0] * len(names)}, index=names)
     (axes,) = figures.effect({"": table}, names, "a", "val/loss", {}).axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == names

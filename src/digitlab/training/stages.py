@@ -247,7 +247,7 @@ def evaluate_and_save(
     pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
     with SummaryWriter(str(directory)) as writer:
         for name, figure in pictures.items():
-            picture = Image.fromarray(figures.pixels(figure))
+            picture = Image.fromarray(figures.render(figure))
             with BytesIO() as file:  # drawn and packed once for both
                 picture.save(file, "png", compress_level=3)
                 png = file.getvalue()
