@@ -41,7 +41,7 @@ def main() -> None:
     metrics = model.evaluate(source, split)
     print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
     agree = True
-    if model.judged_by != recorded.get("classifier"):
+    if model.classifier_id != recorded.get("classifier"):
         # Distances on the features of two classifiers do not compare.
         print("generated/... are not compared: another classifier scored them (other torch, or other code)")
         metrics = {name: value for name, value in metrics.items() if not name.startswith("generated/")}
