@@ -29,9 +29,11 @@ from digitlab.data.images import PIXELS, Images, Split, scale, split
 from digitlab.data.mnist import load
 from digitlab.models import baselines
 from digitlab.models.autoencoder import Autoencoder
-from digitlab.models.base import Model, make_optimizer, make_scheduler
+from digitlab.models.base import Model
+from digitlab.models.initialization import draw_centers
 from digitlab.models.kmeans import MiniBatchKMeans as DigitlabKMeans
-from digitlab.models.kmeans import assign, draw_centers, gradient
+from digitlab.models.kmeans import assign, gradient
+from digitlab.models.optimizers import make_optimizer, make_scheduler
 from digitlab.runtime.seeds import Stream, generator
 from digitlab.runtime.threads import cpu_threads, keep_freed_memory
 from digitlab.training import stages

@@ -45,7 +45,7 @@ def main() -> None:
     remedy = "name the folder of the run's data with --root"
     source, split = stages.read_data(wanted, data, remedy)
     metrics = model.evaluate(source, split)
-    if model.judged_by != recorded.get("classifier"):
+    if model.classifier_id != recorded.get("classifier"):
         # Distances on the features of two classifiers cannot be compared.
         print("generated/... is not compared: scored by another classifier (other torch or code)")
         names = [name for name in metrics if not name.startswith("generated/")]

@@ -114,7 +114,7 @@ def draw_figures(centers: np.ndarray, q2c: Autoencoder, best: Autoencoder) -> No
     drawn["overview"] = figures.image_grid(rows, None, 10, title, names)
     for name, figure in drawn.items():
         with atomic_write(ROOT / "docs" / f"{name}.png") as part:
-            Image.fromarray(figures.pixels(figure)).save(part, "png", optimize=True)
+            Image.fromarray(figures.render(figure)).save(part, "png", optimize=True)
 
 
 def load_autoencoder(words: str, seed: int) -> Autoencoder:

@@ -40,7 +40,9 @@ from torch import Tensor
 
 from digitlab.data.images import PIXELS, Images, scale
 from digitlab.data.mnist import load
-from digitlab.models.kmeans import assign, draw_centers, gradient, nearest
+from digitlab.models.distances import nearest
+from digitlab.models.initialization import draw_centers
+from digitlab.models.kmeans import assign, gradient
 from digitlab.runs.files import atomic_write
 from digitlab.runtime.seeds import Stream, generator
 from digitlab.runtime.threads import cpu_threads

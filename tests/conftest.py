@@ -116,7 +116,7 @@ def be_quick(patch: pytest.MonkeyPatch) -> None:
     """Have the judge trained quickly, and few samples for it to see."""
     patch.setattr(digit_classifier, "EPOCHS", 30)  # of five minibatches each
     patch.setattr(digit_classifier, "STEPS", 0)
-    patch.setattr(autoencoder, "SCORED", 200)
+    patch.setattr(autoencoder, "SCORED_SAMPLES", 200)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -134,7 +134,7 @@ def full_judge(quick_judge: pytest.MonkeyPatch) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digit_classifier, "EPOCHS", 4)
         patch.setattr(digit_classifier, "STEPS", 300)
-        patch.setattr(autoencoder, "SCORED", 10_000)
+        patch.setattr(autoencoder, "SCORED_SAMPLES", 10_000)
         yield
 
 

@@ -455,7 +455,7 @@ def test_a_checkpoint_asks_for_no_more_memory_than_it_has(finished: dict[str, Pa
     good, path = checkpoints.read_checkpoint(finished["autoencoder"] / "checkpoints" / "best.ckpt"), tmp_path / "a.ckpt"
     good["hyper_parameters"] |= {"channels": [1_000_000, 1_000_000]}
     torch.save(good, path)
-    with pytest.raises(ValueError, match=r"a\.ckpt: is of another model or other code"):
+    with pytest.raises(ValueError, match=r"a\.ckpt: belongs to another model or another version of the code"):
         checkpoints.load_model(path)
     torch.save(good | {"model": "judge"}, path)
     with pytest.raises(ValueError, match=r"a\.ckpt: holds a judge, not kmeans or autoencoder"):

@@ -662,7 +662,7 @@ def test_an_optimizer_is_one_yaml_and_an_init_one_function_and_one_yaml(
 
     told = train("-m", "model=kmeans", "init=digit,first", *words, expected=2)
     assert re.fullmatch(r"Error: init=first: .*; write a function @init\('first'\) there\n", told)
-    with (tmp_path / "src" / "digitlab" / "models" / "kmeans.py").open("a") as file:
+    with (tmp_path / "src" / "digitlab" / "models" / "initialization.py").open("a") as file:
         file.write(
             '@init("first")\ndef first(data, n_clusters, rng):\n    return scale(data.images[:n_clusters]).flatten(1)\n'
         )

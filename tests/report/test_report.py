@@ -487,7 +487,7 @@ def test_a_line_connects_numbers_but_not_choices(names: list[str], style: str) -
 )
 def test_numbers_are_placed_by_value(names: list[str], at: list[float], scale: str) -> None:
     """So that the slope of a line has a meaning; choices are evenly spaced."""
-    assert figures.places(names) == (dict(zip(names, at, strict=True)), scale)
+    assert figures.tick_positions(names) == (dict(zip(names, at, strict=True)), scale)
     values = pd.DataFrame({"mean": [0.1] * len(names), "std": [0.0] * len(names)}, index=names)
     (axes,) = figures.effect({"": values}, names, "a", "val/loss", {}).axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == names

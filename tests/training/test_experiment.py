@@ -744,7 +744,7 @@ def test_a_checkpoint_of_other_shape_is_refused(words: list[str], tmp_path: Path
     content = torch.load(path, weights_only=True)
     content["state_dict"]["centers"] = content["state_dict"]["centers"][:5]
     torch.save(content, path)
-    with pytest.raises(ValueError, match=r"is of another model or other code"):
+    with pytest.raises(ValueError, match=r"belongs to another model or another version of the code"):
         checkpoints.load_model(path)
 
 
@@ -891,7 +891,7 @@ def test_a_run_that_goes_on_elsewhere_says_so(words: list[str], tmp_path: Path) 
 def test_a_cycle_of_one_step_is_refused(words: list[str], tmp_path: Path) -> None:
     """scheduler=one_cycle goes up and down: two steps are too few, told with what to do; three will do."""
     command = [*KMEANS, *words, "scheduler=one_cycle", "data.batch_size=250"]
-    with pytest.raises(RunFailed, match="it takes 3 steps or more, not 2; train longer, or choose scheduler=constant"):
+    with pytest.raises(RunFailed, match="must have 3 steps or more, not 2; train longer, or choose scheduler=constant"):
         run_here([*command, "trainer.max_epochs=1"], tmp_path / "one")
     assert run_here([*command, "trainer.max_epochs=2"], tmp_path / "two")["status"] == "completed"
 
@@ -940,7 +940,7 @@ def test_a_checkpoint_without_the_state_of_training_is_started_over(
     checkpoints.write_checkpoint(path, {key: content[key] for key in ("model", "hyper_parameters", "state_dict")})
     run_here([*KMEANS, *words], cut)
     assert "training starts again" in caplog.text
-    assert "holds no state of training" in caplog.text
+    assert "holds no training state" in caplog.text
     assert_same(whole, cut)
 
 

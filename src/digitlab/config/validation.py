@@ -113,11 +113,11 @@ def check(cfg: DictConfig) -> None:
     if wrong:
         raise ValueError("\n".join(wrong))
     if not is_dataclass(OmegaConf.get_type(cfg.optimizer)):
-        from digitlab.models.base import try_optimizer
+        from digitlab.models.optimizers import try_optimizer
 
         try_optimizer(to_plain(cfg)["optimizer"])
     if cfg.model.name == "kmeans" and cfg.model.init.name not in INITS:
-        from digitlab.models.kmeans import find_init
+        from digitlab.models.initialization import find_init
 
         find_init(cfg.model.init.name)
 

@@ -1,1 +1,1 @@
-"""The models, what they are compared with, and their checkpoints."""
+"""The models, the baselines they are compared with, and their checkpoints."""

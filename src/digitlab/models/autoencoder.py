@@ -1,9 +1,10 @@
-"""A convolutional autoencoder whose decoder inverts its encoder stage by stage.
+"""A convolutional autoencoder with a decoder that inverts the encoder stage by stage.
 
-Encoder stage i is a 3 x 3 convolution of stride 2 to channels[i]; 28 x 28 becomes 14, 7, 4, 2, 1. Then the
-tensor is flattened, optionally mixed by a dense layer, and mapped to the latent z. The decoder runs the same
-stages backwards, each transposed convolution restoring exactly the size that its counterpart took away.
-The loss is the mean squared error over pixels and images. B images, C channels, H x W pixels, Z latents.
+Encoder stage i is a 3 x 3 convolution of stride 2 to channels[i]; 28 x 28 becomes 14, 7, 4, 2, 1.
+Then the tensor is flattened, optionally passed through a dense layer, and mapped to the latent z.
+The decoder runs the same stages backwards: each transposed convolution restores exactly the size
+before its convolution. The loss is the mean squared error over pixels and images.
+B images, C channels, H x W pixels, Z latent dimensions.
 """
 
 from collections.abc import Sequence
@@ -22,15 +23,18 @@ from digitlab.models.prior import Prior
 from digitlab.runs.results import is_no_better
 from digitlab.runtime.seeds import Stream, generator
 
-SCORED = 10_000  # samples that a score stands on; 20 are only shown
+# Samples that the generated/... metrics are computed from.
+SCORED_SAMPLES = 10_000
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish}
 OUTPUTS = {"sigmoid": nn.Sigmoid, "linear": nn.Identity}
+# The choices of experiment=autoencoder_best, which warnings recommend.
+BEST_CHOICES = {"optimizer": "adamw", "scheduler": "one_cycle"}
 
 
-def sizes(layers: int) -> list[int]:
-    """Edge lengths before and after each of so many stride-2 convolutions: 28, 14, 7, 4, 2, 1."""
+def edge_lengths(n_layers: int) -> list[int]:
+    """Edge lengths before and after each of n stride-2 convolutions: 28, 14, 7, 4, 2, 1."""
     edges = [IMAGE_SHAPE[0]]
-    for _ in range(layers):
+    for _ in range(n_layers):
         edges.append((edges[-1] + 1) // 2)
     return edges
 
@@ -39,73 +43,109 @@ class Stages(nn.Sequential):
     """Named stages in the order they are applied."""
 
     def shapes(self, x: Tensor) -> list[tuple[str, tuple[int, ...]]]:
-        """Each stage's name with the shape of one image's tensor after it, by running x (1, ...) through."""
-        found = []
+        """Run x (1, ...) through; return each stage's name and output shape without the batch."""
+        shapes = []
         for name, stage in self.named_children():
             x = stage(x)
-            found.append((name, tuple(x.shape[1:])))
-        return found
+            shapes.append((name, tuple(x.shape[1:])))
+        return shapes
 
 
-def build(
-    channels: Sequence[int], latent_dim: int, hidden: int | None, norm: str, activation: str, output: str
+def build_stages(
+    channels: Sequence[int],
+    latent_dim: int,
+    hidden: int | None,
+    norm: str,
+    activation: str,
+    output: str,
 ) -> tuple[Stages, Stages]:
-    """The encoder (B, 1, 28, 28) -> (B, Z) and the decoder back, stage k of one inverting stage k of the other.
+    """Build the encoder (B, 1, 28, 28) -> (B, Z) and the decoder back.
 
-    `output` is what the decoder's last stage ends in: a sigmoid, or nothing (linear).
+    Args:
+        channels: The output channels of each convolution.
+        latent_dim: Z.
+        hidden: The width of the dense layer, or None for no dense layer.
+        norm: "group" or "none".
+        activation: A key of `ACTIVATIONS`.
+        output: What the decoder ends with, a key of `OUTPUTS`.
     """
-    edges = sizes(len(channels))
+    edges = edge_lengths(len(channels))
     flat = channels[-1] * edges[-1] ** 2
 
-    def normalized(width: int) -> bool:
-        return norm == "group" and width > 1  # a group of one number would be normalised to nothing
+    def has_norm(width: int) -> bool:
+        # Group normalisation of a single number would always give 0.
+        return norm == "group" and width > 1
 
-    def after(layer: nn.Module, width: int, *, image: bool) -> nn.Sequential:
-        # Groups of 16 channels where they divide: unlike batch normalisation it treats each image by itself,
-        # so that training, evaluation and DDP compute the same.
+    def activate(layer: nn.Module, width: int, *, image: bool) -> nn.Sequential:
+        """Append the normalisation (of images only) and the activation to a layer."""
+        # Groups of 16 channels, if they divide evenly. Unlike batch normalisation it normalises
+        # each image by itself, so training, evaluation and DDP compute the same.
         groups = width // 16 if width % 16 == 0 else 1
-        extra = [nn.GroupNorm(groups, width)] if image and normalized(width) else []
-        return nn.Sequential(layer, *extra, ACTIVATIONS[activation]())
+        norms = [nn.GroupNorm(groups, width)] if image and has_norm(width) else []
+        return nn.Sequential(layer, *norms, ACTIVATIONS[activation]())
 
-    encoder, decoder = Stages(), Stages()
-    down: list[tuple[str, nn.Module]] = []
-    up: list[tuple[str, nn.Module]] = []  # from the image inwards; applied in reverse
-    for i, (before, width) in enumerate(zip([1, *channels], channels, strict=False)):
+    # Both lists run from the image to the latent; the decoder applies its stages in reverse.
+    encoder_stages: list[tuple[str, nn.Module]] = []
+    decoder_stages: list[tuple[str, nn.Module]] = []
+    for i, (before, after) in enumerate(zip([1, *channels], channels, strict=False)):
         name = f"conv{i + 1}"
-        # No bias where a normalisation adds its own: the gradient of a transposed convolution's is slow on CPUs.
-        shrink = nn.Conv2d(before, width, 3, stride=2, padding=1, bias=not normalized(width))
-        down.append((name, after(shrink, width, image=True)))
-        padding = edges[i] - (2 * edges[i + 1] - 1)  # 0 or 1: the row that an even edge had more
-        bias = not normalized(before)
-        grow = nn.ConvTranspose2d(width, before, 3, stride=2, padding=1, output_padding=padding, bias=bias)
-        up.append((name, after(grow, before, image=True) if i else nn.Sequential(grow, OUTPUTS[output]())))
-    down.append(("flatten", nn.Flatten()))
-    up.append(
-        ("flatten", nn.Sequential(ACTIVATIONS[activation](), nn.Unflatten(1, (channels[-1], edges[-1], edges[-1]))))
-    )
+        # Normalisation adds its own bias; the gradient of a transposed convolution's bias is slow
+        # on CPUs.
+        down = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=not has_norm(after))
+        encoder_stages.append((name, activate(down, after, image=True)))
+        up = nn.ConvTranspose2d(
+            after,
+            before,
+            3,
+            stride=2,
+            padding=1,
+            # 1 for an even edge, 0 for an odd one.
+            output_padding=edges[i] - (2 * edges[i + 1] - 1),
+            bias=not has_norm(before),
+        )
+        if i == 0:
+            decoder_stages.append((name, nn.Sequential(up, OUTPUTS[output]())))
+        else:
+            decoder_stages.append((name, activate(up, before, image=True)))
+    unflatten = nn.Unflatten(1, (channels[-1], edges[-1], edges[-1]))
+    encoder_stages.append(("flatten", nn.Flatten()))
+    decoder_stages.append(("flatten", nn.Sequential(ACTIVATIONS[activation](), unflatten)))
     if hidden is not None:
-        down.append(("dense", after(nn.Linear(flat, hidden), hidden, image=False)))
-        up.append(("dense", nn.Linear(hidden, flat)))
-    down.append(("latent", nn.Linear(hidden or flat, latent_dim)))
-    grow_latent: nn.Module = nn.Linear(latent_dim, hidden or flat)
-    up.append(("latent", after(grow_latent, hidden, image=False) if hidden is not None else grow_latent))
-    for name, stage in down:
+        encoder_stages.append(("dense", activate(nn.Linear(flat, hidden), hidden, image=False)))
+        decoder_stages.append(("dense", nn.Linear(hidden, flat)))
+    encoder_stages.append(("latent", nn.Linear(hidden or flat, latent_dim)))
+    from_latent: nn.Module = nn.Linear(latent_dim, hidden or flat)
+    if hidden is not None:
+        from_latent = activate(from_latent, hidden, image=False)
+    decoder_stages.append(("latent", from_latent))
+    encoder, decoder = Stages(), Stages()
+    for name, stage in encoder_stages:
         encoder.add_module(name, stage)
-    for name, stage in reversed(up):
+    for name, stage in reversed(decoder_stages):
         decoder.add_module(name, stage)
     return encoder, decoder
 
 
 class ShapeRow(NamedTuple):
-    """An encoder stage and, on its line, the decoder stage that inverts it: shapes without the batch."""
+    """An encoder stage and the decoder stage that inverts it, with shapes without the batch."""
 
     name: str
-    inside: tuple[int, ...]  # after the encoder stage and before the decoder stage
-    outside: tuple[int, ...]  # before the encoder stage and after the decoder stage
+    # After the encoder stage and before the decoder stage.
+    inner: tuple[int, ...]
+    # Before the encoder stage and after the decoder stage.
+    outer: tuple[int, ...]
 
 
 class Autoencoder(Model):
-    """Encoder, decoder, and the densities that z can be drawn from."""
+    """Encoder, decoder, and the densities that z can be drawn from.
+
+    Args:
+        channels, latent_dim, hidden, norm, activation, output: See `build_stages`.
+        channels_last: Whether images and weights have torch's memory format channels_last.
+        compile: Whether to train with torch.compile.
+        prior: The values of conf/prior.
+        optimizer, scheduler, seed: See `Model`.
+    """
 
     bf16 = True
 
@@ -127,23 +167,29 @@ class Autoencoder(Model):
         super().__init__(optimizer, scheduler, seed)
         self.save_hyperparameters(logger=False)
         self.latent_dim, self.prior_name = latent_dim, prior["name"]
-        self.encoder, self.decoder = build(channels, latent_dim, hidden, norm, activation, output)
+        self.encoder, self.decoder = build_stages(
+            channels, latent_dim, hidden, norm, activation, output
+        )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
-        standard = Prior(1, latent_dim, fitted=True)
-        self.priors = nn.ModuleDict({"standard_normal": standard, "gaussian": Prior(1, latent_dim)})
+        self.priors = nn.ModuleDict(
+            {
+                "standard_normal": Prior(1, latent_dim, fitted=True),
+                "gaussian": Prior(1, latent_dim),
+            }
+        )
         if self.prior_name == "mixture":
             self.priors["mixture"] = Prior(prior["n_components"], latent_dim, prior["temperature"])
         self.compiled = compile
 
     def setup(self, stage: str) -> None:
-        """Compile in place, so that the weights keep their names."""
+        """Compile in place, which leaves the names of the weights unchanged."""
         if stage == "fit" and self.compiled:
             self.encoder.compile()
             self.decoder.compile()
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Uint8 (B, 28, 28) as float (B, 1, 28, 28) in [0, 1], in the memory format of the convolutions."""
+        """Convert uint8 (B, 28, 28) to float (B, 1, 28, 28) in [0, 1], in the memory format."""
         return scale(images)[:, None].contiguous(memory_format=self.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,9 +198,13 @@ class Autoencoder(Model):
         return reconstruction
 
     def loss(self, batch: Batch) -> Tensor:
-        """The minibatch's mean squared error, a process's part so weighted that DDP's mean over processes gives it."""
+        """Compute the mean squared error of the minibatch.
+
+        Under DDP this process's part is weighted to make the mean over processes the global loss.
+        """
         x = self.prepare(batch.images)
-        loss: Tensor = (self(x).float() - x).square().sum() * (self.trainer.world_size / (batch.total * PIXELS))
+        squared = (self(x).float() - x).square().sum()
+        loss: Tensor = squared * (self.trainer.world_size / (batch.total * PIXELS))
         return loss
 
     def validation_step(self, chunk: Batch, _: int) -> None:
@@ -162,120 +212,162 @@ class Autoencoder(Model):
         distributed = self.trainer.world_size > 1
         self.log("val/loss", self.loss(chunk), batch_size=chunk.total, sync_dist=distributed)
 
-    # -- after training -----------------------------------------------------------------------------------
-
     @torch.no_grad()
     def encode(self, data: Images) -> Tensor:
-        """The latents of images, float (N, Z) on the CPU."""
-        chunks = [self.encoder(self.prepare(chunk.images.to(self.device))).float().cpu() for chunk in Chunks(data)]
-        return torch.cat(chunks)
+        """Compute the latents of images, float (N, Z) on the CPU."""
+        parts = []
+        for chunk in Chunks(data):
+            parts.append(self.encoder(self.prepare(chunk.images.to(self.device))).float().cpu())
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """The images of latents (N, Z), float (N, 28, 28) clipped to [0, 1], on the CPU."""
-        parts = [self.decoder(part.to(self.device)).float().cpu()[:, 0] for part in z.split(1000)]
+        """Compute the images of latents (N, Z), float (N, 28, 28) in [0, 1], on the CPU."""
+        parts = [
+            self.decoder(part.to(self.device)).float().cpu()[:, 0]  # (n, 28, 28)
+            for part in z.split(1000)
+        ]
         return torch.cat(parts).clamp_(0, 1)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Images (N, 28, 28), uint8, through encoder and decoder: float on the CPU."""
-        restored: Tensor = self(self.prepare(images.to(self.device)))
-        return restored.float().cpu()[:, 0]
+        """Encode and decode images (N, 28, 28), uint8; the result is float on the CPU."""
+        reconstruction: Tensor = self(self.prepare(images.to(self.device)))
+        return reconstruction.float().cpu()[:, 0]
 
     def mean_loss(self, data: Images) -> float:
-        """The mean squared error over pixels and images."""
+        """Compute the mean squared error over pixels and images."""
         total = 0.0
         for chunk in Chunks(data):
-            total += float((self.reconstruct(chunk.images) - scale(chunk.images.cpu())).square().double().sum())
+            difference = self.reconstruct(chunk.images) - scale(chunk.images.cpu())
+            total += float(difference.square().double().sum())
         return total / (len(data.labels) * PIXELS)
 
-    def to_fit(self) -> list[Prior]:
-        """The densities that training images' latents are to give."""
-        return [prior for name, prior in self.priors.items() if name != "standard_normal" and isinstance(prior, Prior)]
+    def priors_to_fit(self) -> list[Prior]:
+        """The densities that are fitted to the latents of the training images."""
+        priors = []
+        for name, prior in self.priors.items():
+            if name != "standard_normal":
+                assert isinstance(prior, Prior)
+                priors.append(prior)
+        return priors
 
-    def require(self, data: Split) -> None:
-        """Raise ValueError for fewer training images than a density needs, or fewer test images than a score does."""
-        for prior in self.to_fit():
-            prior.require(len(data.train.labels))
+    def check_data(self, data: Split) -> None:
+        """Raise ValueError if the images are too few for the densities or for the scores."""
+        for prior in self.priors_to_fit():
+            prior.check_size(len(data.train.labels))
         if len(data.test.labels) < 2:
-            raise ValueError("the Frechet distance needs two test images or more, here is one")
+            raise ValueError(
+                "data.test_size: the Frechet distance needs two test images or more, here is one"
+            )
 
     def complete(self, data: Split) -> None:
-        """Fit the densities that z can be drawn from to the training images' latents."""
+        """Fit the densities of z to the latents of the training images."""
         latents = self.encode(data.train)
-        for prior in self.to_fit():
+        for prior in self.priors_to_fit():
             prior.fit(latents, self.seed)
 
     def generate(self, n: int, seed: int, prior: str | None = None) -> Tensor:
-        """Digits decoded from random z, float (n, 28, 28) in [0, 1]; by default from the prior of the configuration.
+        """Decode digits from random z.
 
-        Raises ValueError for a prior that the run did not fit.
+        Args:
+            n: The number of digits.
+            seed: The seed of z.
+            prior: The density of z; by default that of the configuration.
+
+        Returns:
+            The digits, float (n, 28, 28) in [0, 1] on the CPU.
+
+        Raises:
+            ValueError: The run did not fit this density.
         """
         name = prior or self.prior_name
         if name not in self.priors:
-            raise ValueError(f"prior={name}: this run has {', '.join(self.priors)}; train one with prior={name}")
-        chosen = self.priors[name]
-        assert isinstance(chosen, Prior)
-        return self.decode(chosen.sample(n, generator(seed, Stream.PRIOR)))
+            available = ", ".join(self.priors)
+            raise ValueError(f"prior={name}: this run has {available}; train one with prior={name}")
+        density = self.priors[name]
+        assert isinstance(density, Prior)
+        return self.decode(density.sample(n, generator(seed, Stream.PRIOR)))
 
     def evaluate(self, source: Source, data: Split) -> dict[str, float]:
-        """Losses of each part, and how generated digits look to the judge: 10,000, of a smaller data set as many."""
+        """Compute the losses, and the scores of 10,000 generated digits.
+
+        With fewer training images, the number of generated digits is theirs.
+        """
         metrics = {"train/loss": self.mean_loss(data.train)}
         if len(data.val.labels):
             metrics["val/loss"] = self.mean_loss(data.val)
         metrics["test/loss"] = self.mean_loss(data.test)
-        samples = self.generate(min(SCORED, len(data.train.labels)), self.seed)
-        used = len(data.train.labels) + len(data.val.labels)
-        arbiter = load_or_train(source, train_size=used)
-        self.judged_by = arbiter.identity
-        scores = score_samples(arbiter, samples, data.train, data.test)
+        samples = self.generate(min(SCORED_SAMPLES, len(data.train.labels)), self.seed)
+        train_size = len(data.train.labels) + len(data.val.labels)
+        classifier = load_or_train(source, train_size=train_size)
+        self.classifier_id = classifier.identity
+        scores = score_samples(classifier, samples, data.train, data.test)
         return metrics | {f"generated/{name}": value for name, value in scores.items()}
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
-        """A sentence where generation fails although reconstruction does not, or where PCA does better."""
-        loss, found, advice = metrics["test/loss"], [], "Train longer"
-        best = {"optimizer": "adamw", "scheduler": "one_cycle"}
-        now = {"optimizer": self.optimizer["name"], "scheduler": self.scheduler["name"]}
-        if changes := [f"{group}={name}" for group, name in best.items() if now[group] != name]:
-            advice += f", or try {' '.join(changes)} (experiment=autoencoder_best)"
+        """Warn if the model does not beat the baselines, or reconstructs but does not generate."""
+        loss, advice = metrics["test/loss"], self._training_advice()
         if is_no_better(loss, baselines["mean_image"]):
             return [
-                "The decoder ignores the image: at best it paints the mean of all (the seed report's white fog)."
-                f" {advice}."
+                "The decoder ignores the image: at best it outputs the mean image"
+                f" (the seed report's white fog). {advice}"
             ]
+        messages = []
         if is_no_better(loss, baselines["pca"]):
-            found.append(
+            messages.append(
                 f"No better than PCA with the same {self.latent_dim} numbers an image: test loss"
-                f" {format_loss(loss)}, PCA {format_loss(baselines['pca'])}. {advice}."
+                f" {format_loss(loss)}, PCA {format_loss(baselines['pca'])}. {advice}"
             )
-        told, real = metrics["generated/recognized"], metrics["generated/recognized_real"]
+        recognized, real = metrics["generated/recognized"], metrics["generated/recognized_real"]
         if real < 0.5:
-            found.append(
-                f"The judge of generated digits recognises only {real:.0%} of real ones: generated/... say little here."
-                " It learns from all training images; more of them may help."
+            messages.append(
+                f"The digit classifier recognises only {real:.0%} of real digits: the generated/..."
+                " metrics mean little. It learns from all training images; more of them may help."
             )
-        elif told < 0.5 * real:
-            remedy = "draw z from where the encoder puts the data, prior=mixture"
-            if self.prior_name == "gaussian":
-                remedy = "follow the shape of the data's latents, prior=mixture"
-            elif self.prior_name == "mixture":
-                remedy = "the autoencoder itself is too coarse, or model.prior.n_components too few"
-            found.append(
-                f"Only {told:.0%} of the generated digits are recognised ({real:.0%} of real ones) with z from"
-                f" {self.prior_name.replace('_', ' ')}: {remedy}."
+        elif recognized < 0.5 * real:
+            messages.append(
+                f"Only {recognized:.0%} of the generated digits are recognised ({real:.0%} of real"
+                f" ones) with z from {self.prior_name.replace('_', ' ')}:"
+                f" {self._generation_advice()}."
             )
-        return found
+        return messages
+
+    def _training_advice(self) -> str:
+        """The settings that give a lower loss and that the run does not have already."""
+        current = {"optimizer": self.optimizer["name"], "scheduler": self.scheduler["name"]}
+        changes = [
+            f"{group}={name}" for group, name in BEST_CHOICES.items() if current[group] != name
+        ]
+        if not changes:
+            return "Train longer."
+        return f"Train longer, or try {' '.join(changes)} (experiment=autoencoder_best)."
+
+    def _generation_advice(self) -> str:
+        """How to generate better digits with the same reconstructions."""
+        match self.prior_name:
+            case "mixture":
+                return "the autoencoder itself is too coarse, or model.prior.n_components too few"
+            case "gaussian":
+                return "follow the shape of the data's latents, prior=mixture"
+            case _:
+                return "draw z from where the encoder puts the data, prior=mixture"
 
     def pictures(self) -> dict[str, Tensor | Figure]:
-        """Reconstructions beside their originals, generated digits and the latents' map, of images not tested on."""
+        """Reconstructions next to their originals, generated digits and a map of the latents.
+
+        The images are held out, or training images if none are; never test images.
+        """
         training = self.training
         self.eval()
-        data = self.batches.val if len(self.batches.val.labels) > 1 else self.batches.train
-        some = data.take(torch.arange(min(1000, len(data.labels)), device=data.labels.device))
-        originals = scale(some.images[:10])
-        pairs = torch.stack([originals.cpu(), self.reconstruct(some.images[:10])], dim=1).flatten(0, 1)
-        latents = self.encode(some)
-        prior = Prior(1, self.latent_dim, fitted=True)  # of a mixture only the moments: its fit takes seconds
+        data = self.datamodule.val if len(self.datamodule.val.labels) > 1 else self.datamodule.train
+        sample = data.take(torch.arange(min(1000, len(data.labels)), device=data.labels.device))
+        originals = scale(sample.images[:10]).cpu()
+        restored = self.reconstruct(sample.images[:10])
+        pairs = torch.stack([originals, restored], dim=1).flatten(0, 1)
+        latents = self.encode(sample)
+        # A mixture takes seconds to fit; its moments suffice here.
+        prior = Prior(1, self.latent_dim, fitted=True)
         if self.prior_name != "standard_normal":
             prior.fit(latents, self.seed)
         digits = self.decode(prior.sample(20, generator(self.seed, Stream.PRIOR)))
@@ -283,20 +375,22 @@ class Autoencoder(Model):
         return {
             "reconstructions": pairs[:, None],
             "generated": digits[:, None],
-            "latents": figures.latents(latents.numpy(), some.labels.cpu().numpy(), "Latents"),
+            "latents": figures.latents(latents.numpy(), sample.labels.cpu().numpy(), "Latents"),
         }
 
     def shape_table(self) -> list[ShapeRow]:
-        """The stages as built, from the image to the latent, measured by running one image through."""
+        """The stages from the image to the latent, with shapes measured by running an image."""
         training = self.training
         self.eval()
         with torch.no_grad():
             x = torch.zeros(1, 1, *IMAGE_SHAPE, device=self.device)
-            down = self.encoder.shapes(x)
-            up = self.decoder.shapes(self.encoder(x))[::-1]
+            encoder_shapes = self.encoder.shapes(x)
+            decoder_shapes = self.decoder.shapes(self.encoder(x))
         self.train(training)
-        inside = [shape for _, shape in down]
-        outside = [(1, *IMAGE_SHAPE), *inside[:-1]]
-        for (name, _), (inverse, restored), before in zip(down, up, outside, strict=True):
-            assert (inverse, restored) == (name, before), "a decoder stage does not invert its encoder stage"
-        return [ShapeRow(name, i, o) for (name, _), i, o in zip(down, inside, outside, strict=True)]
+        rows = []
+        outer: tuple[int, ...] = (1, *IMAGE_SHAPE)
+        for (name, inner), inverse in zip(encoder_shapes, decoder_shapes[::-1], strict=True):
+            assert inverse == (name, outer), "a decoder stage does not invert its encoder stage"
+            rows.append(ShapeRow(name, inner, outer))
+            outer = inner
+        return rows

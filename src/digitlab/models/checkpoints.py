@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read without running anything in them, turned back into models."""
+"""Checkpoints: written atomically, read without executing their content, turned into models."""
 
 import importlib
 import io
@@ -22,15 +22,18 @@ MODELS = {
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole: beside their place, then moved there."""
+    """Write Lightning's checkpoint files atomically."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the file beside its place, then move it there."""
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write the file under a temporary name, then move it to its place."""
         write_checkpoint(Path(path), checkpoint)
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint whole. Raises OSError where there is no room (torch would speak of its zip container)."""
+    """Write a checkpoint atomically. Raises OSError if the disk is full."""
+    # torch.save to a file would report a full disk as an error of its zip container.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with atomic_write(path) as part:
@@ -38,73 +41,105 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of this project's, with nothing in it run. Raises ValueError for any other file."""
+    """Read a digitlab checkpoint without executing its content.
+
+    Raises:
+        ValueError: The file does not exist, is damaged, or was written by another program.
+    """
     if not path.is_file():
-        raise ValueError(f"{path}: is not there; the run has not finished an epoch yet, or this is no run")
+        raise ValueError(
+            f"{path}: does not exist; the run has not finished an epoch yet, or this is not a run"
+        )
     try:
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("it is compressed, which torch's files are not")
-            if broken := archive.testzip():  # a bit that flipped on the disk; torch does not look
-                raise ValueError(f"{broken} has not the checksum it was written with")
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a stranger's bytes can raise in the reading has no end
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: is damaged or not a checkpoint ({reason}); train the run again") from error
+    # Damaged bytes raise exceptions of many unrelated classes.
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise ValueError(
+            f"{path}: is damaged or not a checkpoint ({reason}); train the run again"
+        ) from error
     name = content.get("model") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(name, str) or name not in MODELS:
-        raise ValueError(f"{path}: is not a digitlab checkpoint (model={name!r}; known are {', '.join(MODELS)})")
+        known = ", ".join(MODELS)
+        raise ValueError(f"{path}: is not a digitlab checkpoint (model={name!r}; known: {known})")
     return content
 
 
+def _check_archive(path: Path) -> None:
+    """Raise an exception if the zip archive of a checkpoint is compressed or damaged."""
+    with zipfile.ZipFile(path) as archive:
+        # A compressed entry could expand to any amount of memory.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed, which torch's files are not")
+        # torch does not verify the checksums.
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} has a wrong checksum")
+
+
 def model_class(name: str) -> type[Model]:
-    """The class of a name in MODELS."""
+    """Import the class of a model in MODELS."""
     module, attribute = MODELS[name]
-    found: type[Model] = getattr(importlib.import_module(module), attribute)
-    return found
+    cls: type[Model] = getattr(importlib.import_module(module), attribute)
+    return cls
 
 
 def load_model(path: Path, kinds: tuple[str, ...] = RUN_MODELS) -> Model:
-    """Rebuild a model from its checkpoint alone, on the CPU, in evaluation mode; `kinds` are the models wanted.
+    """Rebuild a model from its checkpoint, on the CPU, in evaluation mode.
 
-    Raises ValueError for a file that is damaged, foreign, or whose weights do not fit its model.
+    Args:
+        path: The checkpoint.
+        kinds: The models that the caller accepts, names in MODELS.
+
+    Raises:
+        ValueError: The file is damaged, holds another kind of model, or weights that do not fit.
     """
     content = read_checkpoint(path)
     if content["model"] not in kinds:
         raise ValueError(f"{path}: holds a {content['model']}, not {' or '.join(kinds)}")
     try:
-        kind, weights = model_class(content["model"]), content["state_dict"]
+        cls, weights = model_class(content["model"]), content["state_dict"]
         if any(weight.untyped_storage().nbytes() < weight.nbytes for weight in weights.values()):
             raise ValueError("a weight claims more numbers than the file holds")
-        with torch.device("meta"):  # no memory yet: a stranger's arguments may ask for any amount
-            kind(**content["hyper_parameters"]).load_state_dict(weights, assign=True)
-        model = kind(**content["hyper_parameters"])
+        # The arguments in the file may describe a model of any size. On the meta device the weights
+        # are compared with it before any memory is allocated.
+        with torch.device("meta"):
+            cls(**content["hyper_parameters"]).load_state_dict(weights, assign=True)
+        model = cls(**content["hyper_parameters"])
         model.load_state_dict(weights)
-    except Exception as error:  # a stranger's arguments can fail in any way
-        lines = (str(error).strip() or type(error).__name__).splitlines()[:2]  # torch tells what is wrong in the second
+    # Foreign arguments raise exceptions of many unrelated classes.
+    except Exception as error:
+        # torch gives the reason in the second line.
+        lines = (str(error).strip() or type(error).__name__).splitlines()[:2]
         reason = " ".join(line.strip()[:200] for line in lines)
-        raise ValueError(f"{path}: is of another model or other code ({reason}); train the run again") from error
+        raise ValueError(
+            f"{path}: belongs to another model or another version of the code ({reason});"
+            " train the run again"
+        ) from error
     return model.eval()
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The row of each epoch up to a checkpoint of training.
+    """Read the metrics of each epoch up to a training checkpoint.
 
-    Raises ValueError where there is none, or nothing for training to go on from.
+    Raises:
+        ValueError: There is no checkpoint, or training cannot resume from it.
     """
     content = read_checkpoint(path)
     try:
         rows: list[dict[str, float]] = content["callbacks"]["Record"]["rows"]
-        known = all({"epoch", "steps"} <= row.keys() for row in rows)
+        complete = all({"epoch", "steps"} <= row.keys() for row in rows)
     except (KeyError, TypeError, AttributeError):
-        rows, known = [], False
-    if not rows or not known or not {"global_step", "loops", "optimizer_states", "lr_schedulers"} <= content.keys():
-        raise ValueError(f"{path}: holds no state of training; train the run again")
+        rows, complete = [], False
+    state = {"global_step", "loops", "optimizer_states", "lr_schedulers"}
+    if not rows or not complete or not state <= content.keys():
+        raise ValueError(f"{path}: holds no training state; train the run again")
     return rows
 
 
 def save_weights(path: Path, model: Model) -> None:
-    """Replace the weights in a checkpoint by the model's."""
+    """Replace the weights in a checkpoint by those of the model."""
     content = read_checkpoint(path)
     content["state_dict"] = model.state_dict()
     write_checkpoint(path, content)

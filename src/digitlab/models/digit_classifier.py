@@ -1,7 +1,8 @@
-"""The small classifier that scores generated digits (in the manner of LeNet-5, LeCun et al., 1998).
+"""The small classifier that scores generated digits (similar to LeNet-5, LeCun et al., 1998).
 
-Samples are compared with real digits in the space of its last hidden layer, as the Frechet Inception Distance
-does with another network (Heusel et al., 2017), and by what it recognises. N images, F features.
+Generated digits are compared with real ones by the Fréchet distance in the space of its last hidden
+layer, as the Fréchet Inception Distance does with another network (Heusel et al., 2017), and by the
+classes that it predicts. N images, F features.
 """
 
 import hashlib
@@ -28,7 +29,8 @@ from digitlab.runtime.trainer import make_trainer
 log = logging.getLogger(__name__)
 
 CACHE = Path("outputs") / "judge"
-CONFIDENT = 0.9  # a digit counts as recognised above this softmax probability
+# A digit counts as recognized above this softmax probability.
+CONFIDENT = 0.9
 RECIPE: dict[str, Any] = {
     "features": 84,
     "optimizer": {"name": "adamw", "lr": 0.003, "weight_decay": 0.01, "beta2": 0.999},
@@ -36,16 +38,22 @@ RECIPE: dict[str, Any] = {
     "seed": 0,
 }
 EPOCHS, BATCH_SIZE = 4, 128
-STEPS = 300  # at least: of 2,000 images four epochs are 63 steps, after which it is sure of no digit
-PRECISION: Any = "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+# The least number of steps. Four epochs of 2,000 images are 63 steps, after which the classifier is
+# confident of no digit.
+STEPS = 300
+HAS_BF16: bool = torch.cpu.get_capabilities().get("avx512_bf16", False)
+PRECISION: Any = "bf16-mixed" if HAS_BF16 else "32-true"
 
 
 class DigitClassifier(Model):
     """Two convolutions, one hidden layer of F features, ten classes."""
 
-    identity = ""  # what `load_or_train` knows it by
+    # Equal for equal classifiers only; `load_or_train` sets it.
+    identity = ""
 
-    def __init__(self, features: int, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self, features: int, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int
+    ) -> None:
         super().__init__(optimizer, scheduler, seed)
         self.save_hyperparameters(logger=False)
         self.features = nn.Sequential(
@@ -63,111 +71,162 @@ class DigitClassifier(Model):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, 10) of images (N, 1, 28, 28) in [0, 1]."""
+        """Compute the logits (N, 10) of images (N, 1, 28, 28) in [0, 1]."""
         logits: Tensor = self.classes(self.features(x))
         return logits
 
     def loss(self, batch: Batch) -> Tensor:
-        """The cross entropy of one minibatch."""
+        """Compute the cross entropy of one minibatch."""
         x = scale(batch.images)[:, None].contiguous(memory_format=torch.channels_last)
         return functional.cross_entropy(self(x).float(), batch.labels)
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, F) and class probabilities (N, 10) of images (N, 28, 28) in [0, 1]."""
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the features and the classes of images.
+
+        Args:
+            images: (N, 28, 28) in [0, 1].
+
+        Returns:
+            The features (N, F) and the class probabilities (N, 10).
+        """
         parts = [self.features(part[:, None]) for part in images.split(1000)]
         return torch.cat(parts), torch.cat([self.classes(part).softmax(1) for part in parts])
 
 
-def load_or_train(source: Source, cache: Path | None = None, *, train_size: int | None = None) -> DigitClassifier:
-    """The judge for a data set: from the cache where its recipe and data are known, else trained now.
+def load_or_train(
+    source: Source, cache: Path | None = None, *, train_size: int | None = None
+) -> DigitClassifier:
+    """Load the classifier for a data set from the cache, or train it now.
 
-    A run on a slice of the data (`train_size` images) gets a judge that learns from as many, the
-    same for all seeds. Its attribute `identity` is equal for equal judges alone.
+    Args:
+        source: The data set.
+        cache: The directory of the trained classifiers; by default outputs/judge.
+        train_size: Train on this number of images, the same ones for all seeds; None: on all.
+
+    Returns:
+        The classifier in evaluation mode. Its `identity` is a digest of the recipe and the data.
     """
     train = source.train
     if train_size is not None and train_size < len(train.labels):
         _, train = hold_out(train, train_size, generator(0, Stream.JUDGE))
-    with torch.random.fork_rng(devices=[]):
-        layers = repr(DigitClassifier(**RECIPE))
-    told = [layers, RECIPE, EPOCHS, STEPS, BATCH_SIZE, PRECISION, source.digest, len(train.labels)]
-    identity = hashlib.sha256(json.dumps([*told, torch.__version__]).encode()).hexdigest()[:16]
+    identity = _identify(source.digest, len(train.labels))
     path = (cache or CACHE) / f"{identity}.ckpt"
-    judge: Model | None = None
+    classifier: Model | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with directory_lock(path.parent, wait=True):  # of several processes one trains it for all
+        # One of several processes trains; the others wait and load.
+        with directory_lock(path.parent, wait=True):
             try:
-                judge = checkpoints.load_model(path, ("judge",))
-            except ValueError:  # not there yet, or damaged: it is remade in less than a minute
-                log.info("Training the judge of generated digits, once for this data (half a minute)")
-                judge = _train(train)
-                content = {"model": "judge", "hyper_parameters": RECIPE, "state_dict": judge.state_dict()}
+                classifier = checkpoints.load_model(path, ("judge",))
+            except ValueError:
+                # The file does not exist, or is damaged and replaced in less than a minute.
+                log.info("Training the digit classifier, once for this data (half a minute)")
+                classifier = _train(train)
+                weights = classifier.state_dict()
+                content = {"model": "judge", "hyper_parameters": RECIPE, "state_dict": weights}
                 checkpoints.write_checkpoint(path, content)
-    except OSError as error:  # no reason to lose what was trained for minutes
+    except OSError as error:
+        # A run that has trained for minutes does not fail because of the cache.
         reason = error.strerror or str(error)
-        log.warning("WARNING: the judge of generated digits cannot be kept in %s: %s", path.parent, reason)
-    judge = judge or _train(train)
-    assert isinstance(judge, DigitClassifier)
-    judge.identity = identity
-    return judge.eval()
+        log.warning("WARNING: the digit classifier cannot be saved in %s: %s", path.parent, reason)
+    classifier = classifier or _train(train)
+    assert isinstance(classifier, DigitClassifier)
+    classifier.identity = identity
+    return classifier.eval()
+
+
+def _identify(data_digest: str, train_size: int) -> str:
+    """A digest of all that determines the weights."""
+    with torch.random.fork_rng(devices=[]):
+        layers = repr(DigitClassifier(**RECIPE))
+    training = [RECIPE, EPOCHS, STEPS, BATCH_SIZE, PRECISION]
+    content = [layers, *training, data_digest, train_size, torch.__version__]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _train(train: Images) -> DigitClassifier:
-    """Train on these images; leaves torch's global random numbers as they were."""
-    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as nowhere:
+    """Train on these images; leave torch's global random state unchanged."""
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as directory:
         seed_everything(RECIPE["seed"], verbose=False)
-        judge = DigitClassifier(**RECIPE)
-        nothing = train.take(torch.arange(0))
-        batches = MNISTData(
-            Split(train, nothing, nothing), batch_size=BATCH_SIZE, block=DigitClassifier.block, seed=RECIPE["seed"]
+        classifier = DigitClassifier(**RECIPE)
+        empty = train.take(torch.arange(0))
+        data = MNISTData(
+            Split(train, empty, empty),
+            batch_size=BATCH_SIZE,
+            block=DigitClassifier.block,
+            seed=RECIPE["seed"],
         )
+        # An empty directory, since the trainer must not read the files of other programs.
+        # On the CPU the weights are the same with or without a GPU.
         trainer = make_trainer(
-            Path(nowhere),  # it keeps no files, and none of another program's is to be read
-            max_epochs=max(EPOCHS, round(STEPS / batches.steps)),
-            accelerator="cpu",  # the same weights with or without a GPU
+            Path(directory),
+            max_epochs=max(EPOCHS, round(STEPS / data.steps)),
+            accelerator="cpu",
             precision=PRECISION,
             devices=1,
             enable_checkpointing=False,
             limit_val_batches=0,
         )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*no `validation_step`")  # nothing is held out here
-            with cpu_threads(1):  # the same weights on any number of cores
-                trainer.fit(judge, batches)
-    return judge
+            warnings.filterwarnings("ignore", message=".*no `validation_step`")
+            # One thread: the same weights on any number of cores.
+            with cpu_threads(1):
+                trainer.fit(classifier, data)
+    return classifier
 
 
-def score_samples(judge: DigitClassifier, samples: Tensor, train: Images, test: Images) -> dict[str, float]:
-    """Score samples (N, 28, 28) in [0, 1] beside real digits.
+def score_samples(
+    classifier: DigitClassifier, samples: Tensor, train: Images, test: Images
+) -> dict[str, float]:
+    """Score generated digits in comparison with real ones.
 
-    fid: Frechet distance to the test images on the judge's features. fid_floor: that of as many
-    training images, the mean over disjoint draws; the distance depends on their number, so there
-    may be no more samples than training images. The judge has learned from the training images,
-    and from those that a run holds out. recognized: the share told with a confidence above 0.9;
-    recognized_real: of the test images. classes: how many digits appear among what is told; rarest
-    and commonest: their shares, 0.1 at best.
+    Args:
+        classifier: Trained on the training and the held-out images of the run.
+        samples: The generated digits, (N, 28, 28) in [0, 1]; not more than training images.
+        train: The training images.
+        test: The test images.
+
+    Returns:
+        fid: The Fréchet distance between samples and test images on the classifier's features.
+        fid_floor: The distance between N training images and the test images, the mean over
+            disjoint draws. Since the distance depends on N, it is the lowest value to expect.
+        recognized: The share of samples classified with a confidence above 0.9.
+        recognized_real: The same share of the test images.
+        classes: The number of digits among the predicted classes.
+        rarest, commonest: The smallest and the largest share of a digit; the best value is 0.1.
     """
     assert len(samples) <= len(train.labels)
-    real, probabilities = judge.look(scale(test.images.cpu()))
-    parts = torch.randperm(len(train.labels), generator=generator(0, Stream.JUDGE)).split(len(samples))
-    whole = [part for part in parts if len(part) == len(parts[0])]
-    floors = [frechet(judge.look(scale(train.images.cpu()[part]))[0], real) for part in whole]
-    features, told = judge.look(samples)
-    shares = torch.bincount(told.argmax(1), minlength=10) / len(samples)
+    real, real_probabilities = classifier.predict(scale(test.images.cpu()))
+    order = torch.randperm(len(train.labels), generator=generator(0, Stream.JUDGE))
+    floors = []
+    for rows in order.split(len(samples)):
+        if len(rows) == len(samples):
+            features, _ = classifier.predict(scale(train.images.cpu()[rows]))
+            floors.append(frechet(features, real))
+    features, probabilities = classifier.predict(samples)
+    shares = torch.bincount(probabilities.argmax(1), minlength=10) / len(samples)
     return {
         "fid": frechet(features, real),
         "fid_floor": sum(floors) / len(floors),
-        "recognized": float((told.max(1).values > CONFIDENT).float().mean()),
-        "recognized_real": float((probabilities.max(1).values > CONFIDENT).float().mean()),
+        "recognized": _share_confident(probabilities),
+        "recognized_real": _share_confident(real_probabilities),
         "classes": int((shares > 0).sum()),
         "rarest": float(shares.min()),
         "commonest": float(shares.max()),
     }
 
 
+def _share_confident(probabilities: Tensor) -> float:
+    """The share of images (N, 10) with a class above the confidence limit."""
+    return float((probabilities.max(1).values > CONFIDENT).float().mean())
+
+
 def frechet(features: Tensor, reference: Tensor) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two sets of features (N, F), by torchmetrics."""
+    """Compute the Fréchet distance of two sets of features (N, F), by torchmetrics.
+
+    It is |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with means m and covariances S.
+    """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     identity = nn.Identity()
@@ -175,4 +234,5 @@ def frechet(features: Tensor, reference: Tensor) -> float:
     distance = FrechetInceptionDistance(feature=identity)
     distance.update(reference, real=True)
     distance.update(features, real=False)
-    return max(0.0, float(distance.compute()))  # below it by rounding alone
+    # Rounding alone can make it negative.
+    return max(0.0, float(distance.compute()))

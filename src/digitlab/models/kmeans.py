@@ -2,23 +2,22 @@
 
 With B images x of D pixels, K centres c, and k(x) the centre nearest to x, the loss is
 
-    L = 1/(B D) * sum_x |x - c_k(x)|^2                                                              (1)
+    L = 1/(B D) * sum_x |x - c_k(x)|^2                                                           (1)
 
-Its gradient needs only how many points each centre won, m_k, and their sum, s_k:
+Its gradient needs only the number of points that each centre wins, m_k, and their sum, s_k:
 
-    dL/dc_k = 2/(B D) * (m_k c_k - s_k)                                                             (2)
+    dL/dc_k = 2/(B D) * (m_k c_k - s_k)                                                          (2)
 
-so under DDP these are all that the processes exchange. Two rates are a centre's own: Bottou and Bengio's
-(their eq. 6), with n_k the points that centre k has won so far, and Schwartzman's (2023),
+so under DDP the processes exchange only these. Two optimizers give each centre its own rate: that
+of Bottou and Bengio (their eq. 6), with n_k the points that centre k has won so far, and that of
+Schwartzman (2023),
 
-    c_k -= 1/n_k (m_k c_k - s_k)           c_k -= sqrt(m_k/B) (c_k - s_k/m_k)                       (3)
+    c_k -= 1/n_k (m_k c_k - s_k)           c_k -= sqrt(m_k/B) (c_k - s_k/m_k)                    (3)
 
-The nearest centre is found by |c|^2 - 2 x.c, one matrix product. In float32 its digits cancel where
-images differ far less than they differ from black. So images and centres are first moved, both by
-the same vector, to where the images' mean is near 0: this changes no distance, gradient or k(x).
+Images and centres are moved by the same vector, to where the mean image is near 0. This changes no
+distance, gradient or k(x), and keeps the digits of float32, see `distances`.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,230 +28,62 @@ from torch import Tensor, nn
 
 from digitlab.data.images import IMAGE_SHAPE, PIXELS, Batch, Chunks, Images, Source, Split, scale
 from digitlab.models.base import Model, sentence
+from digitlab.models.distances import nearest, squared_distances
+from digitlab.models.initialization import draw_centers
+from digitlab.models.reassignment import reassign, smallest_cluster
 from digitlab.runtime.seeds import Stream, generator
 
-# Points tried as a centre's place. Ten centres placed one by one like this end, after ten epochs at
-# lr 4.5, at a test loss of 0.0531 with 1 (mean of 5 seeds), 0.0511 with 4, 0.0506 with 10, 0.0505
-# with 30.
-TRIES = 10
-GLANCE = 10_000  # images that show whether any cluster is small
+# Images in the sample that shows whether any cluster is small.
+REASSIGN_SAMPLE = 10_000
 
 
 class Wins(NamedTuple):
-    """What one minibatch says about the centres; all of it adds up over parts of the minibatch."""
+    """The points that each centre wins; the sum over parts of a minibatch is that of the whole."""
 
-    counts: Tensor  # (K,) float: points won, m_k
-    sums: Tensor  # (K, D): their sum, s_k
-    squared: Tensor  # (): sum of the squared distances to the nearest centre
-
-
-def nearest(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Each point's nearest centre, int64 (B,), and |x - c|^2 - |x|^2, float (B,).
-
-    x is (B, D), its mean near 0, and centers (K, D). Without |x|^2, which no choice of centre
-    changes, it is one product.
-    """
-    scores = torch.addmm(centers.square().sum(1, keepdim=True), centers, x.T, alpha=-2)  # (K, B)
-    distances, labels = scores.min(0)
-    return labels, distances
-
-
-def squared_distances(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Each point's nearest centre, int64 (B,), and |x - c|^2 from the difference, float (B,)."""
-    labels, _ = nearest(x, centers)
-    return labels, centers[labels].sub_(x).square_().sum(1)
+    counts: Tensor  # m_k, float (K,)
+    sums: Tensor  # s_k, (K, D)
+    squared: Tensor  # the sum of the squared distances to the nearest centre, ()
 
 
 def assign(x: Tensor, centers: Tensor) -> Wins:
-    """Give each point of x (B, D) to the nearest of centers (K, D)."""
+    """Assign each point of x (B, D) to the nearest of the centers (K, D)."""
     labels, distances = nearest(x, centers)
     one_hot = x.new_zeros(len(centers), len(x)).scatter_(0, labels[None], 1)  # (K, B)
     return Wins(one_hot.sum(1), one_hot @ x, x.square().sum() + distances.sum())
 
 
 def gradient(wins: Wins, centers: Tensor) -> Tensor:
-    """Equation (2): the gradient of the loss (1) by the centres, (K, D)."""
+    """Compute the gradient (2) of the loss (1) with respect to the centers, (K, D)."""
     counts = wins.counts[:, None]
     return (counts * centers - wins.sums).div_(wins.counts.sum() * (centers.shape[1] / 2))
 
 
-def own_rate(name: str, wins: Wins, won: Tensor) -> Tensor:
-    """What the gradient (2) is multiplied by to be a step (3), (K,). `won` are the n_k, this minibatch included."""
+def rate_factors(name: str, wins: Wins, total_counts: Tensor) -> Tensor:
+    """Compute the factors (K,) that turn the gradient (2) into a step (3).
+
+    Args:
+        name: The optimizer, inverse_count or sqrt_share.
+        wins: The wins of this minibatch.
+        total_counts: n_k, with this minibatch included, (K,).
+    """
     size = wins.counts.sum()
-    n = won if name == "inverse_count" else (wins.counts * size).sqrt()
+    n = total_counts if name == "inverse_count" else (wins.counts * size).sqrt()
     return size * (wins.sums.shape[1] / 2) / n.clamp(min=1)
 
 
-def smallest_cluster(labels: Tensor, candidates: Tensor, ratio: float) -> int | None:
-    """The candidate with the smallest cluster, if that has fewer points than `ratio` x the largest.
-
-    labels: each point's cluster, int64 (N,); candidates: bool (K,).
-    """
-    sizes = torch.bincount(labels, minlength=len(candidates))
-    k = int(sizes.masked_fill(~candidates, len(labels)).argmin())
-    return k if candidates[k] and sizes[k] < ratio * sizes.max() else None
-
-
-def nearest_but(k: int, x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """As `squared_distances`, to the centres other than k."""
-    others = torch.arange(len(centers), device=x.device)
-    others = others[others != k]
-    labels, squared = squared_distances(x, centers[others])
-    return others[labels], squared
-
-
-@torch.no_grad()
-def reassign(x: Tensor, centers: Tensor, ratio: float, rng: torch.Generator) -> Tensor:
-    """Move centres with small clusters to where they are of more use, one by one.
-
-    A cluster is small if it has fewer points than `ratio` x the largest (scikit-learn's
-    reassignment_ratio). The centre with the smallest one comes first, and each at most once. Ten
-    random points are tried as its place, as in greedy k-means++. It moves onto the best of them if
-    there it lowers the loss (1) over all of x, and here by less than `ratio` x as much. So an idle
-    centre is revived, and a centre with a few points of its own kind keeps them. (Random swaps,
-    Fränti, 2018, but for that margin: the loss is to stay lower when the centres have settled.)
+class MiniBatchKMeans(Model):
+    """K-means with the centres as the parameters of a gradient descent.
 
     Args:
-        x: The points, (N, D), their mean near 0.
-        centers: (K, D); moved in place.
-        ratio: In [0, 1).
-        rng: Draws the points that are tried.
-
-    Returns:
-        The point that each centre was moved onto, int64 (K,), or -1.
+        n_clusters: K.
+        init: The values of conf/init; `name` is the choice.
+        reassignment_ratio: See `reassignment.reassign`; 0 turns it off.
+        optimizer, scheduler, seed: See `Model`.
     """
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True).square()  # (N, 1)
-
-    def draw_places() -> tuple[Tensor, Tensor]:
-        """The points that are tried, (TRIES,), and all squared distances to them, (N, TRIES)."""
-        rows = torch.randint(len(x), (TRIES,), generator=rng).to(x.device)
-        squared = torch.addmm(norms, x, x[rows].T, alpha=-2).add_(norms[rows].T)
-        return rows, squared.clamp_(min=0)
-
-    chunks = [nearest(part, centers) for part in x.split(10_000)]
-    labels, squared = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    squared.add_(norms[:, 0]).clamp_(min=0)
-    moves = torch.full((len(centers),), -1, device=x.device)
-    waiting = moves < 0
-    places, distances = draw_places()
-    while (k := smallest_cluster(labels, waiting, ratio)) is not None:
-        waiting[k] = False
-        mine = labels == k
-        labels_without, squared_without = labels.clone(), squared.clone()
-        labels_without[mine], squared_without[mine] = nearest_but(k, x[mine], centers)
-        # By how much the sum of all squared distances falls with the centre here, and there.
-        worth_here = (squared_without - squared).sum()
-        worth_there, best = (squared_without[:, None] - distances).clamp_(min=0).sum(0).max(0)
-        if worth_here < ratio * worth_there:
-            moves[k], centers[k] = places[best], x[places[best]]
-            labels = labels_without.masked_fill(distances[:, best] < squared_without, k)
-            squared = torch.minimum(distances[:, best], squared_without)
-            places, distances = draw_places()  # a second centre there would be of less use
-    return moves
-
-
-Draw = Callable[[Images, int, torch.Generator], Tensor]
-INITS: dict[str, Draw] = {}
-
-
-def init(name: str) -> Callable[[Draw], Draw]:
-    """Make a function the choice `name` of conf/init.
-
-    It gets the training images (uint8; `scale` brings them to [0, 1]), K, and the run's random numbers, and returns K
-    centres, float (K, 784) in [0, 1].
-    """
-
-    def enter(function: Draw) -> Draw:
-        if name in INITS:
-            raise ValueError(f"@init({name!r}): {INITS[name].__name__} has this name; give another")
-        INITS[name] = function
-        return function
-
-    return enter
-
-
-def find_init(name: str) -> Draw:
-    """The function of a choice of conf/init. Raises ValueError where it has none."""
-    if name not in INITS:
-        raise ValueError(
-            f"init={name}: digitlab.models.kmeans has {', '.join(INITS)}; write a function @init({name!r}) there"
-        )
-    return INITS[name]
-
-
-def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
-    """The first centres, float (K, 784), by a choice of conf/init.
-
-    Raises ValueError where there is no such choice, the training images do not allow it, or it gives no such centres.
-    """
-    centers = find_init(name)(data, n_clusters, rng)
-    if not isinstance(centers, Tensor) or not centers.numel():
-        what = "nothing" if centers is None or isinstance(centers, Tensor) else f"a {type(centers).__name__}"
-        raise ValueError(f"init={name}: gives {what}, must be a tensor of {n_clusters, PIXELS} in [0, 1]")
-    if centers.shape != (n_clusters, PIXELS) or not 0 <= centers.min() <= centers.max() <= 1:
-        shape, low, high = tuple(centers.shape), float(centers.min()), float(centers.max())
-        raise ValueError(f"init={name}: gives {shape} from {low:g} to {high:g}, must be {n_clusters, PIXELS} in [0, 1]")
-    return centers
-
-
-@init("random")
-def noise(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
-    """Uniform in [0, 1)."""
-    return torch.rand(n_clusters, PIXELS, generator=rng)
-
-
-@init("digit")
-def one_of_each(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
-    """A random image of each digit, in their order."""
-    chosen = []
-    for digit in range(10):
-        members = (data.labels == digit).nonzero().flatten()
-        if not len(members):
-            raise ValueError(f"init=digit: no training image shows a {digit}; use init=sample or more data")
-        chosen.append(members[torch.randint(len(members), (), generator=rng)])
-    return scale(data.images[torch.stack(chosen)]).flatten(1)
-
-
-@init("sample")
-def forgy(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
-    """Distinct random images (Forgy, 1965)."""
-    enough("sample", data, n_clusters)
-    return scale(data.images[torch.randperm(len(data.images), generator=rng)[:n_clusters]]).flatten(1)
-
-
-@init("kmeans++")
-def plus_plus(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
-    """Images, each next one drawn with probability proportional to D(x)^2 (Arthur and Vassilvitskii, 2007)."""
-    enough("kmeans++", data, n_clusters)
-    # In whole grey values every product is an integer, and every sum below 2^24 exact in float32:
-    # equal images are at distance 0, however bright they are.
-    grey = data.images.flatten(1).float()
-    grey -= grey.mean(0).round()
-    norms = grey.square().sum(1)
-    weights = torch.ones(len(grey))
-    chosen: list[Tensor] = []
-    for _ in range(n_clusters):
-        if not weights.any():  # fewer distinct images than centres
-            weights = torch.ones(len(grey))
-        drawn = torch.multinomial(weights, 1, generator=rng)
-        _, distances = nearest(grey, grey[drawn])
-        squared = (norms + distances).clamp_(min=0)
-        weights = torch.minimum(weights, squared) if chosen else squared
-        chosen.append(drawn)
-    return scale(data.images[torch.cat(chosen)]).flatten(1)
-
-
-def enough(name: str, data: Images, n_clusters: int) -> None:
-    """Raise ValueError where there are fewer images than centres."""
-    if n_clusters > (n := len(data.images)):
-        raise ValueError(f"model.n_clusters={n_clusters}: init={name} needs as many images, here are {n}")
-
-
-class MiniBatchKMeans(Model):
-    """K-means whose centres are the parameters of a gradient descent."""
 
     block = 64
-    threads = 1  # products of 64 x 784 x 10 are over sooner than a second thread has woken
+    # A product of 64 x 784 x 10 finishes before a second thread has started.
+    threads = 1
 
     def __init__(
         self,
@@ -267,40 +98,43 @@ class MiniBatchKMeans(Model):
         self.save_hyperparameters(logger=False)
         self.n_clusters, self.init, self.reassignment_ratio = n_clusters, init, reassignment_ratio
         self.centers = nn.Parameter(torch.zeros(n_clusters, PIXELS))
-        self.register_buffer("won", torch.zeros(n_clusters))  # n_k, for the rate 1/n_k
+        # n_k, for the rate 1/n_k.
+        self.register_buffer("won", torch.zeros(n_clusters))
         self.won: Tensor
-        # Minus about the training images' mean. No checkpoint needs it: `setup` finds it again.
+        # About minus the mean training image. `setup` computes it; no checkpoint needs it.
         self.register_buffer("shift", torch.zeros(PIXELS), persistent=False)
         self.shift: Tensor
-        self.confusion: np.ndarray | None = None  # of the training images, int (10, K); `evaluate` finds it
-        # How many training images differ; `evaluate` finds it where centres are idle.
+        # The confusion matrix of the training images, int (10, K), set by `evaluate`.
+        self.confusion: np.ndarray | None = None
+        # The number of distinct training images, set by `evaluate` if there are idle centres.
         self.distinct: int | None = None
 
     @torch.no_grad()
     def setup(self, stage: str) -> None:
-        """Draw the first centres; a checkpoint that is resumed from replaces them afterwards."""
+        """Draw the initial centres; a checkpoint to resume from replaces them afterwards."""
         if stage == "fit":
             rng = generator(self.seed, Stream.INIT)
-            train = Images(*(part.cpu() for part in self.batches.train))
-            # The mean of a thousand images is near enough.
-            some = train.images[:: 1 + len(train.images) // 1000]
-            self.shift.copy_(-scale(some).mean(0).flatten())
+            train = Images(*(part.cpu() for part in self.datamodule.train))
+            # The mean of about a thousand images is accurate enough.
+            sample = train.images[:: 1 + len(train.images) // 1000]
+            self.shift.copy_(-scale(sample).mean(0).flatten())
             self.centers.copy_(draw_centers(self.init["name"], train, self.n_clusters, rng))
 
     def on_train_epoch_start(self) -> None:
-        """Reassign centres where the configuration says so."""
+        """Reassign centres if the configuration says so."""
         super().on_train_epoch_start()
         if self.reassignment_ratio > 0:
             self._reassign()
 
     def shifted(self, images: Tensor) -> Tensor:
-        """Uint8 (n, 28, 28) as points (n, D) in [0, 1], moved by `shift`, in one pass."""
+        """Convert uint8 (n, 28, 28) to points (n, D) in [0, 1], moved by `shift`, in one pass."""
         return torch.add(self.shift, images.flatten(1).float(), alpha=1 / 255)
 
     def training_step(self, block: Batch, index: int) -> Tensor:
-        """Take one step for each minibatch of the block; returns their mean loss."""
+        """Take one step for each minibatch of the block; return their mean loss."""
+        # Attributes of modules and parameters are slow to look up.
         parameter, shift, name = self.centers, self.shift, self.optimizer["name"]
-        optimizer, scheduler = self.descent()
+        optimizer, scheduler = self.optimizer_and_scheduler()
         squared = self.won.new_zeros(())
         won = torch.zeros_like(self.won)
         with torch.no_grad():
@@ -310,7 +144,7 @@ class MiniBatchKMeans(Model):
                 parameter.grad = gradient(wins, centers)
                 won += wins.counts
                 if name != "sgd":
-                    parameter.grad *= own_rate(name, wins, self.won + won)[:, None]
+                    parameter.grad *= rate_factors(name, wins, self.won + won)[:, None]
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
@@ -321,7 +155,7 @@ class MiniBatchKMeans(Model):
         return loss
 
     def _reduce(self, wins: Wins) -> Wins:
-        """Under DDP add up what the processes saw of the minibatch, in one message."""
+        """Under DDP, sum the wins of all processes in one message."""
         if self.trainer.world_size == 1:
             return wins
         packed = torch.cat([wins.counts, wins.sums.flatten(), wins.squared[None]])
@@ -331,14 +165,14 @@ class MiniBatchKMeans(Model):
 
     @torch.no_grad()
     def _reassign(self) -> None:
-        """Move centres with small clusters: each process has all images, and moves the same."""
-        images, centers = self.batches.train.images, self.centers + self.shift
+        """Move centres with small clusters; all processes have all images and move the same."""
+        images, centers = self.datamodule.train.images, self.centers + self.shift
         rng = generator(self.seed, Stream.REASSIGN, self.current_epoch)
-        # Most often there is no small cluster, which some images show sooner than all.
-        some = torch.randperm(len(images), generator=rng)[:GLANCE].to(images.device)
-        labels, _ = nearest(self.shifted(images.index_select(0, some)), centers)
-        every = torch.ones(self.n_clusters, dtype=torch.bool, device=labels.device)
-        if smallest_cluster(labels, every, self.reassignment_ratio) is None:
+        # Most often no cluster is small, and a sample of the images shows it sooner than all.
+        rows = torch.randperm(len(images), generator=rng)[:REASSIGN_SAMPLE].to(images.device)
+        labels, _ = nearest(self.shifted(images.index_select(0, rows)), centers)
+        eligible = torch.ones(self.n_clusters, dtype=torch.bool, device=labels.device)
+        if smallest_cluster(labels, eligible, self.reassignment_ratio) is None:
             return
         moves = reassign(self.shifted(images), centers, self.reassignment_ratio, rng)
         moved = moves >= 0
@@ -354,28 +188,33 @@ class MiniBatchKMeans(Model):
         x, centers = self.shifted(chunk.images), self.centers + self.shift
         squared = squared_distances(x, centers)[1]
         sums = torch.stack([squared.sum(), squared.new_tensor(len(x))])
-        distributed = self.trainer.world_size > 1  # all have the same already; without the word Lightning warns
+        distributed = self.trainer.world_size > 1
         if distributed:
             dist.all_reduce(sums)
         n = int(sums[1])
+        # All processes log the same value; without sync_dist Lightning would warn.
         self.log("val/loss", sums[0] / (n * PIXELS), batch_size=n, sync_dist=distributed)
 
     @torch.no_grad()
     def predict(self, data: Images) -> tuple[Tensor, float]:
-        """The centre of each image, int64 (N,) on the CPU, and the mean loss (1)."""
+        """Compute the centre of each image, int64 (N,) on the CPU, and the mean loss (1)."""
         labels, total = [], 0.0
-        # In float64, where no digit that matters cancels: a loaded model knows no mean to move by.
+        # A loaded model has no `shift`; float64 has digits enough without it.
         centers = self.centers.double()
-        for chunk in Chunks(data, size=256):  # of less than a cache, where there is one
+        # 256 images fit into a CPU's cache.
+        for chunk in Chunks(data, size=256):
             x = chunk.images.to(self.device).flatten(1).double().div_(255)
-            chosen, squared = squared_distances(x, centers)
-            labels.append(chosen.cpu())
-            # A loss beyond float32 is infinite, as it is in training.
+            chunk_labels, squared = squared_distances(x, centers)
+            labels.append(chunk_labels.cpu())
+            # A loss beyond float32 is infinite, as in training.
             total += float(squared.float().sum(dtype=torch.double))
         return torch.cat(labels), total / (len(data.labels) * PIXELS)
 
     def evaluate(self, source: Source, data: Split) -> dict[str, float]:
-        """The metrics of the finished model; the centres that win a training image count as active."""
+        """Compute the metrics of the finished model.
+
+        A centre is active if it wins a training image.
+        """
         labels, train_loss = self.predict(data.train)
         self.confusion = count_pairs(data.train.labels, labels, self.n_clusters)
         metrics = {"train/loss": train_loss}
@@ -390,24 +229,24 @@ class MiniBatchKMeans(Model):
         return metrics | {"active_centers": active}
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
-        """A sentence, with its remedy, where centres lie idle."""
-        k, active, found = self.n_clusters, int(metrics["active_centers"]), []
+        """Warn of idle centres, with a remedy."""
+        k, active, messages = self.n_clusters, int(metrics["active_centers"]), []
         most = k if self.distinct is None else min(k, self.distinct)
         if most < k:
-            found.append(
+            messages.append(
                 f"{k} centres for {most} distinct training images: {k - active} win none."
                 f" Use fewer clusters (model.n_clusters={most})."
             )
         if active == 1 < most:
-            idle = f"Collapsed: one centre holds all the points, the other {k - 1} win none."
-            found.append(f"{idle} {self._idle_remedy()}")
+            collapse = f"Collapsed: one centre holds all the points, the other {k - 1} win none."
+            messages.append(f"{collapse} {self._idle_remedy()}")
         elif active < most:
             idle = f"{k - active} of {k} centres win no training image."
-            found.append(f"{idle} {self._idle_remedy()}")
-        return found
+            messages.append(f"{idle} {self._idle_remedy()}")
+        return messages
 
     def _idle_remedy(self) -> str:
-        """What could wake idle centres and is not set already."""
+        """The settings against idle centres that the run does not have already."""
         choices = []
         match self.init["name"]:
             case "kmeans++":
@@ -425,33 +264,43 @@ class MiniBatchKMeans(Model):
         return sentence(" or ".join(choices))
 
     def pictures(self) -> dict[str, Tensor | Figure]:
-        """The centres as images (K, 1, 28, 28), for TensorBoard."""
+        """The centres as images (K, 1, 28, 28)."""
         return {"centers": self.centers.detach().view(-1, 1, *IMAGE_SHAPE).clamp(0, 1).cpu()}
 
 
 def count_distinct(images: Tensor) -> int:
-    """How many of the images (N, 28, 28), uint8, differ from all before them."""
+    """Count the distinct images of (N, 28, 28), uint8."""
     return len({image.tobytes() for image in images.cpu().numpy()})
 
 
 def count_pairs(digits: Tensor, labels: Tensor, n_clusters: int) -> np.ndarray:
-    """The confusion matrix, int (10, K): how many images of digit i went to centre k."""
-    return torch.bincount(digits * n_clusters + labels, minlength=10 * n_clusters).view(10, n_clusters).numpy()
+    """Compute the confusion matrix, int (10, K): the number of images of digit i at centre k."""
+    pairs = torch.bincount(digits * n_clusters + labels, minlength=10 * n_clusters)
+    return pairs.view(10, n_clusters).numpy()
 
 
 def agreement(digits: Tensor, labels: Tensor, n_clusters: int) -> dict[str, float]:
-    """How well a clustering agrees with the digits, each from 0 to 1 (ari from -0.5).
+    """Measure how well a clustering agrees with the digits.
 
-    accuracy: share on the best one-to-one match of centres and digits. diagonal (K = 10 only): share with
-    centre i on digit i. purity: share that shows its centre's commonest digit. nmi, ari: normalised mutual
-    information and adjusted Rand index (scikit-learn).
+    Args:
+        digits: The digit of each image, int64 (N,).
+        labels: The centre of each image, int64 (N,).
+        n_clusters: K.
+
+    Returns:
+        Scores from 0 to 1 (ari from -0.5).
+        accuracy: The share of images on the best one-to-one matching of centres and digits.
+        diagonal (K = 10 only): The share of images with digit i at centre i.
+        purity: The share of images that show the commonest digit of their centre.
+        nmi, ari: Normalized mutual information and adjusted Rand index, by scikit-learn.
     """
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     confusion = count_pairs(digits, labels, n_clusters)
     n = confusion.sum()
-    scores = {"accuracy": confusion[linear_sum_assignment(confusion, maximize=True)].sum() / n}
+    matching = linear_sum_assignment(confusion, maximize=True)
+    scores = {"accuracy": confusion[matching].sum() / n}
     if n_clusters == 10:
         scores["diagonal"] = confusion.trace() / n
     scores["purity"] = confusion.max(0).sum() / n

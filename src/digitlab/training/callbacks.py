@@ -217,7 +217,7 @@ class TensorBoard(Callback):
             self.writer.add_scalar(f"baseline/{name}", value, epoch)
         for name, picture in module.pictures().items():
             if isinstance(picture, Figure):
-                self.writer.add_image(f"epochs/{name}", figures.pixels(picture), epoch, dataformats="HWC")
+                self.writer.add_image(f"epochs/{name}", figures.render(picture), epoch, dataformats="HWC")
             else:
                 self.writer.add_image(f"epochs/{name}", make_grid(picture, nrow=10, padding=1, pad_value=0.3), epoch)
 

@@ -48,7 +48,7 @@ def run_stages(config: dict[str, Any], directory: Path, results: dict[str, Any])
     with cpu_threads(model.threads):
         source, data = read_data(config, began=results["data"])
         results["data"] = {"source": source.name, "digest": source.digest}
-        model.require(data)
+        model.check_data(data)
         write_json(directory / "results.json", results)  # what a killed process was trained on
         results["warnings"] += source.warnings
         results["baselines"] = {"mean_image": baselines.mean_image(data)}
@@ -226,7 +226,7 @@ def evaluate_and_save(
     """DigitClassifier the best checkpoint: metrics, warnings, and what the model has to show."""
     metrics, trivial = results["metrics"], results["baselines"]
     metrics |= model.evaluate(source, data)
-    results["classifier"] = model.judged_by
+    results["classifier"] = model.classifier_id
     if not math.isfinite(metrics["test/loss"]):
         loss, remedy = metrics["test/loss"], model.smaller_steps()
         raise Diverged(f"test/loss is {loss} after training: {remedy}")
@@ -247,7 +247,7 @@ def evaluate_and_save(
     pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
     with SummaryWriter(str(directory)) as writer:
         for name, figure in pictures.items():
-            picture = Image.fromarray(figures.pixels(figure))
+            picture = Image.fromarray(figures.render(figure))
             with BytesIO() as file:  # drawn and packed once for both
                 picture.save(file, "png", compress_level=3)
                 png = file.getvalue()
