@@ -488,7 +488,7 @@ def test_a_file_of_any_size_takes_no_memory(finished: dict[str, Path], tiny: Pat
     for path in tiny.iterdir():
         if not (tmp_path / "data" / path.name).exists():
             shutil.copy(path, tmp_path / "data")
-    with pytest.raises(ValueError, match="train-labels-idx1-ubyte: is no IDX file"):
+    with pytest.raises(ValueError, match="train-labels-idx1-ubyte: is not an IDX file"):
         load(str(tmp_path / "data"), "files", verify=False)
     with (tmp_path / "data" / "train-labels-idx1-ubyte").open("r+b") as file:
         file.write((tiny / "train-labels-idx1-ubyte").read_bytes())

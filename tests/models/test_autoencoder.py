@@ -149,7 +149,7 @@ def test_a_mixture_of_more_parts_than_images_is_refused() -> None:
 
 def test_frechet_distance_of_known_gaussians() -> None:
     """Shifted by (3, 4) the distance is 25; scaled from 1 to 2 in each of F dimensions it is F."""
-    x = torch.randn(50_000, 4, generator=generator(0, Stream.JUDGE), dtype=torch.float64)
+    x = torch.randn(50_000, 4, generator=generator(0, Stream.CLASSIFIER), dtype=torch.float64)
     assert digit_classifier.frechet(x + torch.tensor([3.0, 4.0, 0, 0]), x) == pytest.approx(25, rel=0.01)
     assert digit_classifier.frechet(2 * x, x) == pytest.approx(4, rel=0.02)
     assert digit_classifier.frechet(x, x) == pytest.approx(0, abs=1e-3)
@@ -193,7 +193,7 @@ def test_scores_of_real_digits_and_of_noise(tiny: Path) -> None:
     assert real["fid"] == pytest.approx(0, abs=1e-2)
     assert real["recognized"] == real["recognized_real"]
     assert (real["classes"], real["rarest"], real["commonest"]) == pytest.approx((10, 0.1, 0.1))
-    noise = torch.rand(100, 28, 28, generator=generator(0, Stream.JUDGE))
+    noise = torch.rand(100, 28, 28, generator=generator(0, Stream.CLASSIFIER))
     assert digit_classifier.score_samples(arbiter, noise, source.train, source.test)["fid"] > 10 * max(
         real["fid_floor"], 0.1
     )
@@ -247,7 +247,7 @@ def test_generated_digits_are_as_many_as_their_floor_s(
 def test_a_frechet_distance_is_never_below_zero() -> None:
     """Of a set to itself it is zero but for rounding."""
     for seed in range(20):
-        x = torch.rand(30, 84, generator=generator(seed, Stream.JUDGE))
+        x = torch.rand(30, 84, generator=generator(seed, Stream.CLASSIFIER))
         assert digit_classifier.frechet(x, x) >= 0
 
 
@@ -524,4 +524,4 @@ def test_evaluate_says_what_is_no_run_or_not_its_data(trained: Path, tiny: Path,
     write_idx(tmp_path / "other" / "t10k-images-idx3-ubyte.gz", images)
     code, told = ends("evaluate", trained, "--root", tmp_path / "other")
     assert code == 2
-    assert "holds other data than this run began on; name the folder of the run's data with --root" in told
+    assert "holds other data than this run started with; name the folder of the run's data with --root" in told

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
-from digitlab.data.images import Batch, MNISTData, Source, Split
+from digitlab.data.images import Source, Split
+from digitlab.data.loaders import Batch, MNISTData
 
 for library in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(library).setLevel(logging.WARNING)  # its hints come with every job and every checkpoint

@@ -17,7 +17,8 @@ from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 from torch.nn import functional
 
-from digitlab.data.images import Batch, Images, MNISTData, Source, Split, hold_out, scale
+from digitlab.data.images import Images, Source, Split, hold_out, scale
+from digitlab.data.loaders import Batch, MNISTData
 from digitlab.models import checkpoints
 from digitlab.models.base import Model
 from digitlab.runs.files import directory_lock
@@ -87,7 +88,7 @@ def load_or_train(source: Source, cache: Path | None = None, *, train_size: int 
     """
     train = source.train
     if train_size is not None and train_size < len(train.labels):
-        _, train = hold_out(train, train_size, generator(0, Stream.JUDGE))
+        _, train = hold_out(train, train_size, generator(0, Stream.CLASSIFIER))
     with torch.random.fork_rng(devices=[]):
         layers = repr(DigitClassifier(**RECIPE))
     told = [layers, RECIPE, EPOCHS, STEPS, BATCH_SIZE, PRECISION, source.digest, len(train.labels)]
@@ -150,7 +151,7 @@ def score_samples(judge: DigitClassifier, samples: Tensor, train: Images, test: 
     """
     assert len(samples) <= len(train.labels)
     real, probabilities = judge.look(scale(test.images.cpu()))
-    parts = torch.randperm(len(train.labels), generator=generator(0, Stream.JUDGE)).split(len(samples))
+    parts = torch.randperm(len(train.labels), generator=generator(0, Stream.CLASSIFIER)).split(len(samples))
     whole = [part for part in parts if len(part) == len(parts[0])]
     floors = [frechet(judge.look(scale(train.images.cpu()[part]))[0], real) for part in whole]
     features, told = judge.look(samples)

@@ -27,7 +27,8 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from digitlab.data.images import IMAGE_SHAPE, PIXELS, Batch, Chunks, Images, Source, Split, scale
+from digitlab.data.images import IMAGE_SHAPE, PIXELS, Images, Source, Split, scale
+from digitlab.data.loaders import Batch, Chunks
 from digitlab.models.base import Model, sentence
 from digitlab.runtime.seeds import Stream, generator
 
