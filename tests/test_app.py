@@ -524,7 +524,7 @@ def test_data_that_was_moved_is_named_beside_resume(
     (tmp_path / "here").rename(tmp_path / "there")
     lost = lab("resume=run")
     assert lost.returncode == 1
-    assert "name the folder of the data that this run began on (data.root=...)" in lost.stdout
+    assert "name the folder of this run's data (data.root=...)" in lost.stdout
     assert lab("resume=run", "data.root=there").returncode == 0
     assert results(tmp_path / "run")["status"] == "completed"
     assert results(tmp_path / "run")["config"]["data"]["root"] == "there"
@@ -551,7 +551,7 @@ def test_a_result_of_other_code_or_data_is_used_and_marked(
     (cfg,) = compose(*KMEANS, *words)
     assert run_experiment(cfg, tmp_path) == old["metrics"]["val/loss"]
     assert "made by other code, commit 0123abc" in caplog.text
-    assert "made of other data" in caplog.text
+    assert "made from other data" in caplog.text
     assert describe_origin(tmp_path, root) == "by other code, commit 0123abc"
     origin = describe_origin(tmp_path, "/elsewhere")
     assert origin == f"by other code, commit 0123abc, from data.root={root}"
@@ -608,10 +608,10 @@ def test_a_run_that_began_on_other_data_keeps_what_it_has(
     )
     for root, told in (
         ("gone", "nothing is downloaded"),
-        ("other", "other data than this run began on"),
+        ("other", "other data than this run started with"),
     ):
         with pytest.raises(
-            RunFailed, match=f"{told}.*; name the folder of the data that this run began on"
+            RunFailed, match=f"{told}.*; name the folder of this run's data"
         ):
             run_here([*command, f"data.root={tmp_path / root}"], run)
         assert before == {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
@@ -636,18 +636,18 @@ def test_a_finished_run_does_not_give_way_to_data_that_is_gone(
     command = [*KMEANS, *words[1:], "data.source=auto", "trainer.max_epochs=1"]
     run_here([*command, f"data.root={tiny}"], tmp_path / "run")
     before = files_of(tmp_path / "run")
-    with pytest.raises(RunFailed, match=r"nothing is downloaded; what is there stays as it is"):
+    with pytest.raises(RunFailed, match=r"nothing is downloaded; the earlier results are kept"):
         run_here([*command, f"data.root={tmp_path / 'gone'}", "force=true"], tmp_path / "run")
     assert len(before) > 7
     assert files_of(tmp_path / "run") == before
     (tmp_path / "run" / "centers.npy").unlink()  # damaged, and done again without being told to
-    with pytest.raises(RunFailed, match="what is there stays as it is"):
+    with pytest.raises(RunFailed, match="the earlier results are kept"):
         run_here([*command, f"data.root={tmp_path / 'gone'}"], tmp_path / "run")
     assert len(files_of(tmp_path / "run")) == len(before) - 1
     (tmp_path / "run" / "results.json").write_text(
         json.dumps(results(tmp_path / "run") | {"status": "interrupted"})
     )
-    with pytest.raises(RunFailed, match="what is there stays as it is"):
+    with pytest.raises(RunFailed, match="the earlier results are kept"):
         run_here([*command, f"data.root={tmp_path / 'gone'}", "force=true"], tmp_path / "run")
     assert len(files_of(tmp_path / "run")) == len(before) - 1
 
@@ -665,7 +665,7 @@ def test_a_finished_sweep_does_not_give_way_to_data_that_is_gone(
     assert done.returncode == 1
     assert (
         done.stdout.count(
-            "gone: is no folder, and with data.verify=false nothing is downloaded; what is there stays"
+            "gone: is not a folder, and with data.verify=false nothing is downloaded; the earlier"
         )
         == 2
     )

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 from hydra.errors import HydraException
-from hydra_plugins.resumable_sweeper.jobs import read_plan
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,6 +32,7 @@ from digitlab.report import progress
 from digitlab.report.page import write_report
 from digitlab.runs.provenance import flatten, make_run_id
 from digitlab.runs.results import read_results, run_state
+from hydra_plugins.resumable_sweeper.jobs import read_plan
 
 from .conftest import Fork, Lab, compose, plan_jobs, results, run_here, write_idx
 from .training.test_experiment import assert_same
@@ -490,7 +490,7 @@ def test_a_file_of_any_size_takes_no_memory(finished: dict[str, Path], tiny: Pat
     for path in tiny.iterdir():
         if not (tmp_path / "data" / path.name).exists():
             shutil.copy(path, tmp_path / "data")
-    with pytest.raises(ValueError, match="train-labels-idx1-ubyte: is no IDX file"):
+    with pytest.raises(ValueError, match="train-labels-idx1-ubyte: is not an IDX file"):
         load(str(tmp_path / "data"), "files", verify=False)
     with (tmp_path / "data" / "train-labels-idx1-ubyte").open("r+b") as file:
         file.write((tiny / "train-labels-idx1-ubyte").read_bytes())

@@ -205,7 +205,7 @@ def test_a_worker_that_does_not_see_the_data_says_so(
     assert driver.wait(400) == 1
     out = (home / "out").read_text()
     assert "6 jobs: 6 failed." in out
-    assert len(re.findall(r"data\.root=\S+/home/typo: is no folder, and with", out)) >= 6
+    assert len(re.findall(r"data\.root=\S+/home/typo: is not a folder, and with", out)) >= 6
     made = jobs_of(home / "outputs" / "mine").values()
     assert [results(run)["status"] for run in made] == ["failed"] * 6
 

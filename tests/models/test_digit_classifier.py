@@ -28,7 +28,7 @@ def assert_same_weights(first: DigitClassifier, second: DigitClassifier) -> None
 
 def test_frechet_distance_of_known_gaussians() -> None:
     """A shift by (3, 4) gives 25; scaling by 2 in each of F dimensions gives F."""
-    x = torch.randn(50_000, 4, generator=generator(0, Stream.JUDGE), dtype=torch.float64)
+    x = torch.randn(50_000, 4, generator=generator(0, Stream.CLASSIFIER), dtype=torch.float64)
     shift = torch.tensor([3.0, 4.0, 0, 0])
     assert digit_classifier.frechet(x + shift, x) == pytest.approx(25, rel=0.01)
     assert digit_classifier.frechet(2 * x, x) == pytest.approx(4, rel=0.02)
@@ -38,7 +38,7 @@ def test_frechet_distance_of_known_gaussians() -> None:
 def test_a_frechet_distance_is_never_negative() -> None:
     """The distance of a set to itself is zero up to rounding."""
     for seed in range(20):
-        x = torch.rand(30, 84, generator=generator(seed, Stream.JUDGE))
+        x = torch.rand(30, 84, generator=generator(seed, Stream.CLASSIFIER))
         assert digit_classifier.frechet(x, x) >= 0
 
 
@@ -81,7 +81,7 @@ def test_scores_of_real_digits_and_of_noise(tiny: Path) -> None:
     assert real["fid"] == pytest.approx(0, abs=1e-2)
     assert real["recognized"] == real["recognized_real"]
     assert (real["classes"], real["rarest"], real["commonest"]) == pytest.approx((10, 0.1, 0.1))
-    images = torch.rand(100, 28, 28, generator=generator(0, Stream.JUDGE))
+    images = torch.rand(100, 28, 28, generator=generator(0, Stream.CLASSIFIER))
     noise = digit_classifier.score_samples(classifier, images, source.train, source.test)
     assert noise["fid"] > 10 * max(real["fid_floor"], 0.1)
 

@@ -1,4 +1,4 @@
-"""Signals end a run at a safe point, whatever the library does into which they fall."""
+"""Signals end a run at a safe point, even if they arrive inside a library."""
 
 import importlib
 import os
@@ -29,19 +29,22 @@ def send(number: int = signal.SIGTERM) -> None:
 
 
 def ended_by(block: Callable[[], Any]) -> BaseException | None:
-    """What a deferring block ends by; checks that the answer of a signal is told from other errors."""
+    """Return the exception that ends a deferred block.
+
+    Also checks that the state holds the exceptions of handlers and no others.
+    """
     state, end = signals.Deferred(), None
     try:
         with signals.deferred() as state:
             block()
     except BaseException as error:
         end = error
-    assert state.answer is (None if type(end) is ValueError else end)
+    assert state.exception is (None if type(end) is ValueError else end)
     return end
 
 
 def test_a_signal_waits_for_a_safe_point() -> None:
-    """Nothing is raised where it arrives; the next safe point raises, and handlers are as before."""
+    """Its arrival raises nothing, the next safe point does, and the old handlers are restored."""
     reached = []
 
     def block() -> None:
@@ -54,7 +57,8 @@ def test_a_signal_waits_for_a_safe_point() -> None:
     assert reached == ["after the signal"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signals.safe_point()  # outside a block it does nothing
+    # Outside a block it does nothing.
+    signals.safe_point()
 
 
 def test_the_end_of_the_block_is_a_safe_point() -> None:
@@ -63,7 +67,7 @@ def test_the_end_of_the_block_is_a_safe_point() -> None:
 
 
 def test_an_error_after_a_signal_counts_as_the_interruption() -> None:
-    """A library that turned the signal into an error of its own, or failed for another reason."""
+    """As when a library turns the signal into an error of its own, or fails for another reason."""
 
     def block() -> None:
         send()
@@ -72,31 +76,31 @@ def test_an_error_after_a_signal_counts_as_the_interruption() -> None:
     assert isinstance(ended_by(block), KeyboardInterrupt)
 
 
-def test_without_a_signal_an_error_stays_itself() -> None:
-    """It is no interruption."""
+def test_without_a_signal_an_error_is_unchanged() -> None:
+    """It does not count as an interruption."""
 
     def block() -> None:
-        raise ValueError("mine")
+        raise ValueError("unrelated")
 
-    assert str(ended_by(block)) == "mine"
+    assert str(ended_by(block)) == "unrelated"
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_the_block_at_once(second: int) -> None:
-    """Whoever asks twice does not want to wait for a safe point."""
+    """A user who interrupts twice does not want to wait for a safe point."""
 
     def block() -> None:
         send()
         send(second)
         time.sleep(20)
 
-    began = time.monotonic()
+    start = time.monotonic()
     assert isinstance(ended_by(block), KeyboardInterrupt)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - start < 10
 
 
-def test_a_second_signal_that_is_swallowed_ends_the_block_at_the_next_safe_point() -> None:
-    """As where it falls into a destructor, whose exceptions Python drops."""
+def test_a_swallowed_second_signal_ends_the_block_at_the_next_safe_point() -> None:
+    """As when it arrives in a destructor, whose exceptions Python ignores."""
 
     def block() -> None:
         send()
@@ -108,63 +112,63 @@ def test_a_second_signal_that_is_swallowed_ends_the_block_at_the_next_safe_point
     assert isinstance(ended_by(block), KeyboardInterrupt)
 
 
-def test_a_scheduler_s_handler_answers_at_the_safe_point() -> None:
-    """It sees what was saved until then, and what it raises, to say that it requeued the job, comes out."""
-    heard = []
+def test_the_handler_of_a_scheduler_runs_at_the_safe_point() -> None:
+    """It sees everything saved until then, and its exception, for a requeued job, is raised."""
+    received = []
 
     def requeue(number: int, frame: Any) -> None:
-        heard.append(number)
+        received.append(number)
         sys.exit(144)
 
     def block() -> None:
         send(signal.SIGUSR2)
-        assert heard == []
+        assert received == []
         raise RuntimeError("of a library")
 
     signal.signal(signal.SIGUSR2, requeue)
     end = ended_by(block)
     assert isinstance(end, SystemExit)
-    assert (heard, end.code) == ([signal.SIGUSR2], 144)
+    assert (received, end.code) == ([signal.SIGUSR2], 144)
 
 
-def test_a_handler_that_returns_stops_nothing() -> None:
-    """As submitit's of SIGTERM, after which Slurm sends the signal that counts."""
-    heard = []
-    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
-    signal.signal(signal.SIGUSR2, lambda number, _: heard.append(number))
+def test_a_handler_that_returns_does_not_end_the_block() -> None:
+    """As submitit's handler of SIGTERM, which Slurm follows with another signal."""
+    received = []
+    signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    signal.signal(signal.SIGUSR2, lambda number, _: received.append(number))
 
     def block() -> None:
         send(signal.SIGTERM)
         send(signal.SIGUSR2)
-        assert heard == []
+        assert received == []
 
     assert ended_by(block) is None
-    assert heard == [signal.SIGTERM, signal.SIGUSR2]
+    assert received == [signal.SIGTERM, signal.SIGUSR2]
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
-    """As Ctrl-C of what a shell runs in the background."""
+    """As Ctrl-C is in a process that a shell runs in the background."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert ended_by(lambda: send(signal.SIGINT)) is None
 
 
 @pytest.mark.parametrize("early", [False, True])
 def test_a_wait_without_safe_points_is_ended_at_once(early: bool) -> None:
-    """As for the processes of DDP; what was noted before ends it as it begins."""
+    """As the wait for the processes of DDP; an earlier signal ends it before it starts."""
 
     def block() -> None:
         if early:
             send()
-        with signals.answered_at_once():
-            assert not early, "it began"
+        with signals.immediate():
+            assert not early, "the wait started"
             send()
-            pytest.fail("it went on")
+            pytest.fail("the wait continued")
 
     assert isinstance(ended_by(block), KeyboardInterrupt)
 
 
-def as_a_library(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with a signal inside that it turns into an error of its own."""
+def interrupted_library(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that it receives a signal and turns it into an error of its own."""
 
     def call(*args: Any, **options: Any) -> Any:
         try:
@@ -177,9 +181,10 @@ def as_a_library(original: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-# Where the signal falls: figures, checkpoints, evaluation, the fit of the mixture, its classifier.
+# The function that the signal interrupts: figures, checkpoints, evaluation, mixture, classifier.
 STAGES = [
-    *((KMEANS, place) for place in ("digitlab.figures.loss", "digitlab.figures.centers")),
+    (KMEANS, "digitlab.figures.loss"),
+    (KMEANS, "digitlab.figures.centers"),
     (KMEANS, "digitlab.models.checkpoints.write_checkpoint"),
     (KMEANS, "digitlab.training.artifacts.write_csv"),
     (KMEANS, "digitlab.models.kmeans.MiniBatchKMeans.evaluate"),
@@ -193,31 +198,31 @@ STAGES = [
 
 
 @pytest.mark.parametrize(("command", "place"), STAGES)
-def test_a_signal_that_falls_into_a_library_interrupts_the_run(
+def test_a_signal_inside_a_library_interrupts_the_run(
     command: list[str],
     place: str,
     words: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The run is interrupted, not failed, and ends with the bits of an undisturbed one when run again."""
+    """The run is interrupted, not failed; run again, it equals an undisturbed run bitwise."""
     command = [*command, *words, "trainer.max_epochs=2"]
     name, _, attribute = place.rpartition(".")
     with monkeypatch.context() as patch:
         target = _resolve(name)
-        patch.setattr(target, attribute, as_a_library(getattr(target, attribute)))
+        patch.setattr(target, attribute, interrupted_library(getattr(target, attribute)))
         with pytest.raises(KeyboardInterrupt):
             run_here(command, tmp_path / "cut")
     assert results(tmp_path / "cut")["status"] == "interrupted"
     assert results(tmp_path / "cut")["error"] is None
     run_here(command, tmp_path / "cut")
-    run_here(command, tmp_path / "whole")
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    run_here(command, tmp_path / "uninterrupted")
+    assert_same(tmp_path / "uninterrupted", tmp_path / "cut")
     assert run_state(tmp_path / "cut") == "completed"
 
 
 def _resolve(name: str) -> Any:
-    """A module, or a class in one."""
+    """Import a module, or a class from one."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:

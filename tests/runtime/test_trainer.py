@@ -1,4 +1,4 @@
-"""A run depends on its configuration, whatever scheduler's variables are set and wherever it is started."""
+"""A run depends only on its configuration, not on its environment or working directory."""
 
 import errno
 import fcntl
@@ -46,30 +46,30 @@ ENVIRONMENTS = {"slurm": SLURM, "torchrun": ELASTIC, "lsf": LSF, "lightning": LI
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 @pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
-def test_a_scheduler_s_variables_change_nothing(
+def test_the_variables_of_a_scheduler_change_nothing(
     name: str, model: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started where another run's checkpoint lies under Slurm's name for it: the bits of a run elsewhere."""
+    """Nor does another run's checkpoint in the working directory, with Slurm's name for it."""
     command = [*(KMEANS if model == "kmeans" else AUTOENCODER), *words]
     run_here([*command, "seed=1"], tmp_path / "other")
     run_here(command, tmp_path / "expected")
-    place = tmp_path / "place"
-    place.mkdir()
-    shutil.copy(tmp_path / "other" / "checkpoints" / "last.ckpt", place / "hpc_ckpt_1.ckpt")
-    monkeypatch.chdir(place)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(tmp_path / "other" / "checkpoints" / "last.ckpt", folder / "hpc_ckpt_1.ckpt")
+    monkeypatch.chdir(folder)
     for variable, value in ENVIRONMENTS[name].items():
         monkeypatch.setenv(variable, value)
     run_here(command, tmp_path / "run")
     assert_same(tmp_path / "expected", tmp_path / "run")
-    assert [path.name for path in place.iterdir()] == ["hpc_ckpt_1.ckpt"]
+    assert [path.name for path in folder.iterdir()] == ["hpc_ckpt_1.ckpt"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["slurm", "torchrun"])
-def test_two_processes_are_started_whatever_a_scheduler_says(
+def test_ddp_ignores_the_variables_of_a_scheduler(
     name: str, shell: Lab, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With trainer=ddp as well, as a process of its own, which reads some variables as it starts."""
+    """Checked in a new process, because some variables are read when it starts."""
     command = [*KMEANS, *words, "trainer=ddp"]
     assert shell(*command, f"hydra.run.dir={tmp_path / 'expected'}").returncode == 0
     for variable, value in ENVIRONMENTS[name].items():
@@ -80,10 +80,10 @@ def test_two_processes_are_started_whatever_a_scheduler_says(
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_of_slurm_s_interrupts_a_run(
+def test_a_signal_from_slurm_interrupts_a_run(
     number: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says how to go on, writes nothing outside its directory, and the next run there does not know of it."""
+    """The run prints how to continue, and writes nothing outside its directory."""
     for variable, value in SLURM.items():
         monkeypatch.setenv(variable, value)
     command = [sys.executable, str(ROOT / "train.py"), *KMEANS, *words, "trainer.max_epochs=500"]
@@ -108,9 +108,13 @@ def test_a_signal_of_slurm_s_interrupts_a_run(
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_named(
-    number: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A run and a sweep there are refused in a line that names the file; what lies there can be looked at."""
+    """A run and a sweep fail with an error that names the lock; existing results stay readable."""
     program = runpy.run_path(str(ROOT / "train.py"), run_name="program")
     finished = tmp_path / "finished"
     run_here([*KMEANS, *words], finished)
@@ -120,19 +124,20 @@ def test_a_file_system_without_locks_is_named(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.chdir(tmp_path)
-    for code, folder, more in ((1, "run", ["hydra.run.dir=run"]), (2, "sweep", ["-m", "hydra.sweep.dir=sweep"])):
+    commands = ((1, "run", ["hydra.run.dir=run"]), (2, "sweep", ["-m", "hydra.sweep.dir=sweep"]))
+    for code, folder, more in commands:
         monkeypatch.setattr(sys, "argv", ["train.py", *KMEANS, *words, *more])
         assert program["main"]() == code
-        told = "".join(capsys.readouterr())
-        reason = rf"\b{folder}/\.lock: file locks do not work on this file system \({os.strerror(number)}\); choose"
-        assert re.search(reason, told), told
-        assert len(told.splitlines()) == code
+        output = "".join(capsys.readouterr())
+        rule = rf"file locks do not work on this file system \({os.strerror(number)}\)"
+        assert re.search(rf"\b{folder}/\.lock: {rule}; choose", output), output
+        assert len(output.splitlines()) == code
     assert run_state(finished) == "completed"
     assert write_report([finished], tmp_path / "report")
 
 
-def test_the_package_is_for_the_versions_of_python_that_hydra_runs_on() -> None:
-    """hydra-core 1.3 does not start on Python 3.14: pip refuses it there, and README says which versions there are."""
+def test_the_package_requires_a_python_version_that_hydra_supports() -> None:
+    """hydra-core 1.3 does not start on Python 3.14; README lists the supported versions."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     supported = SpecifierSet(project["requires-python"])
     assert "hydra-core>=1.3.2,<1.4" in project["dependencies"]

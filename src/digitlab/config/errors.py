@@ -32,8 +32,12 @@ def is_mistake(error: BaseException) -> bool:
     ):
         return True
     # Values that Hydra does not foresee, such as `model=[1,2]`, raise TypeError in its composition.
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, TypeError) and ("/hydra/" in last or "/omegaconf/" in last)
+    return isinstance(error, TypeError) and _is_raised_by_hydra(error)
+
+
+def _is_raised_by_hydra(error: BaseException) -> bool:
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    return "/hydra/" in place or "/omegaconf/" in place
 
 
 def format_error(error: BaseException, overrides: Sequence[str]) -> str:
@@ -67,7 +71,7 @@ def format_error(error: BaseException, overrides: Sequence[str]) -> str:
         return _format_os_error(error)
     if isinstance(error, HydraException):
         return _find_unknown_choice(overrides) or "; ".join(str(error).strip().splitlines()[:2])
-    if "/omegaconf/" in traceback.format_exc() or isinstance(error, TypeError):
+    if _is_raised_by_hydra(error):
         hint = "choices are names that --help lists, docs/usage.md describes values"
         return _find_unknown_choice(overrides) or f"{' '.join(overrides)}: {error}; {hint}"
     return str(error)

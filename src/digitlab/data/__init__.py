@@ -1,1 +1,1 @@
-"""Data sets in memory: how they are read, split and batched."""
+"""Data sets in memory: loading, splitting and batching."""

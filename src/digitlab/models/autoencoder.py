@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from digitlab import figures
-from digitlab.data.images import IMAGE_SHAPE, PIXELS, Batch, Chunks, Images, Source, Split, scale
+from digitlab.data.images import IMAGE_SHAPE, PIXELS, Images, Source, Split, scale
+from digitlab.data.loaders import Batch, Chunks
 from digitlab.formatting import format_loss
 from digitlab.models.base import Model
 from digitlab.models.digit_classifier import load_or_train, score_samples

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from digitlab.data.images import Batch, MNISTData, Source, Split
+from digitlab.data.images import Source, Split
+from digitlab.data.loaders import Batch, MNISTData
 from digitlab.models.optimizers import make_optimizer, make_scheduler
 
 # Lightning logs the same hints for every job and every checkpoint.

@@ -18,7 +18,8 @@ from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 from torch.nn import functional
 
-from digitlab.data.images import Batch, Images, MNISTData, Source, Split, hold_out, scale
+from digitlab.data.images import Images, Source, Split, hold_out, scale
+from digitlab.data.loaders import Batch, MNISTData
 from digitlab.models import checkpoints
 from digitlab.models.base import Model
 from digitlab.runs.files import directory_lock
@@ -109,7 +110,7 @@ def load_or_train(
     """
     train = source.train
     if train_size is not None and train_size < len(train.labels):
-        _, train = hold_out(train, train_size, generator(0, Stream.JUDGE))
+        _, train = hold_out(train, train_size, generator(0, Stream.CLASSIFIER))
     identity = _identify(source.digest, len(train.labels))
     path = (cache or CACHE) / f"{identity}.ckpt"
     classifier: Model | None = None
@@ -198,7 +199,7 @@ def score_samples(
     """
     assert len(samples) <= len(train.labels)
     real, real_probabilities = classifier.predict(scale(test.images.cpu()))
-    order = torch.randperm(len(train.labels), generator=generator(0, Stream.JUDGE))
+    order = torch.randperm(len(train.labels), generator=generator(0, Stream.CLASSIFIER))
     floors = []
     for rows in order.split(len(samples)):
         if len(rows) == len(samples):

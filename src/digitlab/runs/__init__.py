@@ -1,1 +1,1 @@
-"""A run on disk: its files, its results, where they come from."""
+"""A run on disk: its files, its results and their provenance."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and who works on a directory."""
+"""Atomic files, links and locks in the directory of a run."""
 
 import csv
 import io
@@ -15,38 +15,47 @@ from typing import IO, Any
 
 from filelock import lock_descriptor
 
-UMASK = os.umask(0o022)  # can be read by setting it alone
+# The umask can only be read by setting it.
+UMASK = os.umask(0o022)
 os.umask(UMASK)
 
-
-LARGEST_JSON = 2**26  # bytes: a sweep of 300,000 jobs
+# The size limit of a JSON file, enough for the plan of 300,000 jobs.
+LARGEST_JSON = 2**26  # bytes
 
 
 def resolve_path(name: str) -> Path:
-    """The one path of a folder that may be named by several: relative, from ~ on, through links."""
-    return Path(os.path.realpath(os.path.expanduser(name)))  # noqa: PTH111, as pathlib's raises for ~nobody
+    """Make a path absolute, with ~ expanded and links resolved."""
+    # pathlib's expanduser raises for the name of an unknown user.
+    return Path(os.path.realpath(os.path.expanduser(name)))  # noqa: PTH111
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place when the block ends without an error."""
+    """Yield a temporary file that replaces `path` when the block ends without an error.
+
+    It lies in the same directory, so that the replacement is atomic. OSError names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix)
-    except OSError as error:  # would name the file beside it
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix
+        )
+    except OSError as error:
+        # The original message names the temporary file.
         raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     part = Path(name)
     try:
         yield part
-        part.chmod(0o666 & ~UMASK)  # mkstemp's own is 0600
+        # mkstemp creates files with mode 0600.
+        part.chmod(0o666 & ~UMASK)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON; a number that is not finite becomes null, as JSON has none."""
+    """Write JSON; NaN and infinity, which JSON lacks, become null."""
     with atomic_write(path) as part:
         part.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
 
@@ -62,13 +71,13 @@ def _without_nan(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises ValueError where it is none, or larger than any that is written here."""
+    """Read a JSON file. Raises ValueError if it is not JSON or exceeds LARGEST_JSON."""
     if path.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"{path}: is larger than {LARGEST_JSON:,} bytes, which no file of a run is")
+        raise ValueError(f"{path}: is larger than {LARGEST_JSON:,} bytes, the limit here")
     try:
         return json.loads(path.read_bytes())
     except RecursionError as error:
-        raise ValueError(f"{path}: holds brackets without end") from error
+        raise ValueError(f"{path}: is nested too deeply") from error
 
 
 def write_csv(path: Path, header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> None:
@@ -79,47 +88,71 @@ def write_csv(path: Path, header: Sequence[Any], rows: Sequence[Sequence[Any]]) 
         part.write_text(text.getvalue())
 
 
-# Where the files of a run and of a sweep lie, with a sign in each that stands for others: by a whole name Python's glob
-# finds no link to what is not there.
+# The files of a run and of a sweep. Each pattern has a wildcard, because glob does not find a
+# broken link by its exact name.
 RUN_FILES = ("*", "checkpoints/*", "figures/*", ".hydra/*", "00000/*", "00000/latents/*")
-
-
 SWEEP_FILES = ("*.json", "report*", "report*/*")
 
 
 def check_links(folder: Path, places: Sequence[str] = RUN_FILES) -> None:
-    """Raise ValueError where a link among the files of a run leads out of it, and with it what is written there.
+    """Refuse links out of `folder`: writing through them would change other files.
 
-    `places` are patterns within the folder, by default those of a run's files.
+    Args:
+        folder: The directory of a run or a sweep.
+        places: Patterns of the files to check, relative to `folder`.
+
+    Raises:
+        ValueError: If a link among these files leads out of `folder`.
     """
-    here = folder.resolve()
-    for path in [path for place in places for path in folder.glob(place)]:
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(here):
-            raise ValueError(f"{path}: is a link that leads out of {folder}; remove it, or choose another directory")
+    inside = folder.resolve()
+    for path in _glob_all(folder, places):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+            raise ValueError(
+                f"{path}: is a link that leads out of {folder};"
+                " remove it, or choose another directory"
+            )
+
+
+def _glob_all(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Collect all matches first, so that the caller may delete files."""
+    matches: list[Path] = []
+    for pattern in patterns:
+        matches += folder.glob(pattern)
+    return matches
 
 
 def is_partial_file(path: Path) -> bool:
-    """Whether a file is one that `whole` was writing when its process was killed."""
+    """Whether a file is a temporary one of `atomic_write`, as killed processes leave them."""
     return re.fullmatch(r"\..+-[a-z0-9_]{8}(\.\w+)?", path.name) is not None
 
 
 def remove_partial_files(run: Path) -> None:
-    """Delete what killed processes were writing; nobody may be at the run."""
-    for path in [path for pattern in RUN_FILES for path in run.glob(pattern) if is_partial_file(path)]:
-        path.unlink(missing_ok=True)
+    """Delete the temporary files of killed processes; the caller must hold the run's lock."""
+    for path in _glob_all(run, RUN_FILES):
+        if is_partial_file(path):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
 def directory_lock(directory: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this process has a directory to itself until the block ends; with `wait`, once it has.
+    """Lock a directory until the block ends; yields whether this process holds the lock.
 
-    A process that dies lets go at once. Raises OSError where the file system has no locks.
+    The lock of a process that dies is released at once. A directory that does not exist counts as
+    locked.
+
+    Args:
+        directory: The directory of a run or a sweep; the lock is its file .lock.
+        wait: Whether to wait until the lock is free.
+
+    Raises:
+        OSError: If the file system has no locks.
     """
     if not directory.is_dir():
-        yield True  # nobody is there yet
+        yield True
         return
     with (directory / ".lock").open("a") as file:
-        for attempt in range(5):  # another process may only be looking at the run's state
+        # Repeated because another process may hold the lock briefly to read the run's state.
+        for attempt in range(5):
             if _acquire(file, wait):
                 yield True
                 return
@@ -128,9 +161,9 @@ def directory_lock(directory: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def _acquire(file: IO[str], wait: bool) -> bool:
-    """Whether this process got the lock of an open file."""
+    """Try to lock an open file; returns whether this process holds the lock."""
     try:
         return lock_descriptor(file.fileno(), blocking=wait)
     except OSError as error:
-        told = f"file locks do not work on this file system ({error.strerror})"
-        raise OSError(error.errno, told, file.name) from error
+        reason = f"file locks do not work on this file system ({error.strerror})"
+        raise OSError(error.errno, reason, file.name) from error

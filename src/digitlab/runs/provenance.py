@@ -1,10 +1,11 @@
-"""What a result depends on: its configuration, the code and the libraries."""
+"""The inputs of a result: its configuration, the code and the libraries."""
 
 import hashlib
 import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,48 +22,58 @@ def make_run_id(config: Mapping[str, Any]) -> str:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by their dotted keys, as a command line writes them; lists stay lists."""
-    found: dict[str, Any] = {}
+    """Flatten nested values to dotted keys, as on a command line; lists stay lists."""
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
-@cache  # the code that was loaded, whatever its files become meanwhile
+# Cached because the loaded code stays the same while its files may change.
+@cache
 def code_version() -> dict[str, Any]:
-    """The digest of the package's files; the git commit, and if they differ from it: None where git cannot tell."""
+    """Identify the code.
+
+    Returns:
+        `digest` of the package's files, `sha` of the git commit, and `dirty`: whether the files
+        differ from it. `sha` and `dirty` are None without git.
+    """
     package, content = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()
         content.update(f"{name} {path.stat().st_size}\n".encode() + path.read_bytes())
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=package, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
-    try:
-        found = {"sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "*.py"))}
-    except (OSError, subprocess.CalledProcessError):
-        found = {"sha": None, "dirty": None}
-    return found | {"digest": content.hexdigest()[:12]}
+    commit: dict[str, Any] = {"sha": None, "dirty": None}
+    with suppress(OSError, subprocess.CalledProcessError):
+        sha = git("rev-parse", "HEAD")
+        commit = {"sha": sha, "dirty": bool(git("status", "--porcelain", "--", "*.py"))}
+    return commit | {"digest": content.hexdigest()[:12]}
 
 
 def describe_other_code(results: Mapping[str, Any]) -> str:
-    """By what other code a run was made than runs now, in words; empty where by the same.
+    """Say which other code made a run; empty if the code is the same.
 
-    That is a matter of the package's files: a commit of other files changes no result.
+    Only the package's files count: a commit to other files changes no result.
     """
     code, now = results.get("code") or {}, code_version()
     if code.get("digest") == now["digest"]:
         return ""
     sha = str(code.get("sha"))[:12]
-    return f"by other code, commit {sha}" + (", changed since or before" if str(now["sha"]).startswith(sha) else "")
+    # Equal commits with different files: one of the two had uncommitted changes.
+    changes = " with other changes" if str(now["sha"]).startswith(sha) else ""
+    return f"by other code, commit {sha}{changes}"
 
 
 @cache
 def library_versions() -> dict[str, str]:
-    """The versions that results depend on."""
+    """Return the versions of Python and of the libraries that results depend on."""
     names = ("digitlab", "torch", "lightning", "hydra-core", "numpy", "scikit-learn")
     return {"python": platform.python_version()} | {name: version(name) for name in names}

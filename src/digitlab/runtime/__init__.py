@@ -1,1 +1,1 @@
-"""What training needs of the process: seeds, threads, signals, Lightning's Trainer."""
+"""The process of a run: seeds, threads, signals and Lightning's Trainer."""

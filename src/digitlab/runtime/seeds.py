@@ -1,7 +1,8 @@
 """Independent streams of random numbers from one seed.
 
-Each use has its own stream, so that drawing more for one never shifts another, and an epoch's order
-depends on the seed and the epoch alone: that is what makes a resumed run equal an uninterrupted one.
+Each purpose has its own stream, so drawing more numbers for one purpose never shifts another. The
+order of an epoch depends only on the seed and the epoch: that makes a resumed run equal an
+uninterrupted one.
 """
 
 from enum import IntEnum
@@ -11,17 +12,17 @@ import torch
 
 
 class Stream(IntEnum):
-    """What the numbers are for."""
+    """The purpose of the random numbers."""
 
     SPLIT = 0
     INIT = 1
     ORDER = 2
     REASSIGN = 3
     PRIOR = 4
-    JUDGE = 5
+    CLASSIFIER = 5
 
 
 def generator(seed: int, stream: Stream, *position: int) -> torch.Generator:
-    """A CPU generator for one use, at one position in it (the epoch or the step, say)."""
+    """Make a CPU generator for one purpose and one position, such as an epoch or a step."""
     state = np.random.SeedSequence([seed, stream, *position]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

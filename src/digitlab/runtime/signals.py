@@ -1,10 +1,10 @@
-"""Signals that end a run: noted when they arrive, answered at the next safe point.
+"""Signals that end a run: recorded when they arrive, handled at the next safe point.
 
-An exception that a handler raises inside a library's code may be swallowed there, or come out as
-another error. Inside `deferred` a signal is therefore only noted. `safe_point`, which is called
-after each batch and between the stages of a run, then calls the handler that would have answered
-it at once: Python's, which raises KeyboardInterrupt, or a scheduler's, which may requeue the job.
-Must not import torch: train.py uses it before any job.
+A library may swallow an exception that a handler raises inside it, or turn it into another error.
+Inside `deferred` a signal is therefore only recorded. `safe_point`, which runs after each batch and
+between the stages of a run, then calls the original handler: Python's, which raises
+KeyboardInterrupt, or a scheduler's, which may requeue the job.
+This module must not import torch: train.py uses it before any job.
 """
 
 import signal
@@ -16,20 +16,25 @@ from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any]
 
-# Slurm sends SIGUSR1 or SIGUSR2, as it was asked to, some time before it ends a job.
-ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-received = False  # whether this process has been asked to end, by a handler of this module
+# Slurm sends SIGUSR1 or SIGUSR2, as the user chooses, some time before it ends a job.
+ENDING = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
+# Whether `interrupt` has received a signal since `install`.
+received = False
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Answer a signal as Python answers Ctrl-C."""
+    """Handle a signal as Python handles Ctrl-C."""
     global received
     received = True
     raise KeyboardInterrupt
 
 
 def install() -> None:
-    """Let every signal of ENDING that is not handled otherwise raise KeyboardInterrupt."""
+    """Let every signal of ENDING that has only a default handler raise KeyboardInterrupt."""
     global received
     received = False
     for number in ENDING:
@@ -38,26 +43,27 @@ def install() -> None:
 
 
 class Deferred:
-    """The signals that arrived inside a `deferred` block, and how they were answered."""
+    """The signals that arrived inside a `deferred` block, and the exception of their handlers."""
 
     def __init__(self) -> None:
         self.handlers: dict[int, Handler] = {}
         self.pending: list[int] = []
-        self.at_once = False  # whether a signal is answered where it arrives
-        self.answer: BaseException | None = None  # what a handler raised
+        self.immediate = False
+        self.exception: BaseException | None = None
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: the second that asks for an end gets it at once."""
-        again = number in self.pending or _ends(self.handlers[number])
-        if self.at_once or (self.pending and again):
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Record a signal; a second one that asks for an end is handled at once."""
+        again = number in self.pending or _is_interrupt(self.handlers[number])
+        if self.immediate or (self.pending and again):
             self._call(number, frame)
         else:
             self.pending.append(number)
 
     def safe_point(self) -> None:
-        """Answer what was noted. Raises what the handlers raise."""
-        if self.answer is not None:  # it was raised where somebody swallowed it
-            raise self.answer
+        """Handle the recorded signals. Raises what their handlers raise."""
+        # An exception that a library swallowed when it was first raised.
+        if self.exception is not None:
+            raise self.exception
         while self.pending:
             self._call(self.pending.pop(0), None)
 
@@ -65,11 +71,11 @@ class Deferred:
         try:
             self.handlers[number](number, frame)
         except BaseException as error:
-            self.answer = self.answer or error
+            self.exception = self.exception or error
             raise
 
 
-def _ends(handler: Any) -> bool:
+def _is_interrupt(handler: Any) -> bool:
     return handler in (interrupt, signal.default_int_handler)
 
 
@@ -80,10 +86,10 @@ _current: Deferred | None = None
 def deferred() -> Iterator[Deferred]:
     """Defer signals to safe points; the end of the block is one.
 
-    After a signal whatever error ends the block counts as its doing: the block then raises what
-    the handler raised, which stands in `answer`. Handlers are those found at the start, Python's
-    KeyboardInterrupt where there is none; ignored signals stay ignored. In a thread other than
-    the main one, which hears no signals, nothing is changed.
+    After a signal, any error that ends the block counts as its consequence: the block raises what
+    the handler raised, which the yielded object holds as `exception`. Signals keep the handlers
+    that they had before the block; KeyboardInterrupt replaces the default action, and ignored
+    signals stay ignored. Outside the main thread, which alone receives signals, nothing changes.
     """
     global _current
     state, outer = Deferred(), _current
@@ -93,7 +99,7 @@ def deferred() -> Iterator[Deferred]:
     for number, handler in before.items():
         if handler == signal.SIG_DFL or callable(handler):
             state.handlers[number] = handler if callable(handler) else interrupt
-            signal.signal(number, state.note)
+            signal.signal(number, state.receive)
     _current = state
     try:
         try:
@@ -109,20 +115,20 @@ def deferred() -> Iterator[Deferred]:
 
 
 @contextmanager
-def answered_at_once() -> Iterator[None]:
-    """Answer signals where they arrive, for a wait that holds no safe point."""
+def immediate() -> Iterator[None]:
+    """Handle signals when they arrive, for a wait that contains no safe point."""
     if _current is None:
         yield
         return
     _current.safe_point()
-    _current.at_once = True
+    _current.immediate = True
     try:
         yield
     finally:
-        _current.at_once = False
+        _current.immediate = False
 
 
 def safe_point() -> None:
-    """Let a signal that was noted end the run here. Raises what its handler raises."""
+    """Let a recorded signal end the run here. Raises what its handler raises."""
     if _current is not None:
         _current.safe_point()

@@ -1,4 +1,4 @@
-"""What an experiment asks of the process that it runs in: threads and memory. All but memory is given back."""
+"""Threads and memory settings of the process. Every context manager restores what it changes."""
 
 import ctypes
 import logging
@@ -10,12 +10,13 @@ from contextlib import contextmanager
 import torch
 
 log = logging.getLogger(__name__)
-THREADS = torch.get_num_threads()  # of a new process
+# The number of torch's threads in a new process.
+THREADS = torch.get_num_threads()
 
 
 @contextmanager
 def cpu_threads(number: int | None) -> Iterator[None]:
-    """Let torch use so many threads (None: as many as before) inside the block."""
+    """Let torch use `number` threads inside the block; None keeps the present number."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -25,27 +26,33 @@ def cpu_threads(number: int | None) -> Iterator[None]:
 
 
 def busy_cores_warning() -> str:
-    """A sentence where the cores are busy and torch would use several threads, which then wait for one another."""
+    """Return a warning if torch's threads would wait for one another on busy cores, else ""."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if torch.get_num_threads() == 1 or load <= 1.25 * cores:  # the job before may just have had all of them
+    # The load average may still include a previous job that used every core: hence 1.25.
+    if torch.get_num_threads() == 1 or load <= 1.25 * cores:
         return ""
     return (
-        f"The cores are busy (a load of {load:.1f} on {cores}): OMP_NUM_THREADS=1 before the command may make it many"
-        " times as fast, with other last digits."
+        f"The cores are busy (a load of {load:.1f} on {cores}): OMP_NUM_THREADS=1 before the"
+        " command may make it many times faster, with different last digits."
     )
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors: to map it anew at each step costs a CPU a tenth of its time."""
+    """Let glibc keep the memory of freed tensors for the rest of the process.
+
+    Mapping it again at each step costs a CPU a tenth of its time.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: a tensor of less than 1 GiB comes from the heap
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+        # M_MMAP_THRESHOLD: tensors below 1 GiB come from the heap.
+        libc.mallopt(-3, 1 << 30)
+        # M_TRIM_THRESHOLD: the heap does not shrink.
+        libc.mallopt(-1, 2**31 - 1)
 
 
 @contextmanager
 def initial_torch_state() -> Iterator[None]:
-    """Let torch compute as in a new process, whatever ran before in this one."""
+    """Give torch the dtype and the threads of a new process, independent of earlier work."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -57,12 +64,12 @@ def initial_torch_state() -> Iterator[None]:
 
 @contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Let no thread print a traceback: TensorBoard's raises its error in the caller as well."""
+    """Keep threads from printing tracebacks: TensorBoard also raises its error in the caller."""
 
-    def note(failed: threading.ExceptHookArgs) -> None:
+    def log_failure(failed: threading.ExceptHookArgs) -> None:
         log.debug("In a thread:", exc_info=failed.exc_value)
 
-    before, threading.excepthook = threading.excepthook, note
+    before, threading.excepthook = threading.excepthook, log_failure
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, made to depend on nothing but its arguments."""
+"""A Lightning Trainer that depends only on its arguments."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from digitlab.runtime import signals
 
-# Lightning takes defaults of the Trainer from the first; torch looks for a server that torchrun
-# started where one of the second says so.
+# Lightning reads defaults of the Trainer from PL_TRAINER_*. With TORCHELASTIC_*, torch expects a
+# server that torchrun started.
 HIDDEN = ("PL_TRAINER_", "TORCHELASTIC_")
 
 
 class OneMachine(LightningEnvironment):
-    """Processes on this machine that the Trainer starts itself.
+    """An environment whose processes run on this machine and are started by the Trainer.
 
-    Lightning's own environment obeys LOCAL_RANK, MASTER_ADDR and the like, which a scheduler may
-    have set for another purpose.
+    Lightning's own environment reads LOCAL_RANK, MASTER_ADDR and similar variables, which a
+    scheduler may have set for another purpose.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,12 @@ class OneMachine(LightningEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Nobody else starts processes."""
+        """False: the Trainer starts its processes."""
         return False
 
     @property
     def main_address(self) -> str:
-        """All processes are on this machine."""
+        """The loopback address: all processes are on this machine."""
         return "127.0.0.1"
 
     @property
@@ -48,11 +48,11 @@ class OneMachine(LightningEnvironment):
         return self._main_port
 
     def local_rank(self) -> int:
-        """The number of a spawned process, which Lightning puts into its environment."""
+        """Return the number of this process; Lightning sets it in the spawned ones."""
         return int(os.environ["LOCAL_RANK"]) if os.getpid() != self._parent else 0
 
     def node_rank(self) -> int:
-        """There is one machine."""
+        """Return 0: there is only one machine."""
         return 0
 
 
@@ -62,7 +62,7 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Stop here if a signal was noted."""
+        """Stop here if a signal has arrived."""
         signals.safe_point()
 
     def on_validation_batch_end(
@@ -74,20 +74,20 @@ class StopOnSignal(Callback):
         index: int,
         loader: int = 0,
     ) -> None:
-        """Stop here if a signal was noted."""
+        """Stop here if a signal has arrived."""
         signals.safe_point()
 
 
 @contextmanager
 def hidden_variables() -> Iterator[None]:
-    """Hide the environment variables that would change what a Trainer does."""
-    found = {name: value for name, value in os.environ.items() if name.startswith(HIDDEN)}
-    for name in found:
+    """Hide the environment variables that change the defaults of a Trainer."""
+    hidden = {name: value for name, value in os.environ.items() if name.startswith(HIDDEN)}
+    for name in hidden:
         del os.environ[name]
     try:
         yield
     finally:
-        os.environ.update(found)
+        os.environ.update(hidden)
 
 
 def make_trainer(
@@ -96,10 +96,10 @@ def make_trainer(
     plugins: Sequence[Any] = (),
     **options: Any,
 ) -> Trainer:
-    """A Trainer that reads no scheduler's variables, and looks for files in `directory` alone.
+    """Make a Trainer that ignores a scheduler's variables and reads files only in `directory`.
 
-    Under Slurm's variables Lightning would continue from any `hpc_ckpt_N.ckpt` in the working
-    directory. Logging and progress are the callbacks' own.
+    With Slurm's variables set, Lightning would continue from any `hpc_ckpt_N.ckpt` in the working
+    directory. Logging and progress are left to the callbacks.
     """
     with hidden_variables():
         return Trainer(

@@ -1,1 +1,1 @@
-"""An experiment from its data to its figures."""
+"""The stages of an experiment, from its data to its figures."""

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: its history, checkpoints, progress and TensorBoard pages."""
+"""Callbacks of a run: metrics, checkpoints, progress, TensorBoard, and a stop on divergence."""
 
 import logging
 import math
@@ -29,36 +29,46 @@ from digitlab.runs.files import write_csv, write_json
 from digitlab.runs.results import is_no_better
 
 log = logging.getLogger(__name__)
-# TensorBoard reads a run's files in the order of their names, which end in the second and in this count: within a
-# second number 10 would stand before number 9, and once 9 is read, 10 never be.
-event_file_writer._global_uid = event_file_writer.AtomicCounter(10**9)
+
+
+def number_event_files_from(start: int) -> None:
+    """Set the first number that TensorBoard appends to the names of this process's event files.
+
+    TensorBoard reads a run's files in the order of their names, which end in the second and this
+    number. Within one second, file 10 would sort before file 9 and never be read. Numbers of equal
+    length sort correctly. TensorBoard has no public setting for this.
+    """
+    event_file_writer._global_uid = event_file_writer.AtomicCounter(start)
+
+
+number_event_files_from(10**9)
 
 
 class Diverged(ArithmeticError):
-    """The loss is no number any more."""
+    """Raised when the loss becomes NaN or infinite."""
 
 
 def epoch_losses(trainer: Trainer) -> dict[str, float]:
-    """The epoch's mean training loss, and the validation loss where images are held out."""
+    """Return the epoch's mean training loss, and the validation loss if images are held out."""
     metrics = trainer.callback_metrics
     return {name: float(metrics[name]) for name in ("train/loss", "val/loss") if name in metrics}
 
 
-class Watch(Callback):
-    """Stop as soon as the training loss is not finite.
+class DivergenceCheck(Callback):
+    """Stop as soon as a loss is not finite.
 
-    Looking costs a wait for the device, so a GPU is asked every 50 minibatches or so.
+    Reading the loss waits for the device, so on a GPU only about every 50th minibatch is checked.
     """
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Look at the loss that the step returned."""
+        """Check the loss that the step returned."""
         if module.device.type == "cpu" or index % max(1, 50 // batch.steps) == 0:
             self._check("train/loss", float(outputs["loss"]), trainer, module)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Look at the epoch's losses, before they are recorded."""
+        """Check the epoch's losses before they are recorded."""
         for name, value in epoch_losses(trainer).items():
             self._check(name, value, trainer, module)
 
@@ -69,116 +79,135 @@ class Watch(Callback):
             raise Diverged(f"{name} is {value} in epoch {epoch}: {remedy}")
 
 
-class LeaveGroup(Callback):
-    """Leave the processes of DDP before this one ends.
+class DestroyProcessGroup(Callback):
+    """Destroy DDP's process group before the process ends.
 
-    Gloo's threads, were they still there when the interpreter is taken down, may abort a process that has done its
-    work (https://docs.pytorch.org/docs/stable/distributed.html#shutdown).
+    Gloo's threads may abort a process that exits while they run
+    (https://docs.pytorch.org/docs/stable/distributed.html#shutdown).
     """
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        """After the last word between the processes."""
+        """Destroy the group after the last communication."""
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
 
 
-def best_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The row of the best epoch: that of the least val/loss, of equal ones and without held-out images the last."""
+def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Return the row with the lowest val/loss; the last of equal ones, or of rows without it."""
     return min(reversed(rows), key=lambda row: row.get("val/loss", -row["epoch"]))
 
 
 class Record(Checkpoint):
-    """After each epoch: a row of metrics.csv, last.ckpt, and best.ckpt where val/loss is the lowest so far.
+    """Write metrics.csv, results.json and the checkpoints after each epoch.
 
-    The rows are part of the checkpoint, so that a resumed run goes on with the table it had. results.json has the
-    epochs and the time so far, which a killed process cannot tell any more.
+    best.ckpt is written when val/loss is the lowest so far, last.ckpt always.
+    The rows are part of the checkpoint, so a resumed run continues its table. results.json gets the
+    epochs and the time so far, because a killed process cannot write them later.
     """
 
     def __init__(self, directory: Path, model_name: str, results: dict[str, Any]) -> None:
         self.directory, self.model_name, self.results = directory, model_name, results
-        self.began = time.perf_counter()
+        self.start = time.perf_counter()
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write what the epoch gave; all processes take part in saving, the first one writes."""
+        """Record the epoch; all processes take part in saving, the first one writes."""
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         row["steps"] = row["epoch"] * trainer.datamodule.steps  # type: ignore[attr-defined]
         row |= epoch_losses(trainer)
         self.rows.append(row)
         folder = self.directory / "checkpoints"
-        if best_of(self.rows) is row:
+        if best_row(self.rows) is row:
             trainer.save_checkpoint(folder / "best.ckpt")
         trainer.save_checkpoint(folder / "last.ckpt")
         if trainer.is_global_zero:
-            write_csv(self.directory / "metrics.csv", list(row), [list(r.values()) for r in self.rows])
-            spent = time.perf_counter() - self.began
-            told = self.results | {"epochs": int(row["epoch"]), "steps": int(row["steps"])}
-            told |= {name: self.results[name] + spent for name in ("fit_seconds", "seconds")}
-            write_json(self.directory / "results.json", told)
+            table = [list(row.values()) for row in self.rows]
+            write_csv(self.directory / "metrics.csv", list(row), table)
+            elapsed = time.perf_counter() - self.start
+            results = self.results | {"epochs": int(row["epoch"]), "steps": int(row["steps"])}
+            for name in ("fit_seconds", "seconds"):
+                results[name] = self.results[name] + elapsed
+            write_json(self.directory / "results.json", results)
 
-    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Name the model, so that the file can be rebuilt without its configuration."""
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the model's name, so that the file can be loaded without a configuration."""
         checkpoint["model"] = self.model_name
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
+        """Return the rows so far."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from saved rows."""
+        """Continue from saved rows."""
         self.rows = state["rows"]
 
 
 class Progress(Callback):
-    """A line an epoch, and on a terminal below them one bar over all of training, with the time left."""
+    """Log a line for each epoch; on a terminal, show a bar over all of training below them."""
 
     def __init__(self, mean_image: float, directory: Path) -> None:
         self.mean_image, self.directory = mean_image, directory
         self.bar: Any = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Open the bar; tqdm itself stays silent where stderr is no terminal."""
-        if trainer.is_global_zero:
-            root = logging.getLogger()
-            if trainer.world_size > 1 and not root.handlers:  # a process that DDP spawned has none of Hydra's logging
-                root.setLevel(logging.INFO)
-                stamped = "[%(asctime)s][%(levelname)s] %(message)s"
-                for stream, form in ((sys.stdout, "%(message)s"), ((self.directory / "train.log").open("a"), stamped)):
-                    handler = logging.StreamHandler(stream)
-                    handler.setFormatter(logging.Formatter(form))
-                    root.addHandler(handler)
-            steps, epochs = trainer.datamodule.steps, trainer.max_epochs or 0  # type: ignore[attr-defined]
-            done = steps * trainer.current_epoch
-            # Where there is no terminal tqdm disables itself; joblib's workers would all draw on one line of theirs.
-            quiet = True if current_process().name.startswith("Loky") else None
-            tqdm.set_lock(RLock())  # its own is a semaphore, which a killed process leaves, to be warned of
-            self.bar = tqdm(
-                total=steps * epochs, initial=done, unit="step", disable=quiet, leave=False, desc="training"
-            )
+        """Open the bar; tqdm hides it if stderr is not a terminal."""
+        if not trainer.is_global_zero:
+            return
+        if trainer.world_size > 1:
+            self._configure_logging()
+        steps, epochs = trainer.datamodule.steps, trainer.max_epochs or 0  # type: ignore[attr-defined]
+        # None lets tqdm decide by the terminal. The workers of joblib would share one line of it.
+        disable = True if current_process().name.startswith("Loky") else None
+        # tqdm's own lock is a semaphore, and Python warns of one that a killed process leaves.
+        tqdm.set_lock(RLock())
+        self.bar = tqdm(
+            total=steps * epochs,
+            initial=steps * trainer.current_epoch,
+            unit="step",
+            disable=disable,
+            leave=False,
+            desc="training",
+        )
+
+    def _configure_logging(self) -> None:
+        """Log to stdout and train.log in a process that DDP spawned, without Hydra's logging."""
+        root = logging.getLogger()
+        if root.handlers:
+            return
+        root.setLevel(logging.INFO)
+        console = logging.StreamHandler(sys.stdout)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        file = logging.StreamHandler((self.directory / "train.log").open("a"))
+        file.setFormatter(logging.Formatter("[%(asctime)s][%(levelname)s] %(message)s"))
+        root.addHandler(console)
+        root.addHandler(file)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Move on by the steps that the item held."""
+        """Advance the bar by the minibatches of the block."""
         if self.bar is not None and not self.bar.disable:
             self.bar.update(batch.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Show the epoch's losses, beside what the mean image would give where that is no worse."""
+        """Log the epoch's losses, with the mean image's loss if they are no better."""
         if self.bar is None:
             return
         losses = epoch_losses(trainer)
         hint = ""
         if is_no_better(min(losses.values()), self.mean_image):
             hint = f"  (no better than the mean image, {format_loss(self.mean_image)})"
-        words = "  ".join(f"{name} {format_loss(value)}" for name, value in losses.items())
-        self.bar.clear()  # it is drawn again below the line
+        summary = "  ".join(f"{name} {format_loss(value)}" for name, value in losses.items())
+        # The next update draws the bar again, below the line.
+        self.bar.clear()
         log.info(
             "epoch %*d/%d  %s%s",
             len(str(trainer.max_epochs)),
             trainer.current_epoch + 1,
             trainer.max_epochs,
-            words,
+            summary,
             hint,
         )
 
@@ -190,60 +219,78 @@ class Progress(Callback):
 
 
 class TensorBoard(Callback):
-    """By epoch the scalars, beside the baselines on one chart, and the pictures that the model offers."""
+    """Log the scalars, the baselines and the model's pictures of each epoch to TensorBoard."""
 
-    def __init__(self, directory: Path, baselines: dict[str, float], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, baselines: dict[str, float], settings: dict[str, Any]
+    ) -> None:
         self.directory, self.baselines, self.settings = directory, baselines, settings
         self.writer: SummaryWriter | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Open the events file; what a resumed run had logged past its checkpoint is struck out."""
-        if trainer.is_global_zero:
-            purge = trainer.current_epoch + 1 if trainer.current_epoch else None
-            self.writer = SummaryWriter(str(self.directory), purge_step=purge)
-            chart = ["Multiline", ["train/loss", "val/loss", "baseline/.*"]]  # alike in all runs: one chart for all
-            self.writer.add_custom_scalars({"loss": {"beside the baselines": chart}})
-            # A session without an experiment: TensorBoard's HParams page then takes its columns from all runs, the
-            # metrics from their scalars. With one in each run, as add_hparams writes, it would show the first run's.
-            kinds = (bool, int, float, str)
-            plain = {key: value if isinstance(value, kinds) else str(value) for key, value in self.settings.items()}
-            self.writer._get_file_writer().add_summary(hparams(plain, {})[1])
-            if not trainer.current_epoch:
-                self._epoch(0, module)
+        """Open the events file; discard events that a resumed run logged after its checkpoint."""
+        if not trainer.is_global_zero:
+            return
+        purge = trainer.current_epoch + 1 if trainer.current_epoch else None
+        self.writer = SummaryWriter(str(self.directory), purge_step=purge)
+        # The same in every run, so that one chart shows all runs.
+        chart = ["Multiline", ["train/loss", "val/loss", "baseline/.*"]]
+        self.writer.add_custom_scalars({"loss": {"compared with the baselines": chart}})
+        # A session without an experiment: TensorBoard's HParams page then takes its columns from
+        # all runs and the metrics from their scalars. With an experiment in each run, as
+        # add_hparams writes it, the page would show only the first run's columns.
+        settings = {}
+        for key, value in self.settings.items():
+            settings[key] = value if isinstance(value, bool | int | float | str) else str(value)
+        write_summary(self.writer, hparams(settings, {})[1])
+        if not trainer.current_epoch:
+            self._log_epoch(0, module)
 
-    def _epoch(self, epoch: int, module: Any) -> None:
+    def _log_epoch(self, epoch: int, module: Any) -> None:
         assert self.writer is not None
         for name, value in self.baselines.items():
             self.writer.add_scalar(f"baseline/{name}", value, epoch)
         for name, picture in module.pictures().items():
+            tag = f"epochs/{name}"
             if isinstance(picture, Figure):
-                self.writer.add_image(f"epochs/{name}", figures.render(picture), epoch, dataformats="HWC")
+                self.writer.add_image(tag, figures.render(picture), epoch, dataformats="HWC")
             else:
-                self.writer.add_image(f"epochs/{name}", make_grid(picture, nrow=10, padding=1, pad_value=0.3), epoch)
+                grid = make_grid(picture, nrow=10, padding=1, pad_value=0.3)
+                self.writer.add_image(tag, grid, epoch)
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log the epoch."""
+        """Log the epoch's losses, learning rate, baselines and pictures."""
         if self.writer is None:
             return
         epoch = trainer.current_epoch + 1
         for name, value in epoch_losses(trainer).items():
             self.writer.add_scalar(name, value, epoch)
         self.writer.add_scalar("lr", trainer.optimizers[0].param_groups[0]["lr"], epoch)
-        self._epoch(epoch, module)
+        self._log_epoch(epoch, module)
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Say on the HParams page that the run failed, but of an interrupted one, which goes on."""
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        """Mark the run as failed on the HParams page, unless it is interrupted and resumable."""
         if self.writer is not None and isinstance(exception, Exception):
-            _, _, end = hparams({}, {})  # of a success
-            packed = end.value[0].metadata.plugin_data
-            told = HParamsPluginData.FromString(packed.content)
-            told.session_end_info.status = Status.Value("STATUS_FAILURE")
-            packed.content = told.SerializeToString()
-            self.writer._get_file_writer().add_summary(end)
+            # hparams makes the summary of a successful end; its status is replaced.
+            _, _, end = hparams({}, {})
+            plugin_data = end.value[0].metadata.plugin_data
+            content = HParamsPluginData.FromString(plugin_data.content)
+            content.session_end_info.status = Status.Value("STATUS_FAILURE")
+            plugin_data.content = content.SerializeToString()
+            write_summary(self.writer, end)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Close the events file, also after an error."""
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+
+
+def write_summary(writer: SummaryWriter, summary: Any, step: int | None = None) -> None:
+    """Write a summary message through the file writer of an open SummaryWriter."""
+    # torch infers None as the type of file_writer.
+    file_writer: Any = writer.file_writer
+    file_writer.add_summary(summary, step)

