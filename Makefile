@@ -59,7 +59,7 @@ report: $(READY) ## Report on the runs under RUNS (outputs/sweeps)
 bench: $(READY) ## Measure speed, as ratios against peers in the same run
 	$(BIN)/python scripts/benchmark.py
 
-# Installs pip-audit beside the environment, not into it: the lock does not change by being looked at.
+# Installs pip-audit into an environment of its own, so that the lock does not change.
 audit: ## Look for known advisories on the lock's packages (asks the package index)
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit

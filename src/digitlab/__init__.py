@@ -2,7 +2,7 @@
 
 
 class RunFailed(RuntimeError):
-    """A run ended without results; its results.json and train.log say why, and so did the terminal."""
+    """A run ended without results, and has said why on the terminal and in results.json."""
 
 
 class Busy(RunFailed):

@@ -38,7 +38,7 @@ logging.raiseExceptions = False
 
 # Keys that do not name a sweep.
 UNNAMED = ("seed", "force", "dry_run", *DATA_PLACE)
-# The jobs that this process was asked for, by directory.
+# The jobs that the command requests, by directory.
 requested: dict[Path, DictConfig] = {}
 
 

@@ -761,7 +761,7 @@ def test_a_sweep_and_a_run_named_by_half_are_told(
     (tmp_path / "outputs" / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "outputs" / "runs" / "mine" / "results.json").write_text("{}")
     (tmp_path / "sweep.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"; it is a sweep, which goes on with its own command$"):
+    with pytest.raises(ValueError, match=r"; it is a sweep, which its own command continues$"):
         validation.restore(".")
     with pytest.raises(ValueError, match=r"; did you mean resume=outputs/runs/mine\?$"):
         validation.restore("mine")

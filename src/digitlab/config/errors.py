@@ -8,6 +8,7 @@ import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -54,12 +55,14 @@ def format_error(error: BaseException, overrides: Sequence[str]) -> str:
         message := _format_composition_error(str(error), overrides)
     ):
         return message
+    if "Config group override must be" in first:
+        return _find_unknown_choice(overrides) or first
     if "Unexpected type annotation" in first:
         call = next((word for word in overrides if re.search(r"\w\(.*\)", word)), first)
         return f"{call}: range(1,3) and the like cannot stand in a list; write the values, as 1,2,5"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         parent = cause.parent_node
-        if isinstance(parent, DictConfig) and not parent._is_none():
+        if isinstance(parent, DictConfig) and OmegaConf.to_container(parent) is not None:
             return _format_unknown_key(str(cause.full_key), parent, overrides)
     if isinstance(cause, OmegaConfBaseException):
         return _format_value_error(cause, overrides)
@@ -158,12 +161,11 @@ def _format_composition_error(text: str, overrides: Sequence[str]) -> str:
     if "No match in the defaults list" in text:
         needed = NEEDS.get(key, "another model")
         return f"{_find_override(overrides, key)}: is not available; {key} needs {needed}"
-    if "Config group override must be" in first:
-        return _find_unknown_choice(overrides)
     if first.startswith("Multiple values for"):
-        return (
-            f"{first.partition('.')[0]}; in a YAML write `override /model: kmeans`, with the slash"
-        )
+        group = first.removeprefix("Multiple values for ").partition(".")[0]
+        if (word := _find_override(overrides, group)).startswith("+"):
+            return f"{word}: leave out the +, since {group} exists already"
+        return f"{first.partition('.')[0]}; in a YAML write `override /model: kmeans`, with slash"
     return ""
 
 
@@ -225,16 +227,16 @@ def _format_unknown_key(key: str, parent: DictConfig, overrides: Sequence[str]) 
     """A key that a part of the configuration lacks, with the nearest that it has."""
     stem, _, last = key.rpartition(".")
     word, keys = _find_override(overrides, key), [str(each) for each in parent]
-    nested = [
-        f"{name}.{inner}"
-        for name in keys
-        for inner in (parent[name] if isinstance(parent._get_node(name), DictConfig) else ())
-    ]
+    nested: list[str] = []
+    name: Any
+    for name, value in parent.items_ex(resolve=False):
+        if isinstance(value, DictConfig):
+            nested += [f"{name}.{inner}" for inner in map(str, value)]
     close = difflib.get_close_matches(last, keys, n=1)
     close += [name for name in nested if last in name.partition(".")[2]]
     if not stem and last in ("init", "prior"):
-        bare = word.lstrip("+~")
-        remedy = f"a value of the choice is model.{bare}, the choice itself {last}=..."
+        value = word.lstrip("+~")
+        remedy = f"a value of the choice is model.{value}, the choice itself {last}=..."
     elif not keys:
         remedy = f"a new key takes a +, as +{word.lstrip('+~')}"
     elif close:

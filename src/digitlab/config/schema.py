@@ -1,8 +1,8 @@
-"""What a configuration may hold: the names of its choices, the types of its values, and their ranges.
+"""What a configuration may hold: its choices, the types of its values, and their ranges.
 
-The choices are the files of conf/. The types are dataclasses that Hydra merges under them, so that an unknown key or
-a wrong type is refused at composition. The ranges are the table RULES, which config.check asks.
-Imported before any job: it must not import torch.
+The choices are the files of conf/. The types are dataclasses that Hydra merges under them, so
+Hydra's composition refuses an unknown key or a wrong type. The table RULES holds the ranges.
+Imports no torch.
 """
 
 import textwrap
@@ -14,10 +14,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-OWN_RATES = (
-    "inverse_count",
-    "sqrt_share",
-)  # optimizers that are k-means', each centre with a rate of its own
+# Optimizers for k-means alone, which give each centre its own rate.
+OWN_RATES = ("inverse_count", "sqrt_share")
 INITS = ("digit", "kmeans++", "random", "sample")  # of k-means, those that come with it
 # Groups of conf/ that nobody chooses from.
 HIDDEN = ("pairing", "hydra")
@@ -181,7 +179,7 @@ class Config:
     dry_run: bool = False
 
 
-# by choice: the schema of each option that has one of its own
+# The schemas of the options that have their own, by choice.
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "model": (KMeans, Autoencoder),
     "model.prior": (Mixture,),
@@ -213,8 +211,8 @@ def _one_of(*names: str) -> tuple[Callable[[str], bool], str]:
     return names.__contains__, "must be one of " + ", ".join(names)
 
 
-# Key, what its value must fulfil, the rule in words; a key that a configuration lacks is passed over.
-# Priors and schedules are named by hand: a YAML without its case in the code would be missed only when a job runs.
+# A key, what its value must fulfil, and the rule in words. Keys that are absent are not checked.
+# Priors and schedules are listed: for another name the code has no case, which a job would notice.
 RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda v: 0 <= v < 2**32, "must be from 0 to 4294967295"),
     ("model.name", *_one_of("kmeans", "autoencoder")),

@@ -1,12 +1,12 @@
-"""A composed configuration: checked, made plain, restored from an earlier run.
+"""Checks of a composed configuration, its plain values, and the configuration of an earlier run.
 
-Imported before any job: it must not import torch, but for an optimizer without a dataclass or an init of one's own.
+Imports torch only for an optimizer without a schema, or an initialization of the user's own.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from os.path import isfile  # says False where pathlib's raises, as of a name too long
 from pathlib import Path
 from typing import Any
 
@@ -16,103 +16,47 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from digitlab.config.schema import INITS, OWN_RATES, RULES, SCHEMAS, Config, choices
 from digitlab.runs.files import read_json
 
+# Keys that are no values of the experiment.
+ACTIONS = ("resume", "force", "dry_run")
+
 
 def register() -> None:
-    """Put the types where the defaults lists of conf/ find them, as `schema` and `/schema/<name>`."""
+    """Store the schemas where the defaults lists of conf/ name them: `schema`, `/schema/<name>`."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for schemas in SCHEMAS.values():
         for schema in schemas:
-            store.store(group="schema", name=getattr(schema, "name"), node=schema)  # noqa: B009
+            store.store(group="schema", name=name_of(schema), node=schema)
 
 
-def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
-    """False, too, for a value of a kind that the rule is not about: an optimizer without a schema may have such."""
-    try:
-        return not isinstance(value, bool) and rule(value)
-    except TypeError:
-        return False
-
-
-def _strangers(node: DictConfig, path: str = "") -> Iterator[str]:
-    """A sentence for each key that its schema lacks (`+key=value` adds such) or needs, and each renamed choice."""
-    schema = OmegaConf.get_type(node)
-    known = {field.name for field in fields(schema)} if is_dataclass(schema) else set(node)
-    key: Any
-    for key, value in node.items_ex(resolve=False):
-        if not path and key == "hydra":
-            continue
-        if key not in known:
-            yield f"{path}{key}={value}: nothing reads this key; leave it out"
-        elif isinstance(value, DictConfig) and value._is_none():
-            yield f"{path}{key}=null: must be a choice; leave it out for the default"
-        elif isinstance(value, DictConfig):
-            yield from _strangers(value, f"{path}{key}.")
-    name, group = getattr(schema, "name", MISSING), path[:-1].rpartition(".")[2]
-    if name not in (MISSING, node.get("name")):
-        yield (
-            f"{path}name={node.get('name')}: has the values of {group}={name}; choose another {group},"
-            " or in a YAML of your own leave out `defaults`"
-        )
-        return
-    for key in sorted(known, key=str):
-        if key not in node or OmegaConf.is_missing(node, key):
-            yield f"{path}{key}: has no value; give it one, or leave out what takes it away"
-    own = [getattr(option, "name") for option in SCHEMAS.get(path[:-1], ())]  # noqa: B009
-    if name == MISSING and node.get("name") in own:
-        yield f"{path}name={node.name}: has values of its own; choose {group}={node.name} instead"
-
-
-def _relations(cfg: DictConfig) -> Iterator[str]:
-    """A sentence for each thing that does not hold between keys."""
-    if cfg.model.name == "kmeans":
-        if cfg.model.init.name == "digit" and cfg.model.n_clusters != 10:
-            yield (
-                f"model.n_clusters={cfg.model.n_clusters}: init=digit takes one image of each digit and"
-                " needs 10; use init=sample or init=kmeans++ for another number"
-            )
-        if cfg.trainer.precision == "bf16-mixed":
-            yield "trainer.precision=bf16-mixed: k-means counts in float32; use 32-true or auto"
-    name = cfg.optimizer.name
-    if cfg.model.name == "kmeans" and name not in ("sgd", *OWN_RATES):
-        yield f"optimizer={name}: with model=kmeans it must be one of sgd, {', '.join(OWN_RATES)}"
-    if cfg.model.name != "kmeans" and name in OWN_RATES:
-        usable = [choice for choice in choices("optimizer") if choice not in OWN_RATES]
-        yield f"optimizer={name}: with model={cfg.model.name} it must be one of {', '.join(usable)}"
-    if cfg.data.batch_size % cfg.trainer.devices:
-        yield (
-            f"data.batch_size={cfg.data.batch_size}: is split among trainer.devices={cfg.trainer.devices}"
-            " and must be a multiple of it"
-        )
-    if cfg.data.train_size is not None and cfg.data.val_size >= cfg.data.train_size:
-        yield (
-            f"data.val_size={cfg.data.val_size}: is held out of data.train_size={cfg.data.train_size}"
-            " and must be smaller"
-        )
+def name_of(schema: Any) -> str:
+    """The value of the field `name` of a schema, MISSING if it has none."""
+    return str(getattr(schema, "name", MISSING))
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise ValueError with one line for each value that is out of its range.
+    """Check the values of an experiment.
 
-    An optimizer without a schema is tried, as its constructor alone knows what it takes, and the function of an init
-    that did not come with k-means is looked for; both import torch.
+    Raises:
+        ValueError: Some values are wrong; the message has a line for each.
     """
     for group in ("model", "optimizer", "scheduler", "data", "trainer"):
         if not isinstance(cfg.get(group), DictConfig):
             raise ValueError(f"{group}={cfg.get(group)}: must be a choice of conf/{group}")
-    if not isinstance(cfg.optimizer.get("name"), str):
-        raise ValueError(
-            f"optimizer.name={cfg.optimizer.get('name')}: its YAML must name a class of torch.optim, as name: rmsprop"
-        )
-    wrong = list(_strangers(cfg))
-    for key, holds, rule in RULES:
+    name = cfg.optimizer.get("name")
+    if not isinstance(name, str):
+        rule = "its YAML must name a class of torch.optim, as name: rmsprop"
+        raise ValueError(f"optimizer.name={name}: {rule}")
+    errors = list(_find_key_errors(cfg))
+    for key, is_valid, rule in RULES:
         value = OmegaConf.select(cfg, key, default=MISSING)
-        if value != MISSING and not _holds(holds, value):
-            wrong.append(f"{key}={value}: {rule}")
-    wrong = wrong or list(_relations(cfg))
-    if wrong:
-        raise ValueError("\n".join(wrong))
+        if value != MISSING and not _fulfils(is_valid, value):
+            errors.append(f"{key}={value}: {rule}")
+    errors = errors or list(_find_conflicts(cfg))
+    if errors:
+        raise ValueError("\n".join(errors))
     if not is_dataclass(OmegaConf.get_type(cfg.optimizer)):
+        # Its constructor alone knows which values it takes.
         from digitlab.models.optimizers import try_optimizer
 
         try_optimizer(to_plain(cfg)["optimizer"])
@@ -122,10 +66,76 @@ def check(cfg: DictConfig) -> None:
         find_init(cfg.model.init.name)
 
 
+def _fulfils(is_valid: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value fulfils a rule; a value of a type that the rule does not expect does not."""
+    try:
+        return not isinstance(value, bool) and is_valid(value)
+    except TypeError:
+        return False
+
+
+def _find_key_errors(node: DictConfig, path: str = "") -> Iterator[str]:
+    """Yield a message for each key that its schema lacks or needs, and each changed `name`."""
+    schema = OmegaConf.get_type(node)
+    known = {field.name for field in fields(schema)} if is_dataclass(schema) else set(node)
+    key: Any
+    for key, value in node.items_ex(resolve=False):
+        if not path and key == "hydra":
+            continue
+        if key not in known:
+            yield f"{path}{key}={value}: nothing reads this key; leave it out"
+        elif isinstance(value, DictConfig) and node[key] is None:
+            yield f"{path}{key}=null: must be a choice; leave it out for the default"
+        elif isinstance(value, DictConfig):
+            yield from _find_key_errors(value, f"{path}{key}.")
+    expected, name = name_of(schema), node.get("name")
+    group = path[:-1].rpartition(".")[2]
+    if expected not in (MISSING, name):
+        yield (
+            f"{path}name={name}: has the values of {group}={expected}; choose another {group},"
+            " or in a YAML of your own leave out `defaults`"
+        )
+        return
+    for missing in sorted(known, key=str):
+        if missing not in node or OmegaConf.is_missing(node, missing):
+            yield f"{path}{missing}: has no value; give it one, or leave out what takes it away"
+    if expected == MISSING and name in map(name_of, SCHEMAS.get(path[:-1], ())):
+        yield f"{path}name={name}: has values of its own; choose {group}={name} instead"
+
+
+def _find_conflicts(cfg: DictConfig) -> Iterator[str]:
+    """Yield a message for each pair of values that do not go together."""
+    model, data, trainer, optimizer = cfg.model, cfg.data, cfg.trainer, cfg.optimizer.name
+    if model.name == "kmeans":
+        if model.init.name == "digit" and model.n_clusters != 10:
+            yield (
+                f"model.n_clusters={model.n_clusters}: init=digit takes one image of each digit and"
+                " needs 10; use init=sample or init=kmeans++ for another number"
+            )
+        if trainer.precision == "bf16-mixed":
+            yield "trainer.precision=bf16-mixed: k-means counts in float32; use 32-true or auto"
+        if optimizer not in ("sgd", *OWN_RATES):
+            usable = ", ".join(("sgd", *OWN_RATES))
+            yield f"optimizer={optimizer}: with model=kmeans it must be one of {usable}"
+    elif optimizer in OWN_RATES:
+        usable = ", ".join(choice for choice in choices("optimizer") if choice not in OWN_RATES)
+        yield f"optimizer={optimizer}: with model={model.name} it must be one of {usable}"
+    if data.batch_size % trainer.devices:
+        yield (
+            f"data.batch_size={data.batch_size}: is split among trainer.devices={trainer.devices}"
+            " and must be a multiple of it"
+        )
+    if data.train_size is not None and data.val_size >= data.train_size:
+        yield (
+            f"data.val_size={data.val_size}: is held out of data.train_size={data.train_size}"
+            " and must be smaller"
+        )
+
+
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved values of the experiment in plain dicts and lists, without what to do about it."""
-    wanted = [str(key) for key in cfg if key not in ("hydra", "resume", "force", "dry_run")]
-    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, wanted), resolve=True)
+    """The resolved values of the experiment in plain dicts and lists."""
+    keys = [str(key) for key in cfg if key not in ("hydra", *ACTIONS)]
+    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
     return dict(plain)
 
 
@@ -141,12 +151,10 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
     if "resume" not in keys:
-        raise ValueError(f"resume={cfg.resume}: belongs on the command line; remove it from the YAML")
-    others = [
-        override
-        for override, key in zip(overrides, keys, strict=True)
-        if key not in ("resume", "force", "dry_run", "data.root")
-    ]
+        rule = "belongs on the command line; remove it from the YAML"
+        raise ValueError(f"resume={cfg.resume}: {rule}")
+    allowed = (*ACTIONS, "data.root")
+    others = [word for word, key in zip(overrides, keys, strict=True) if key not in allowed]
     if others:
         raise ValueError(
             f"resume={cfg.resume}: continues with the configuration of that run;"
@@ -160,31 +168,32 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def restore(run: str) -> DictConfig:
-    """The configuration of an earlier run, under the types again.
+    """The configuration of an earlier run, with the types of the schemas.
 
-    Raises ValueError where the folder holds no run, or an error of OmegaConf's where the types have changed.
+    Raises:
+        ValueError: The folder holds no run.
+        OmegaConfBaseException: A value has another type than today's schema.
     """
     path = Path(run) / "results.json"
     try:
         plain = dict(read_json(path)["config"])
-        if "${" in json.dumps(
-            plain
-        ):  # ours are resolved; a stranger's would read this user's environment
+        if "${" in json.dumps(plain):
+            # Ours are resolved. An untrusted one could read this user's environment.
             raise ValueError("its values hold ${...}")
         saved = OmegaConf.create(plain)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", error)
         remedy = "name its directory, as outputs/runs/NAME"
-        if isfile(f"{run}/sweep.json"):  # noqa: PTH113
-            remedy = "it is a sweep, which goes on with its own command"
-        elif isfile(f"outputs/runs/{run}/{path.name}"):  # noqa: PTH113
+        # pathlib raises for a name that is too long.
+        if os.path.isfile(f"{run}/sweep.json"):  # noqa: PTH113
+            remedy = "it is a sweep, which its own command continues"
+        elif os.path.isfile(f"outputs/runs/{run}/{path.name}"):  # noqa: PTH113
             remedy = f"did you mean resume=outputs/runs/{run}?"
         raise ValueError(f"resume={run}: holds no run ({path.name}: {reason}); {remedy}") from error
     cfg = OmegaConf.structured(Config)
     for group, schemas in SCHEMAS.items():
-        name = OmegaConf.select(saved, f"{group}.name")
         for schema in schemas:
-            if name == getattr(schema, "name"):  # noqa: B009
+            if OmegaConf.select(saved, f"{group}.name") == name_of(schema):
                 OmegaConf.update(cfg, group, OmegaConf.structured(schema), merge=False)
     cfg = OmegaConf.merge(cfg, saved)
     assert isinstance(cfg, DictConfig)

@@ -52,7 +52,7 @@ def minutes_left(
 ) -> float | None:
     """The time left at the pace since `start`; None where nothing tells it or nothing is left.
 
-    Epochs done tell the pace, whatever the number of workers.
+    The pace is that of the epochs done, with any number of workers.
     """
     done = 0.0
     for job in ended:

@@ -11,13 +11,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-DATA_PLACE = ("data.root", "data.verify")  # where the data lies and whether it is checked: changes no result
+# Where the data lies and whether it is checked; these change no result.
+DATA_PLACE = ("data.root", "data.verify")
 
 
 def make_run_id(config: Mapping[str, Any]) -> str:
-    """Twelve hex digits that two resolved configurations share if they differ only in what changes no result."""
+    """Twelve hex digits that identify the values which determine a result."""
     kept = dict(config)
-    kept["data"] = {key: value for key, value in config["data"].items() if f"data.{key}" not in DATA_PLACE}
+    kept["data"] = {
+        key: value for key, value in config["data"].items() if f"data.{key}" not in DATA_PLACE
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

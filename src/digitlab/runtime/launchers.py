@@ -68,7 +68,7 @@ def prefix_console_logs(prefix: str) -> None:
 
 
 def end_local_jobs() -> None:
-    """End the jobs that submitit runs on this machine, which outlive the process that started them."""
+    """End the jobs that submitit runs on this machine, which outlive their driver."""
     children = psutil.Process().children()
     controllers = [child for child in children if "submitit.local._local" in child.cmdline()]
     for process in controllers:

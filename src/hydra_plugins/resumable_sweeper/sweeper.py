@@ -45,7 +45,7 @@ PROGRESS_SECONDS = 1.0
 class JobConfigLoader(ConfigLoader):
     """Gives the launcher the configurations that were composed and checked, each once.
 
-    In a launcher's worker process, which gets it without them, it composes anew.
+    A launcher's worker process gets it without them, and composes its job again.
     """
 
     def __init__(self, loader: ConfigLoader, directory: Path, ignored: Sequence[str]) -> None:
