@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-quick check format tensorboard reproduce search search-smoke report bench audit clean
+.PHONY: help setup demo test test-quick test-hydra-next check format tensorboard reproduce search search-smoke report bench audit clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,18 @@ test: $(READY) ## Run all tests; those on real MNIST run where data/ or DIGITLAB
 
 test-quick: $(READY) ## Run the tests that take seconds
 	$(BIN)/python -m pytest -n auto -m 'not slow and not mnist'
+
+# Hydra's release candidate lies in front of the locked version, which stays installed.
+NEXT := .venv/hydra-next
+NEXT_VERSION := 1.4.0rc3
+LAUNCHERS := hydra-joblib-launcher hydra-ray-launcher hydra-submitit-launcher
+test-hydra-next: $(NEXT)/.ready ## Run the tests of sweeps and settings on hydra-core 1.4.0rc3
+	PYTHONPATH=$(NEXT) $(BIN)/python -m pytest -n auto --maxschedchunk 1 -W default -m 'not mnist' \
+	    tests/resumable_sweeper tests/config tests/test_app.py tests/test_launchers.py
+$(NEXT)/.ready: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(NEXT) \
+	    omegaconf==2.4.1rc1 $(addsuffix ==$(NEXT_VERSION),hydra-core $(LAUNCHERS))
+	@touch $@
 
 check: $(READY) ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import logging
 import os
+import platform
 import re
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from digitlab import Busy, RunFailed
 from digitlab.config import schema, validation
+from digitlab.config.errors import format_error
 from digitlab.report import progress
 from digitlab.runs.files import SWEEP_FILES, check_links
 from digitlab.runs.provenance import DATA_PLACE, make_run_id
@@ -84,15 +86,19 @@ def run_sweep_job(cfg: DictConfig, directory: Path, settings: HydraConf) -> floa
     try:
         # Relative paths are those of the command, wherever the worker was started.
         with chdir(settings.runtime.cwd):
-            return run(cfg, directory, job.since if job else 0.0)
-    except FileNotFoundError as error:
-        log.error("Failed: %s; all workers need the file system of this sweep", error)
-        raise RunFailed(str(error)) from error
+            objective = run(cfg, directory, job.since if job else 0.0)
     except Busy:
         # The sweeper waits for the other process.
         return float("nan")
-    finally:
+    except Exception as error:
+        if not isinstance(error, RunFailed):
+            message = format_error(error, settings.overrides.task)
+            log.error("Failed on %s: %s", platform.node(), message)
+            log.debug("Traceback:", exc_info=True)
         log.info(progress.standing(sweep_dir, name))
+        raise
+    log.info(progress.standing(sweep_dir, name))
+    return objective
 
 
 def run(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
