@@ -84,9 +84,7 @@ def run_sweep_job(cfg: DictConfig, directory: Path, settings: HydraConf) -> floa
     if launcher in ("joblib", "ray"):
         launchers.prefix_console_logs(opening.partition(":")[0])
     try:
-        # Relative paths are those of the command, wherever the worker was started.
-        with chdir(settings.runtime.cwd):
-            objective = run(cfg, directory, job.since if job else 0.0)
+        objective = run(cfg, directory, job.since if job else 0.0)
     except Busy:
         # The sweeper waits for the other process.
         return float("nan")
@@ -110,7 +108,9 @@ def run(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
         cfg = validation.resumed(cfg, HydraConfig.get().overrides.task)
     validation.check(cfg)
     try:
-        return run_experiment(cfg, directory, since)
+        # Relative paths are those of the command, wherever this worker was started.
+        with chdir(HydraConfig.get().runtime.cwd):
+            return run_experiment(cfg, directory, since)
     except Busy:
         log.warning("Skipped: another process works on %s", directory)
         raise
