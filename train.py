@@ -9,6 +9,7 @@ try:
 
     from digitlab import RunFailed, app
     from digitlab.config.errors import format_error, is_mistake
+    from digitlab.config.schema import CONF
     from digitlab.runtime import signals
     from digitlab.runtime.launchers import end_local_jobs
 except ModuleNotFoundError as error:
@@ -18,7 +19,7 @@ except KeyboardInterrupt:
     sys.exit(130)
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def train(cfg: DictConfig) -> float:
     """Run one job in the directory that Hydra made for it; returns the objective."""
     return app.run_job(cfg)

@@ -9,7 +9,9 @@ from ray.cluster_utils import Cluster
 def main(first: str, second: str) -> None:
     """Print the cluster's address, kill the second node when told to, and end with stdin."""
     os.chdir(first)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     os.chdir(second)
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()

@@ -44,11 +44,51 @@ BASES = (
     "model=autoencoder optimizer=adamw scheduler=one_cycle prior=mixture",
     "model=autoencoder optimizer=sgd",
 )
-NOT_NUMBERS = ("abc", "''", "[1,2]", "{a:1}", "true1", "1e", "0x", "--1", "1,5x", "${nothing}", "${seed", "None", "-")
+NOT_NUMBERS = (
+    "abc",
+    "''",
+    "[1,2]",
+    "{a:1}",
+    "true1",
+    "1e",
+    "0x",
+    "--1",
+    "1,5x",
+    "${nothing}",
+    "${seed",
+    "None",
+    "-",
+)
 OUT_OF_RANGE = ("-1", "-0.5", "nan", "inf", "-inf", "-1e30", "1e400", "-999999999999999999999")
-NOT_WORDS = ("abc", "''", "[1,2]", "{a:1}", "3", "-1", "nan", "null", "AUTO", "auto2", "../auto", "auto;rm")
+NOT_WORDS = (
+    "abc",
+    "''",
+    "[1,2]",
+    "{a:1}",
+    "3",
+    "-1",
+    "nan",
+    "null",
+    "AUTO",
+    "auto2",
+    "../auto",
+    "auto;rm",
+)
 NOT_BOOLS = ("abc", "[1]", "{a:1}", "2.5", "nan", "null", "tru", "''")
-NOT_LISTS = ("abc", "3", "[]", "[0]", "[-1,4]", "[1.5]", "[a]", "[[1]]", "{a:1}", "[nan]", "[1,1,1,1,1,1]", "null")
+NOT_LISTS = (
+    "abc",
+    "3",
+    "[]",
+    "[0]",
+    "[-1,4]",
+    "[1.5]",
+    "[a]",
+    "[[1]]",
+    "{a:1}",
+    "[nan]",
+    "[1,1,1,1,1,1]",
+    "null",
+)
 SIGNS = "[]{}'\"\\,:=%#!@ az09"
 FREE = ("data.root", "resume")  # any text is a path
 
@@ -71,15 +111,37 @@ def bad_words() -> list[tuple[str, str]]:
                 values = tuple(v for v in values if not (value is None and v == "None"))
             else:
                 values = NOT_LISTS if isinstance(value, list) else NOT_WORDS
-            values += tuple("".join(rng.choices(SIGNS, k=rng.randrange(2, 9))) + "[" for _ in range(4))
+            values += tuple(
+                "".join(rng.choices(SIGNS, k=rng.randrange(2, 9))) + "[" for _ in range(4)
+            )
             found += [(base, f"{key}={word}") for word in values]
             at = rng.randrange(len(key))
             found += [(base, f"{key[:at]}{key[at + 1 :]}=1"), (base, f"{key[:at]}z{key[at:]}=1")]
             parent = key.rpartition(".")[0] or key
-            odd = (f"{key}x=1", f"{key}.more=1", f"+{key}.more=1", f"~{key}", f"{key}=???", f"{parent}=null")
+            odd = (
+                f"{key}x=1",
+                f"{key}.more=1",
+                f"+{key}.more=1",
+                f"~{key}",
+                f"{key}=???",
+                f"{parent}=null",
+            )
             found += [(base, word) for word in odd]
-    groups = ("model", "init", "channels", "prior", "optimizer", "scheduler", "data", "trainer", "experiment", "sweep")
-    return found + [(BASES[0], f"{group}={word}") for group in groups for word in NOT_WORDS if word != "null"]
+    groups = (
+        "model",
+        "init",
+        "channels",
+        "prior",
+        "optimizer",
+        "scheduler",
+        "data",
+        "trainer",
+        "experiment",
+        "sweep",
+    )
+    return found + [
+        (BASES[0], f"{group}={word}") for group in groups for word in NOT_WORDS if word != "null"
+    ]
 
 
 @pytest.mark.slow
@@ -88,7 +150,9 @@ def test_no_bad_value_is_taken_and_none_ends_in_a_traceback(part: int) -> None:
     """More than a thousand words, made from the configurations' own keys: each refused in at most two lines."""
     words, taken, crude = bad_words(), [], []
     for base, word in words[part::4]:
-        command = [each for each in base.split() if not word.startswith(each.partition("=")[0] + "=")] + [word]
+        command = [
+            each for each in base.split() if not word.startswith(each.partition("=")[0] + "=")
+        ] + [word]
         try:
             for cfg in compose(*command):
                 assert cfg is not None
@@ -113,7 +177,9 @@ def test_no_damaged_data_file_is_read(
     """160 files cut short, grown, or with a changed header; where digests are checked, also with one bit flipped."""
     rng, names = random.Random(verify), sorted(path.name for path in tiny.iterdir())
     paths = {name.removesuffix(".gz"): tiny / name for name in names}
-    digests = {name: digest_of(paths[name]) for name in DIGESTS}  # in the order that makes the digest of all
+    digests = {
+        name: digest_of(paths[name]) for name in DIGESTS
+    }  # in the order that makes the digest of all
     monkeypatch.setattr("digitlab.data.mnist.DIGESTS", digests)
     assert len(load(str(tiny), "files", verify).train.labels) == 600, "whole, they are read"
     for number in range(160):
@@ -124,7 +190,9 @@ def test_no_damaged_data_file_is_read(
         path = folder / rng.choice(names)
         content = bytearray(path.read_bytes())
         packed = path.suffix == ".gz"
-        kind = rng.choice(("cut", "grown", "header", "flip") if verify else ("cut", "grown", "header"))
+        kind = rng.choice(
+            ("cut", "grown", "header", "flip") if verify else ("cut", "grown", "header")
+        )
         if kind == "cut" or (packed and kind == "grown"):
             content = content[: rng.randrange(len(content))]
         elif kind == "grown":
@@ -146,7 +214,9 @@ def digest_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("shape", [(20, 27, 28), (20, 32, 32), (20, 28, 28, 3), (0, 28, 28)])
-def test_a_data_set_of_another_shape_is_refused(shape: tuple[int, ...], tiny: Path, tmp_path: Path) -> None:
+def test_a_data_set_of_another_shape_is_refused(
+    shape: tuple[int, ...], tiny: Path, tmp_path: Path
+) -> None:
     """Images of another size, in colour, or none at all: a line that names the file."""
     for path in tiny.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -171,7 +241,9 @@ def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
-def test_no_damaged_run_is_taken_for_whole(model: str, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_no_damaged_run_is_taken_for_whole(
+    model: str, finished: dict[str, Path], tmp_path: Path
+) -> None:
     """120 times one of its files is cut short, has a bit flipped or is gone: its state is `damaged`, or `new`."""
     rng, run = random.Random(model), finished[model]
     assert run_state(run) == "completed"
@@ -194,7 +266,9 @@ def test_no_damaged_run_is_taken_for_whole(model: str, finished: dict[str, Path]
 
 
 @pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
-def test_a_damaged_checkpoint_is_refused_or_whole(model: str, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_or_whole(
+    model: str, finished: dict[str, Path], tmp_path: Path
+) -> None:
     """150 times cut or flipped anywhere: a ValueError, or (in what zip does not need) the same weights."""
     rng, path = random.Random(model), finished[model] / "checkpoints" / "best.ckpt"
     content, before = path.read_bytes(), checkpoints.load_model(path).state_dict()
@@ -216,7 +290,9 @@ def test_a_damaged_checkpoint_is_refused_or_whole(model: str, finished: dict[str
 
 
 @pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
-def test_a_crafted_checkpoint_is_refused_or_a_model(model: str, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_a_crafted_checkpoint_is_refused_or_a_model(
+    model: str, finished: dict[str, Path], tmp_path: Path
+) -> None:
     """Each entry, constructor argument and weight replaced by another kind of thing: a ValueError, or a model."""
     path = finished[model] / "checkpoints" / "best.ckpt"
     good, tried = checkpoints.read_checkpoint(path), 0
@@ -239,7 +315,20 @@ def test_a_crafted_checkpoint_is_refused_or_a_model(model: str, finished: dict[s
 
 
 GONE = object()
-STRANGE: tuple[Any, ...] = (None, 3, -1.5, "../../x", [], {}, [1], {"a": 1}, True, float("nan"), [[]], {"a": {"b": []}})
+STRANGE: tuple[Any, ...] = (
+    None,
+    3,
+    -1.5,
+    "../../x",
+    [],
+    {},
+    [1],
+    {"a": 1},
+    True,
+    float("nan"),
+    [[]],
+    {"a": {"b": []}},
+)
 
 
 @pytest.mark.parametrize("model", ["kmeans", pytest.param("autoencoder", marks=pytest.mark.slow)])
@@ -268,7 +357,9 @@ def test_a_strange_results_json_is_no_traceback(
                 part[key] = value
             (run / "results.json").write_text(json.dumps(good))
             with suppress(ValueError):
-                write_report([(tmp_path, run)[turn % 2]], tmp_path / "report")  # with the plan, and without
+                write_report(
+                    [(tmp_path, run)[turn % 2]], tmp_path / "report"
+                )  # with the plan, and without
             with suppress(ValueError, OmegaConfBaseException):
                 validation.check(validation.restore(str(run)))
             run_state(run)
@@ -279,7 +370,10 @@ def test_a_strange_results_json_is_no_traceback(
 
 
 def test_strange_metrics_are_compared_in_words(
-    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each recorded metric gone or of another kind beside its checkpoint: told as differing, or the whole as no run."""
     run, evaluate, codes = tmp_path / "run", importlib.import_module("evaluate"), []
@@ -288,14 +382,18 @@ def test_strange_metrics_are_compared_in_words(
     good = results(run)
     for key in good["metrics"]:
         for value in (*STRANGE, GONE):
-            changed = {name: value if name == key else kept for name, kept in good["metrics"].items()}
+            changed = {
+                name: value if name == key else kept for name, kept in good["metrics"].items()
+            }
             metrics = {name: kept for name, kept in changed.items() if kept is not GONE}
             (run / "results.json").write_text(json.dumps(good | {"metrics": metrics}))
             with pytest.raises(SystemExit) as end:
                 evaluate.main()
             told = capsys.readouterr()
             codes.append(end.value.code)
-            assert codes[-1] == (2 if "holds no run" in told.err else int("not as recorded" in told.out)), told.err
+            assert codes[-1] == (
+                2 if "holds no run" in told.err else int("not as recorded" in told.out)
+            ), told.err
     assert {1, 2} <= {*codes}
 
 
@@ -326,9 +424,12 @@ def test_a_results_json_of_endless_brackets_is_no_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["train.log", ".lock", ".hydra", "checkpoints", "figures/loss.png", "00000/latents", "loop"]
+    "name",
+    ["train.log", ".lock", ".hydra", "checkpoints", "figures/loss.png", "00000/latents", "loop"],
 )
-def test_a_link_that_leads_out_of_a_run_is_refused(name: str, words: list[str], lab: Lab, tmp_path: Path) -> None:
+def test_a_link_that_leads_out_of_a_run_is_refused(
+    name: str, words: list[str], lab: Lab, tmp_path: Path
+) -> None:
     """A stranger's run whose files are links: neither resume, a new start nor a sweep follows them.
 
     A link that leads to itself does no harm.
@@ -355,7 +456,9 @@ def test_a_link_that_leads_out_of_a_run_is_refused(name: str, words: list[str], 
 
 
 @pytest.mark.parametrize("name", ["sweep.json", "report", "report/runs.csv"])
-def test_a_link_that_leads_out_of_a_sweep_is_refused(name: str, words: list[str], lab: Lab, tmp_path: Path) -> None:
+def test_a_link_that_leads_out_of_a_sweep_is_refused(
+    name: str, words: list[str], lab: Lab, tmp_path: Path
+) -> None:
     """Neither a sweep nor its report writes through a link that a stranger left in the sweep's directory."""
     sweep_dir, outside = tmp_path / "sweep", tmp_path / "mine"
     run_here(["model=kmeans", *words, "trainer.max_epochs=1"], sweep_dir / "run")
@@ -386,7 +489,9 @@ def test_scripts_follow_no_link_out_of_a_run(
     assert f"{run / 'report'}: is a link that leads out of {run}" in capsys.readouterr().err
 
 
-def test_a_report_shows_no_picture_that_a_link_names(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_a_report_shows_no_picture_that_a_link_names(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
     """figures/latents.png of a stranger's run is a link to a file of this user's: it is not copied."""
     shutil.copytree(finished["autoencoder"], tmp_path / "run")
     latents = tmp_path / "run" / "figures" / "latents.png"
@@ -397,11 +502,16 @@ def test_a_report_shows_no_picture_that_a_link_names(finished: dict[str, Path], 
     assert not (tmp_path / "report" / "best_latents.png").exists()
 
 
-def test_names_of_a_stranger_s_settings_lead_nowhere(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_names_of_a_stranger_s_settings_lead_nowhere(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
     """Two runs that differ in a setting named ../../x: its picture lies in the report all the same."""
     good = results(finished["kmeans"])
     for number in (1, 2):
-        changed = good | {"run_id": str(number), "config": good["config"] | {"a/../../../x": number}}
+        changed = good | {
+            "run_id": str(number),
+            "config": good["config"] | {"a/../../../x": number},
+        }
         (tmp_path / "sweep" / str(number)).mkdir(parents=True)
         (tmp_path / "sweep" / str(number) / "results.json").write_text(json.dumps(changed))
     write_report([tmp_path / "sweep"], tmp_path / "sweep" / "deep" / "report")
@@ -421,7 +531,9 @@ def test_a_stranger_s_run_does_not_read_the_environment(
         validation.restore(str(tmp_path))
 
 
-def test_names_and_numbers_that_no_run_has_are_no_traceback(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_names_and_numbers_that_no_run_has_are_no_traceback(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
     """Metrics named as a report's own columns, numbers beyond any float, no seed: skipped, or without those."""
     good, sweep_dir = results(finished["kmeans"]), tmp_path / "sweep"
     names = (
@@ -438,7 +550,10 @@ def test_names_and_numbers_that_no_run_has_are_no_traceback(finished: dict[str, 
         "code",
     )
     strange = [good | {"metrics": good["metrics"] | {name: 1.0}} for name in names]
-    strange += [good | {"metrics": good["metrics"] | {"val/loss": 10**400}}, good | {"seed": 10**400}]
+    strange += [
+        good | {"metrics": good["metrics"] | {"val/loss": 10**400}},
+        good | {"seed": 10**400},
+    ]
     strange += [{key: value for key, value in good.items() if key != "seed"}]
     (sweep_dir / "run").mkdir(parents=True)
     for number, content in enumerate(strange):
@@ -450,12 +565,19 @@ def test_names_and_numbers_that_no_run_has_are_no_traceback(finished: dict[str, 
                 write_report([sweep_dir], tmp_path / "report")
 
 
-def test_a_checkpoint_asks_for_no_more_memory_than_it_has(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_asks_for_no_more_memory_than_it_has(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
     """Small files that name a net of terabytes, or the judge where a model of a run is wanted: refused at once."""
-    good, path = checkpoints.read_checkpoint(finished["autoencoder"] / "checkpoints" / "best.ckpt"), tmp_path / "a.ckpt"
+    good, path = (
+        checkpoints.read_checkpoint(finished["autoencoder"] / "checkpoints" / "best.ckpt"),
+        tmp_path / "a.ckpt",
+    )
     good["hyper_parameters"] |= {"channels": [1_000_000, 1_000_000]}
     torch.save(good, path)
-    with pytest.raises(ValueError, match=r"a\.ckpt: belongs to another model or another version of the code"):
+    with pytest.raises(
+        ValueError, match=r"a\.ckpt: belongs to another model or another version of the code"
+    ):
         checkpoints.load_model(path)
     torch.save(good | {"model": "judge"}, path)
     with pytest.raises(ValueError, match=r"a\.ckpt: holds a judge, not kmeans or autoencoder"):
@@ -470,14 +592,19 @@ def test_a_checkpoint_does_not_unfold(finished: dict[str, Path], tmp_path: Path)
     torch.save(good, path)
     with pytest.raises(ValueError, match="a weight claims more numbers than the file holds"):
         checkpoints.load_model(path)
-    with zipfile.ZipFile(source) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(source) as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for entry in whole.infolist():
             packed.writestr(entry.filename, whole.read(entry))
     with pytest.raises(ValueError, match="it is compressed, which torch's files are not"):
         checkpoints.load_model(path)
 
 
-def test_a_file_of_any_size_takes_no_memory(finished: dict[str, Path], tiny: Path, tmp_path: Path) -> None:
+def test_a_file_of_any_size_takes_no_memory(
+    finished: dict[str, Path], tiny: Path, tmp_path: Path
+) -> None:
     """Holes cost a disk nothing: a results.json, a plan and a raw IDX file of 64 GiB are refused at once."""
     for name in ("run/results.json", "sweep.json", "data/train-labels-idx1-ubyte"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -501,18 +628,26 @@ def test_a_file_of_any_size_takes_no_memory(finished: dict[str, Path], tiny: Pat
 # -- the machine ---
 
 
-@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no file system here that nobody can write to")
-@pytest.mark.parametrize("command", ["hydra.run.dir=/sys/run", "-m seed=0,1 hydra.sweep.dir=/sys/sweep"])
-def test_where_nothing_can_be_written_a_line_says_so(command: str, lab: Lab, words: list[str]) -> None:
+@pytest.mark.skipif(
+    not Path("/sys/kernel").is_dir(), reason="no file system here that nobody can write to"
+)
+@pytest.mark.parametrize(
+    "command", ["hydra.run.dir=/sys/run", "-m seed=0,1 hydra.sweep.dir=/sys/sweep"]
+)
+def test_where_nothing_can_be_written_a_line_says_so(
+    command: str, lab: Lab, words: list[str]
+) -> None:
     """An output directory on a file system that even root cannot write to: exit code 2 and a remedy."""
-    done = lab("model=kmeans", *words, *command.split())
+    done = lab(*command.split(), "model=kmeans", *words)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: /sys/")
     assert "choose another place" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no file system here that nobody can write to")
+@pytest.mark.skipif(
+    not Path("/sys/kernel").is_dir(), reason="no file system here that nobody can write to"
+)
 def test_where_data_cannot_be_kept_a_line_says_so(lab: Lab, words: list[str]) -> None:
     """A folder for data that cannot be made: a run that has to download fails, and says where else they can lie."""
     done = lab("model=kmeans", *words, "data.root=/sys/data", "data.source=download")
@@ -526,9 +661,17 @@ def test_where_data_cannot_be_kept_a_line_says_so(lab: Lab, words: list[str]) ->
     [
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
-        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left"), "/dev/shm"),
+        (
+            RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1>: No space left"
+            ),
+            "/dev/shm",
+        ),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "make room"),
-        (AttributeError("'NoneType' object has no attribute 'shape'"), "train.log has the traceback"),
+        (
+            AttributeError("'NoneType' object has no attribute 'shape'"),
+            "train.log has the traceback",
+        ),
     ],
 )
 def test_what_the_machine_refuses_is_told_with_a_remedy(
@@ -577,7 +720,12 @@ def test_a_clock_that_jumps_changes_nothing(
 
 SMALL = {
     "kmeans": ["model=kmeans", "init=digit"],
-    "autoencoder": ["model=autoencoder", "model.channels=[4,8]", "optimizer=adamw", "prior=gaussian"],
+    "autoencoder": [
+        "model=autoencoder",
+        "model.channels=[4,8]",
+        "optimizer=adamw",
+        "prior=gaussian",
+    ],
 }
 
 
@@ -610,7 +758,10 @@ def test_a_run_ended_at_any_moment_ends_as_one_left_alone(
     fork([*command, f"hydra.run.dir={tmp_path / 'whole'}"]).join()
     length, cut = time.monotonic() - began, set()
     for number in range(18):
-        run, sent = tmp_path / str(number), (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3]
+        run, sent = (
+            tmp_path / str(number),
+            (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3],
+        )
         process = fork([*command, f"hydra.run.dir={run}"])
         time.sleep(rng.uniform(0.1, 1) * length)
         with suppress(ProcessLookupError):  # it was faster this time
@@ -626,13 +777,19 @@ def test_a_run_ended_at_any_moment_ends_as_one_left_alone(
 
 
 @pytest.mark.slow
-def test_events_that_found_no_room_fail_the_run(fork: Fork, words: list[str], tmp_path: Path) -> None:
+def test_events_that_found_no_room_fail_the_run(
+    fork: Fork, words: list[str], tmp_path: Path
+) -> None:
     """40 epochs make training's events the largest file: where only their last byte has no room, the run fails."""
     command = [*SMALL["kmeans"], *words, "trainer.max_epochs=40"]
     fork([*command, f"hydra.run.dir={tmp_path / 'whole'}"]).join()
-    sizes = {path: path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    sizes = {
+        path: path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file()
+    }
     largest = max(sizes, key=lambda path: sizes[path])
-    assert largest == min((tmp_path / "whole").glob("events.*")), "the events of training are not the largest file"
+    assert largest == min((tmp_path / "whole").glob("events.*")), (
+        "the events of training are not the largest file"
+    )
     process = fork([*command, f"hydra.run.dir={tmp_path / 'cut'}"], sizes[largest] - 1)
     process.join()
     assert process.exitcode == 1
@@ -641,7 +798,9 @@ def test_events_that_found_no_room_fail_the_run(fork: Fork, words: list[str], tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", SMALL)
-def test_a_full_disk_is_told_and_loses_nothing(model: str, fork: Fork, words: list[str], tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_loses_nothing(
+    model: str, fork: Fork, words: list[str], tmp_path: Path
+) -> None:
     """Files may have at most so many bytes, from 0 to the largest that a run writes: it fails in words, with exit
     code 1 or 2, and run again with room ends as one that always had it.
     """
@@ -649,14 +808,18 @@ def test_a_full_disk_is_told_and_loses_nothing(model: str, fork: Fork, words: li
     whole = tmp_path / "whole"
     fork([*command, f"hydra.run.dir={whole}"]).join()
     sizes = sorted({path.stat().st_size for path in whole.rglob("*") if path.is_file()})
-    limits = [0, 1, *(size - 1 for size in sizes if size > 2)][:: 2 if model == "autoencoder" else 1]
+    limits = [0, 1, *(size - 1 for size in sizes if size > 2)][
+        :: 2 if model == "autoencoder" else 1
+    ]
     for largest in limits:
         run = tmp_path / str(largest)
         (tmp_path / "told").unlink()
         process = fork([*command, f"hydra.run.dir={run}"], largest)
         process.join()
         told = (tmp_path / "told").read_text()
-        assert "make room" in told or largest < 200, f"{largest} bytes: {told[-500:]}"  # below, not a word has room
+        assert "make room" in told or largest < 200, (
+            f"{largest} bytes: {told[-500:]}"
+        )  # below, not a word has room
         assert process.exitcode in (1, 2), f"{largest} bytes: {told[-500:]}"
         assert "Traceback" not in told, f"{largest} bytes: {told[told.index('Traceback') :][:3000]}"
         assert run_state(run) != "completed"

@@ -111,6 +111,9 @@ def run(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
         # Relative paths are those of the command, wherever this worker was started.
         with chdir(HydraConfig.get().runtime.cwd):
             return run_experiment(cfg, directory, since)
+    except OSError as error:
+        log.error("Failed: %s", format_error(error, []))
+        raise RunFailed(str(error)) from error
     except Busy:
         log.warning("Skipped: another process works on %s", directory)
         raise

@@ -431,6 +431,6 @@ def test_evaluate_reports_other_data(
     code, output = run_script("evaluate", trained, "--root", tmp_path / "other")
     assert code == 2
     assert (
-        "holds other data than this run began on; name the folder of the run's data with --root"
+        "holds other data than this run started with; name the folder of the run's data with --root"
         in output
     )

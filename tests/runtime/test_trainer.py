@@ -124,7 +124,7 @@ def test_a_file_system_without_locks_is_named(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.chdir(tmp_path)
-    commands = ((1, "run", ["hydra.run.dir=run"]), (2, "sweep", ["-m", "hydra.sweep.dir=sweep"]))
+    commands = ((1, "run", ["hydra.run.dir=run"]), (2, "sweep", ["hydra.sweep.dir=sweep", "-m"]))
     for code, folder, more in commands:
         monkeypatch.setattr(sys, "argv", ["train.py", *KMEANS, *words, *more])
         assert program["main"]() == code

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 # An application that reports the failures of its jobs itself can silence this logger.
 failures = log.getChild("failures")
 
+# Bytes of a plan with 300,000 jobs; nobody needs a larger one.
+LARGEST = 2**26
 PLAN = "sweep.json"
 RECORD = ".job.json"
 LOCK = ".job.lock"
@@ -236,6 +238,8 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """The content of a file that this module wrote; None where there is no such file."""
     try:
+        if path.stat().st_size > LARGEST:
+            return None
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return None
