@@ -47,7 +47,9 @@ lr: 0.1
 seed: 0
 fail: null
 sleep: 0
-hydra: {sweep: {dir: out}}
+extra: 1
+hydra:
+  sweep: {dir: out}
 """
 SOURCE = Path(hydra_plugins.resumable_sweeper.__file__).parents[2]
 SECONDS = 60

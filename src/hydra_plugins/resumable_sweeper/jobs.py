@@ -15,6 +15,7 @@ import pickle
 import platform
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ from omegaconf.errors import OmegaConfBaseException
 log = logging.getLogger(__name__)
 # An application that reports the failures of its jobs itself can silence this logger.
 failures = log.getChild("failures")
+
+# Set when a signal ends the sweep. Python drops the exception of a signal's handler if it is raised
+# while an object is freed, so the next job of this process has to see that it must not start.
+interrupted = threading.Event()
 
 PLAN = "sweep.json"
 RECORD = ".job.json"
@@ -424,6 +429,8 @@ class SweepTask:
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run the task in the directory that Hydra made for it."""
+        if interrupted.is_set():
+            raise KeyboardInterrupt
         settings = HydraConfig.get()
         directory = Path(settings.runtime.output_dir)
         planned = read_plan(Path(settings.sweep.dir)).get(settings.sweep.subdir)

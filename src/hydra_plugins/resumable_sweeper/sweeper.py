@@ -5,11 +5,13 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -162,7 +164,7 @@ class ResumableSweeper(Sweeper):
         print(f"{_count(len(planned), 'job')} in {self.directory}")
         self.print_completed(states)
         try:
-            with sigterm_as_interrupt():
+            with signals_as_interrupts():
                 returns = self.run(planned, recorded)
         except (KeyboardInterrupt, SystemExit):
             # Ray turns SIGTERM into SystemExit.
@@ -278,6 +280,8 @@ class ResumableSweeper(Sweeper):
             waiting = [job for job in left if self.state_of(job) != "running"]
             for batch in self.batches(waiting):
                 returns += self.launch(batch)
+                if jobs.interrupted.is_set():
+                    raise KeyboardInterrupt
             launched.update(job.name for job in waiting)
             self.wait_for_others(planned)
             left = [job for job in left if self.is_left(job, recorded, launched[job.name])]
@@ -395,19 +399,26 @@ def with_progress(grid: list[list[str]]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
+def signals_as_interrupts() -> Iterator[None]:
     """Let SIGTERM end the sweep as Ctrl-C does, unless the application handles it."""
-    try:
-        before = signal.getsignal(signal.SIGTERM)
-        if before == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not in the main thread
-        yield
-        return
+    jobs.interrupted.clear()
+    before = {}
+    # Only the main thread may change handlers.
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    jobs.interrupted.set()
+    raise KeyboardInterrupt
 
 
 def _count(number: int, what: str) -> str:
