@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-from tests.resumable_sweeper.conftest import CONFIG, Application, killed, needs
+from tests.resumable_sweeper.conftest import CONFIG, SOURCE, Application, killed, needs
 
 GRID = ("lr=1,2", "seed=0,1,2")
 LINES = [f"{lr} {seed}" for lr in (1, 2) for seed in (0, 1, 2)]
@@ -341,6 +340,14 @@ def test_joblib_runs_the_jobs(app: Application) -> None:
     assert app.lines() == ["0.1 0", "0.1 2"]
 
 
+@needs("submitit")
+def test_submitit_runs_the_jobs(app: Application) -> None:
+    """Its options contain the sweep's directory, which is relative in the YAML."""
+    app.run("hydra/launcher=submitit_local", "lr=1,2", "hydra.sweep.subdir=${hydra.job.num}_${lr}")
+    assert app.lines() == ["1 0", "2 0"]
+    assert app.jobs() == ["0_1", "1_2"]
+
+
 def test_at_most_max_batch_size_jobs_are_launched_at_a_time(app: Application) -> None:
     """The launcher gets the jobs in portions, numbered through."""
     out = app.run(*GRID, "hydra.sweeper.max_batch_size=4").stdout
@@ -567,7 +574,7 @@ def test_the_plugin_imports_no_application() -> None:
         "import hydra_plugins.resumable_sweeper.sweeper\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     out = subprocess.run(
         [sys.executable, "-c", source], env=environment, capture_output=True, text=True, check=True
     ).stdout.split()

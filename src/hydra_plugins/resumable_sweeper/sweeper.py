@@ -226,12 +226,16 @@ class ResumableSweeper(Sweeper):
     def check_settings_of_sweep(self, cfg: DictConfig, lines: list[str]) -> None:
         """Raise ValueError for a job that changes what holds for the whole sweep."""
         assert self.config is not None
-        keys = [key for key in ("launcher", "sweeper") if cfg.hydra[key] != self.config.hydra[key]]
-        if Path(cfg.hydra.sweep.dir).absolute() != self.directory:
-            keys.append("sweep.dir")
-        if keys:
+        changed = [] if Path(cfg.hydra.sweep.dir).absolute() == self.directory else ["sweep.dir"]
+        with read_write(cfg.hydra):
+            # The launcher's options may contain it, as submitit's do.
+            cfg.hydra.sweep.dir = str(self.directory)
+        for key in ("launcher", "sweeper"):
+            if cfg.hydra[key] != self.config.hydra[key]:
+                changed.append(key)
+        if changed:
             raise ValueError(
-                f"{' '.join(lines)}: a job cannot change hydra.{keys[0]}, which holds for the"
+                f"{' '.join(lines)}: a job cannot change hydra.{changed[0]}, which holds for the"
                 " whole sweep; give it one value for all jobs"
             )
 
