@@ -13,7 +13,9 @@ import logging
 import os
 import pickle
 import platform
+import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,11 +28,16 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 log = logging.getLogger(__name__)
 # An application that reports the failures of its jobs itself can silence this logger.
 failures = log.getChild("failures")
+
+# Set when a signal ends the sweep. Python drops the exception of a signal's handler if it is raised
+# while an object is freed, so the next job of this process has to see that it must not start.
+interrupted = threading.Event()
 
 # Bytes of a plan with 300,000 jobs; nobody needs a larger one.
 LARGEST = 2**26
@@ -38,7 +45,10 @@ PLAN = "sweep.json"
 RECORD = ".job.json"
 LOCK = ".job.lock"
 ONLY_JOB = "(the only job)"
-HYDRA_SUBDIR = "${hydra.job.num}"  # Hydra's default, which names no configuration
+# Hydra's default, which names no configuration.
+HYDRA_SUBDIR = "${hydra.job.num}"
+# Interpolations whose values differ from command to command, or with the job's directory.
+TRANSIENT = re.compile(r"\$\{(?=now:|hydra:(job\.(id|num)|run\.|runtime\.output_dir|sweep\.))")
 
 
 # -- a grid ------------------------------------------------------------------------------------
@@ -127,24 +137,79 @@ def override_dirname(cfg: DictConfig, parsed: Sequence[Override]) -> str:
 # -- identity ----------------------------------------------------------------------------------
 
 
+@contextmanager
+def hydra_settings(cfg: DictConfig | None) -> Iterator[None]:
+    """Let `${hydra:...}` read the settings of a job that does not run yet; None: of none."""
+    instance: Any = HydraConfig.instance()
+    before, instance.cfg = instance.cfg, cfg
+    try:
+        yield
+    finally:
+        instance.cfg = before
+
+
 def task_values(cfg: DictConfig, ignored: Iterable[str] = ()) -> dict[str, Any]:
-    """The application's resolved values, without `hydra` and without the ignored keys."""
-    keys = [str(key) for key in cfg if key != "hydra"]
-    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
+    """The application's resolved values, without `hydra` and without the ignored keys.
+
+    An interpolation stays as it is written if it depends on the time or on the job's directory, or
+    if nothing resolves it before the job runs: it must not make each command's jobs new ones.
+    """
+    keys: Any = [key for key in cfg if key != "hydra"]
+    node: Any = OmegaConf.masked_copy(cfg, keys)
+    text: Any = OmegaConf.to_container(node)
+    if TRANSIENT.search(repr(text)):
+        node = OmegaConf.create(_without_transient(text), flags={"allow_objects": True})
+    with hydra_settings(cfg):
+        try:
+            values: Any = OmegaConf.to_container(node, resolve=True)
+        except OmegaConfBaseException:
+            values = _resolved(node)
     for key in ignored:
         *parents, last = key.split(".")
-        node = values
+        branch = values
         for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(last, None)
+            branch = branch.get(parent) if isinstance(branch, dict) else None
+        if isinstance(branch, dict):
+            branch.pop(last, None)
     return dict(values)
+
+
+def _without_transient(value: Any) -> Any:
+    """A copy of plain values in which transient interpolations are ordinary text."""
+    if isinstance(value, dict):
+        return {key: _without_transient(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_transient(item) for item in value]
+    return TRANSIENT.sub("{", value) if isinstance(value, str) else value
+
+
+def _resolved(node: Any) -> Any:
+    """The values of a node; the text of those that cannot be resolved."""
+    if not isinstance(node, DictConfig | ListConfig):
+        return node
+    texts: Any = OmegaConf.to_container(node)
+    keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+    values: dict[Any, Any] = {}
+    for key in keys:
+        try:
+            values[key] = _resolved(node[key])
+        except OmegaConfBaseException:
+            values[key] = texts[key]
+    return values if isinstance(node, DictConfig) else list(values.values())
 
 
 def digest(cfg: DictConfig, ignored: Iterable[str] = ()) -> str:
     """Twelve hex digits that configurations share if they differ in ignored keys alone."""
-    text = json.dumps(task_values(cfg, ignored), sort_keys=True, default=str)
+    values = _with_text_keys(task_values(cfg, ignored))
+    text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _with_text_keys(value: Any) -> Any:
+    """A copy of plain values that JSON can sort: OmegaConf has keys of other types as well."""
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(item) for key, item in value.items()}
+    return [_with_text_keys(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass
@@ -160,29 +225,36 @@ class Job:
     digest: str
 
 
-def place(cfg: DictConfig, directory: Path, ignored: Sequence[str], number: int = 0) -> str:
-    """Fix a job's directory in its configuration.
-
-    The digest names the directory unless the application chose a name. What depends on the place
-    or the time of the command is resolved here, since a worker may have another environment.
-
-    Returns:
-        The job's digest.
-    """
-    identity = digest(cfg, ignored)
-    for key in ignored:
-        if OmegaConf.select(cfg, key) is not None:
-            OmegaConf.update(cfg, key, OmegaConf.select(cfg, key))
+def directory_name(cfg: DictConfig, identity: str, number: int) -> str:
+    """The name that the application chose for a job's directory, or else the job's digest."""
+    settings: Any = OmegaConf.to_container(cfg.hydra.sweep)
+    if settings["subdir"] == HYDRA_SUBDIR:
+        return identity
     with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.job.num = number
+        cfg.hydra.job.id = str(number)
+    with hydra_settings(cfg):
+        return str(cfg.hydra.sweep.subdir)
+
+
+def place(cfg: DictConfig, directory: Path, name: str, ignored: Sequence[str]) -> None:
+    """Fix a job's directory in its configuration, and the values of the ignored keys.
+
+    What depends on the place or the time of the command is resolved here, since a worker may have
+    another environment.
+    """
+    for key in ignored:
+        try:
+            # What depends on the job's directory is left to the job.
+            with hydra_settings(None):
+                value = OmegaConf.select(cfg, key)
+            if value is not None:
+                OmegaConf.update(cfg, key, value)
+        except OmegaConfBaseException:
+            continue
+    with read_write(cfg.hydra):
         cfg.hydra.sweep.dir = str(directory)
-        unresolved: Any = OmegaConf.to_container(cfg.hydra.sweep)
-        if unresolved["subdir"] == HYDRA_SUBDIR:
-            cfg.hydra.sweep.subdir = identity
-        else:
-            cfg.hydra.job.num = number
-            cfg.hydra.job.id = str(number)
-            cfg.hydra.sweep.subdir = cfg.hydra.sweep.subdir
-    return identity
+        cfg.hydra.sweep.subdir = name
 
 
 def unique(jobs: Iterable[Job], ignored: Sequence[str]) -> list[Job]:
@@ -194,24 +266,30 @@ def unique(jobs: Iterable[Job], ignored: Sequence[str]) -> list[Job]:
     by_name: dict[str, Job] = {}
     for job in jobs:
         first = by_name.setdefault(job.name, job)
-        if first is job or task_values(first.cfg) == task_values(job.cfg):
-            continue
-        if first.digest == job.digest:
-            keys = [key for key in ignored if _differs(first.cfg, job.cfg, key)]
-            values = [OmegaConf.select(each.cfg, keys[0]) for each in (first, job)]
+        if first.digest != job.digest:
             raise ValueError(
-                f"{keys[0]}={values[0]},{values[1]}: jobs must not differ in this key alone;"
-                " give it one value, and run a sweep of its own for each other value"
+                f"hydra.sweep.subdir={job.name}: two configurations share this directory"
+                f" ({' '.join(first.lines)}; {' '.join(job.lines)});"
+                " leave it out, or name every key"
             )
-        raise ValueError(
-            f"hydra.sweep.subdir={job.name}: two configurations share this directory"
-            f" ({' '.join(first.lines)}; {' '.join(job.lines)}); leave it out, or name every key"
-        )
+        if first is job:
+            continue
+        for key in ignored:
+            values = [_select(each.cfg, key) for each in (first, job)]
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"{key}={values[0]},{values[1]}: jobs must not differ in this key alone;"
+                    " give it one value, and run a sweep of its own for each other value"
+                )
     return list(by_name.values())
 
 
-def _differs(first: DictConfig, second: DictConfig, key: str) -> bool:
-    return bool(OmegaConf.select(first, key) != OmegaConf.select(second, key))
+def _select(cfg: DictConfig, key: str) -> Any:
+    """A value of a job; None where only the job can resolve it."""
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
 
 
 # -- files -------------------------------------------------------------------------------------
@@ -275,6 +353,12 @@ def short_lines(jobs: Mapping[str, Planned]) -> dict[str, str]:
     for name, job in jobs.items():
         lines[name] = " ".join(line for line in job.lines if line not in common) or ONLY_JOB
     return lines
+
+
+def planned_name(directory: Path, lines: Sequence[str]) -> str | None:
+    """The directory that the command gave to a job with these overrides."""
+    matches = [job for job in read_plan(directory).values() if job.lines == list(lines)]
+    return max(matches, key=lambda job: job.requested).name if matches else None
 
 
 def extend_plan(directory: Path, jobs: Sequence[Job], *, force: bool) -> dict[str, Planned]:
@@ -359,6 +443,8 @@ class SweepTask:
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run the task in the directory that Hydra made for it."""
+        if interrupted.is_set():
+            raise KeyboardInterrupt
         settings = HydraConfig.get()
         directory = Path(settings.runtime.output_dir)
         planned = read_plan(Path(settings.sweep.dir)).get(settings.sweep.subdir)

@@ -5,11 +5,13 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -17,13 +19,15 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf, read_write
 
+# A launcher's worker process imports this module alone, and needs the resolver as well.
+import hydra_plugins.resumable_sweeper.config  # noqa: F401
 from hydra_plugins.resumable_sweeper import jobs
 from hydra_plugins.resumable_sweeper.jobs import Job, Planned, SweepTask
 
@@ -62,7 +66,9 @@ class JobConfigLoader(ConfigLoader):
         cfg = self.composed.pop(tuple(sweep_overrides), None)
         if cfg is None:
             cfg = self.loader.load_sweep_config(master_config, sweep_overrides)
-            jobs.place(cfg, self.directory, self.ignored)
+            # The command may have numbered the jobs, or have had other environment variables.
+            name = jobs.planned_name(self.directory, sweep_overrides)
+            jobs.place(cfg, self.directory, name or jobs.digest(cfg, self.ignored), self.ignored)
         return cfg
 
     def load_configuration(self, *args: Any, **options: Any) -> DictConfig:
@@ -140,7 +146,7 @@ class ResumableSweeper(Sweeper):
             What the jobs returned that ran, in their order.
 
         Raises:
-            HydraException: The command is wrong; nothing was started or written.
+            CompactHydraException: The command is wrong; nothing was started or written.
             SystemExit: With code 1 if a job is not completed at the end.
         """
         try:
@@ -151,13 +157,13 @@ class ResumableSweeper(Sweeper):
                 return []
             self.refuse_conflicts(planned, states)
         except ValueError as error:
-            raise HydraException(str(error)) from error
+            raise CompactHydraException(str(error)) from error
         recorded = jobs.extend_plan(self.directory, planned, force=self.force)
         jobs.write_text(self.directory / "multirun.yaml", OmegaConf.to_yaml(self.config))
         print(f"{_count(len(planned), 'job')} in {self.directory}")
         self.print_completed(states)
         try:
-            with sigterm_as_interrupt():
+            with signals_as_interrupts():
                 returns = self.run(planned, recorded)
         except (KeyboardInterrupt, SystemExit):
             # Ray turns SIGTERM into SystemExit.
@@ -200,11 +206,14 @@ class ResumableSweeper(Sweeper):
         requested = []
         for number, job_lines in enumerate(with_progress(grid)):
             cfg = composer.compose(job_lines)
-            self.check_launcher_and_sweeper(cfg, job_lines)
-            digest = jobs.place(cfg, self.directory, self.ignore, number)
+            self.check_settings_of_sweep(cfg, job_lines)
+            digest = jobs.digest(cfg, self.ignore)
+            name = jobs.directory_name(cfg, digest, number)
+            jobs.place(cfg, self.directory, name, self.ignore)
             if self.check is not None:
-                self.check(cfg)
-            requested.append(Job(cfg.hydra.sweep.subdir, job_lines, cfg, digest))
+                with jobs.hydra_settings(cfg):
+                    self.check(cfg)
+            requested.append(Job(name, job_lines, cfg, digest))
         planned = jobs.unique(requested, self.ignore)
         if len(planned) < len(requested):
             print(
@@ -213,15 +222,21 @@ class ResumableSweeper(Sweeper):
             )
         return planned
 
-    def check_launcher_and_sweeper(self, cfg: DictConfig, lines: list[str]) -> None:
+    def check_settings_of_sweep(self, cfg: DictConfig, lines: list[str]) -> None:
         """Raise ValueError for a job that changes what holds for the whole sweep."""
         assert self.config is not None
-        for node in ("launcher", "sweeper"):
-            if cfg.hydra[node] != self.config.hydra[node]:
-                raise ValueError(
-                    f"{' '.join(lines)}: a job cannot change hydra.{node}, which holds for the"
-                    " whole sweep; give it one value on the command line"
-                )
+        changed = [] if Path(cfg.hydra.sweep.dir).absolute() == self.directory else ["sweep.dir"]
+        with read_write(cfg.hydra):
+            # The launcher's options may contain it, as submitit's do.
+            cfg.hydra.sweep.dir = str(self.directory)
+        for key in ("launcher", "sweeper"):
+            if cfg.hydra[key] != self.config.hydra[key]:
+                changed.append(key)
+        if changed:
+            raise ValueError(
+                f"{' '.join(lines)}: a job cannot change hydra.{changed[0]}, which holds for the"
+                " whole sweep; give it one value for all jobs"
+            )
 
     def refuse_conflicts(self, planned: Sequence[Job], states: Mapping[str, str]) -> None:
         """Raise ValueError for a directory that holds something else than the job."""
@@ -261,13 +276,31 @@ class ResumableSweeper(Sweeper):
     def run(self, planned: Sequence[Job], recorded: Mapping[str, Planned]) -> list[Any]:
         """Launch what is not completed, until no other process leaves anything unfinished."""
         returns: list[Any] = []
+        launched = Counter[str]()
         left = [job for job in planned if not self.is_done(job, recorded)]
         while left:
             waiting = [job for job in left if self.state_of(job) != "running"]
             for batch in self.batches(waiting):
                 returns += self.launch(batch)
-            left = self.wait_for_others(planned)
+                if jobs.interrupted.is_set():
+                    raise KeyboardInterrupt
+            launched.update(job.name for job in waiting)
+            self.wait_for_others(planned)
+            left = [job for job in left if self.is_left(job, recorded, launched[job.name])]
         return returns
+
+    def is_left(self, job: Job, recorded: Mapping[str, Planned], launched: int) -> bool:
+        """Whether another process did not finish a job, or finished it before it was forced.
+
+        A job that this process launched already does nothing if another process is running it. It
+        is launched once more at most: its state might never change.
+        """
+        if self.launcher_failed or self.is_done(job, recorded) or job.name in self.failed:
+            return False
+        state = self.state_of(job)
+        if state in UNFINISHED:
+            return launched < 2
+        return is_completed(state) and launched == 0
 
     def batches(self, waiting: Sequence[Job]) -> Iterator[Sequence[Job]]:
         """The jobs in the portions that the launcher gets."""
@@ -307,7 +340,8 @@ class ResumableSweeper(Sweeper):
         if self.config.hydra.launcher._target_.endswith(".RayLauncher"):
             # The plugin asks for an object store of its own, which a running cluster refuses.
             key = "hydra.launcher.ray.init.object_store_memory"
-            OmegaConf.update(self.config, key, None, force_add=True)
+            with read_write(self.config.hydra):
+                OmegaConf.update(self.config, key, None, force_add=True)
             # Ray hides lines of a job that equal another's, and answers SIGTERM with a stack trace.
             os.environ.setdefault("RAY_DEDUP_LOGS", "0")
             os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
@@ -316,15 +350,14 @@ class ResumableSweeper(Sweeper):
             hydra_context=context, task_function=self.task, config=self.config
         )
 
-    def wait_for_others(self, planned: Sequence[Job]) -> list[Job]:
-        """Wait for jobs that other processes run; returns those that they left unfinished."""
+    def wait_for_others(self, planned: Sequence[Job]) -> None:
+        """Wait for jobs that other processes run."""
         running = [job for job in planned if self.state_of(job) == "running"]
         if running:
             print(f"Waiting for another process, which runs {_count(len(running), 'job')}")
         for job in running:
             while self.state_of(job) == "running":
                 time.sleep(POLL_SECONDS)
-        return [job for job in running if self.state_of(job) in UNFINISHED]
 
     def state_of(self, job: Job) -> str:
         """The state of a job now, perhaps with a remark after a colon."""
@@ -347,13 +380,13 @@ def is_completed(state: str) -> bool:
 
 
 def function(name: str | None, option: str) -> Callable[..., Any] | None:
-    """The function with a dotted name. Raises HydraException where there is none."""
+    """The function with a dotted name. Raises CompactHydraException where there is none."""
     if name is None:
         return None
     try:
         return get_method(name)
     except Exception as error:
-        raise HydraException(f"hydra.sweeper.{option}={name}: {error}") from error
+        raise CompactHydraException(f"hydra.sweeper.{option}={name}: {error}") from error
 
 
 def with_progress(grid: list[list[str]]) -> Iterator[list[str]]:
@@ -367,19 +400,26 @@ def with_progress(grid: list[list[str]]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
+def signals_as_interrupts() -> Iterator[None]:
     """Let SIGTERM end the sweep as Ctrl-C does, unless the application handles it."""
-    try:
-        before = signal.getsignal(signal.SIGTERM)
-        if before == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not in the main thread
-        yield
-        return
+    jobs.interrupted.clear()
+    before = {}
+    # Only the main thread may change handlers.
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    jobs.interrupted.set()
+    raise KeyboardInterrupt
 
 
 def _count(number: int, what: str) -> str:
