@@ -20,9 +20,10 @@ from omegaconf import OmegaConf
 
 from digitlab import Busy, RunFailed
 from digitlab.config import schema, validation
+from digitlab.data.origin import describe_origin
 from digitlab.report import progress
 from digitlab.runs.provenance import make_run_id
-from digitlab.runs.results import describe_origin, file_digests, run_state
+from digitlab.runs.results import file_digests, run_state
 from digitlab.runtime import launchers
 from digitlab.training.experiment import run_experiment
 from hydra_plugins.resumable_sweeper import jobs as sweeps

@@ -26,7 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from digitlab import RunFailed
 from digitlab.config import errors, validation
-from digitlab.data.mnist import DIGESTS, load
+from digitlab.data.idx import DIGESTS
+from digitlab.data.mnist import load
 from digitlab.models import checkpoints
 from digitlab.report import progress
 from digitlab.report.page import write_report
@@ -180,7 +181,7 @@ def test_no_damaged_data_file_is_read(
     digests = {
         name: digest_of(paths[name]) for name in DIGESTS
     }  # in the order that makes the digest of all
-    monkeypatch.setattr("digitlab.data.mnist.DIGESTS", digests)
+    monkeypatch.setattr("digitlab.data.idx.DIGESTS", digests)
     assert len(load(str(tiny), "files", verify).train.labels) == 600, "whole, they are read"
     for number in range(160):
         folder = tmp_path / str(number)

@@ -21,15 +21,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 
 from digitlab import Busy, RunFailed
 from digitlab.config import schema, validation
 from digitlab.config.errors import format_error
+from digitlab.data.origin import describe_origin
 from digitlab.report import progress
 from digitlab.runs.files import SWEEP_FILES, check_links
 from digitlab.runs.provenance import DATA_PLACE, make_run_id
-from digitlab.runs.results import check_same_run, describe_origin, find_conflict, run_state
+from digitlab.runs.results import check_same_run, find_conflict, run_state
 from digitlab.runtime import launchers, signals
 from hydra_plugins.resumable_sweeper.jobs import read_plan
 from hydra_plugins.resumable_sweeper.sweeper import ACTIONS
@@ -257,13 +258,13 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def sweep_name(*, _root_: DictConfig) -> str:
+def sweep_name(overrides: ListConfig) -> str:
     """The name of a sweep: its grid's, or its fixed and swept keys.
 
     More values of a swept key therefore extend the same sweep.
     """
     names = []
-    parsed = OverridesParser.create().parse_overrides(list(_root_.hydra.overrides.task))
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
     for override in parsed:
         key = override.key_or_group
         if key in UNNAMED:
@@ -281,5 +282,6 @@ def sweep_name(*, _root_: DictConfig) -> str:
 
 
 validation.register()
-OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+# The cache gives the jobs of a sweep, which have fewer overrides, the name of the whole.
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("choices", schema.choices_text, replace=True)

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from digitlab.data import mnist
+from digitlab.data import idx, mnist
+from digitlab.data.idx import read_idx
 from digitlab.data.images import Images, Split, data_warnings, hold_out, split
 from digitlab.data.loaders import Batches
-from digitlab.data.mnist import _read_idx, load
+from digitlab.data.mnist import load
 from digitlab.runtime.seeds import Stream, generator
 
 from ..conftest import digits, run_here, write_idx
@@ -104,11 +105,11 @@ def test_decompression_stops_at_the_size_of_mnist(
         limits.append(largest)
         return b""
 
-    monkeypatch.setattr("digitlab.data.mnist._read_bytes", record_limit)
+    monkeypatch.setattr("digitlab.data.idx.read_bytes", record_limit)
     (tmp_path / "train-images-idx3-ubyte.gz").touch()
     for verify in (True, False):
         with pytest.raises(ValueError, match="train-images"):
-            _read_idx(tmp_path / "train-images-idx3-ubyte.gz", "train-images-idx3-ubyte", verify)
+            read_idx(tmp_path / "train-images-idx3-ubyte.gz", "train-images-idx3-ubyte", verify)
     assert limits == [47_040_016, 2**33]
 
 
@@ -373,7 +374,7 @@ def test_a_download_is_complete_or_absent(
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     resources = []
-    for position, name in enumerate(mnist.DIGESTS):
+    for position, name in enumerate(idx.DIGESTS):
         path = next(tiny.glob(f"{name}*"))
         content = path.read_bytes() if path.suffix == ".gz" else gzip.compress(path.read_bytes())
         resources.append((f"{name}.gz", hashlib.md5(content).hexdigest()))

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.runtime.seeds import Stream, generator
 
-IMAGE_SHAPE = (28, 28)
 PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 
 

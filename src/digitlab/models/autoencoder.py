@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from digitlab import figures
-from digitlab.data.images import IMAGE_SHAPE, PIXELS, Images, Source, Split, scale
+from digitlab.data.idx import IMAGE_SHAPE
+from digitlab.data.images import PIXELS, Images, Source, Split, scale
 from digitlab.data.loaders import Batch, Chunks
 from digitlab.formatting import format_loss
 from digitlab.models.base import Model

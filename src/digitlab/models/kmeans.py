@@ -26,7 +26,8 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from digitlab.data.images import IMAGE_SHAPE, PIXELS, Images, Source, Split, scale
+from digitlab.data.idx import IMAGE_SHAPE
+from digitlab.data.images import PIXELS, Images, Source, Split, scale
 from digitlab.data.loaders import Batch, Chunks
 from digitlab.models.base import Model, sentence
 from digitlab.models.distances import nearest, squared_distances

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from digitlab.data.origin import describe_differences
 from digitlab.report.page import write_report
 from digitlab.runs.results import read_results
 from hydra_plugins.resumable_sweeper.jobs import read_plan
@@ -36,11 +37,6 @@ def report_on_command(sweep_dir: Path) -> str:
 def count_reused_from_elsewhere(jobs: set[Path], start: float) -> int:
     """How many results, made before `start`, new runs would make from other code or data."""
     reused = [job for job in jobs if is_older(job / "results.json", start)]
-    if not reused:
-        return 0
-    # Torch takes seconds, and reads the data.
-    from digitlab.training.experiment import describe_differences
-
     number = 0
     for job in reused:
         results = read_results(job)

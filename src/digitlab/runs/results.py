@@ -10,8 +10,7 @@ from typing import Any
 
 from filelock import lock_descriptor
 
-from digitlab.runs.files import is_partial_file, read_json, resolve_path
-from digitlab.runs.provenance import describe_other_code
+from digitlab.runs.files import is_partial_file, read_json
 
 STATUSES = ("completed", "interrupted", "failed", "diverged")
 # The types in results.json. A file of another version may lack some; one of another program may
@@ -188,20 +187,3 @@ def remove_outputs(run: Path) -> None:
     for pattern in ("results.json", *OUTPUTS, "events.out.tfevents.*"):
         for path in run.glob(pattern):
             path.unlink(missing_ok=True)
-
-
-def describe_origin(run: Path, data_root: str) -> str:
-    """By what other code, and from what other `data_root`, a completed run was made.
-
-    Compares the names of the folders; comparing the data would take a second.
-
-    Returns:
-        Words for a user, empty if code and folder are the same.
-    """
-    results = read_results(run) or {}
-    data = results.get("config", {}).get("data")
-    root = data.get("root") if isinstance(data, dict) else None
-    remarks = [describe_other_code(results)]
-    if not isinstance(root, str) or resolve_path(root) != resolve_path(data_root):
-        remarks.append(f"from data.root={root}")
-    return ", ".join(remark for remark in remarks if remark)

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from digitlab import figures
-from digitlab.data.images import IMAGE_SHAPE, Split, scale
+from digitlab.data.idx import IMAGE_SHAPE
+from digitlab.data.images import Split, scale
 from digitlab.models.autoencoder import Autoencoder
 from digitlab.models.kmeans import MiniBatchKMeans
 from digitlab.runs.files import atomic_write, write_csv

