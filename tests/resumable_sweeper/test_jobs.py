@@ -66,6 +66,7 @@ PIECES = [
     *(f"data.size={value}" for value in (10, "${model.width}")),
     *(f"tags={value}" for value in ("[]", "[x,{y:1}]")),
     *(f"data.shape={value}" for value in ("{h:5}", "{w:6,h:7}")),
+    *("data.shape=null", "data=null", "tags.0=z", "model={name:own}"),
     "data.shape.h=9",
     "model.opts={a:4}",
     "++model.opts.c=5",

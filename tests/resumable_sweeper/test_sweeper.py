@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -219,18 +220,30 @@ def test_a_sweep_survives_being_killed_at_any_moment(app: Application) -> None:
     assert set(app.lines()) == {f"{lr} {seed}" for lr in (1, 2, 3) for seed in range(4)}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_says_how_to_continue(app: Application, sent: signal.Signals) -> None:
-    """Ctrl-C and SIGTERM end it with a line; the same command then runs what is left."""
-    process = app.start(*GRID, "sleep=0.4")
+@pytest.mark.parametrize(
+    ("sent", "directory", "remedy"),
+    [
+        (signal.SIGINT, "out", "the same command continues "),
+        (signal.SIGTERM, "'out/${now:%H-%M-%S.%f}'", "continue it with hydra.sweep.dir="),
+    ],
+)
+def test_an_interrupted_sweep_says_how_to_continue(
+    app: Application, sent: signal.Signals, directory: str, remedy: str
+) -> None:
+    """Ctrl-C and SIGTERM end it with a line; what the line says then runs what is left."""
+    process = app.start(*GRID, "sleep=0.4", f"hydra.sweep.dir={directory}")
     wait_for_lines(app, 1)
     process.send_signal(sent)
     _, error = process.communicate(timeout=30)
-    assert f"Interrupted; the same command continues {app.folder / 'out'}" in error
+    (line,) = (line for line in error.splitlines() if line.startswith("Interrupted; "))
+    sweep = line.removeprefix(f"Interrupted; {remedy}")
+    assert Path(sweep).is_relative_to(app.folder / "out")
     assert process.returncode not in (0, 1)
     assert 1 <= len(app.lines()) < 6
-    app.run(*GRID, "sleep=0.4")
-    assert app.lines() == LINES
+    app.run(*GRID, "sleep=0.4", f"hydra.sweep.dir={sweep}")
+    # The signal may have hit the first job between its line and its record.
+    assert sorted(set(app.lines())) == LINES
+    assert len(app.lines()) <= 7
 
 
 def test_force_continues_after_an_interruption(app: Application) -> None:

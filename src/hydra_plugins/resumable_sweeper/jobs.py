@@ -6,6 +6,7 @@ the sweep's directory, is the union of all commands given for it. Unless the app
 job stands, each job keeps a record and a lock in its directory.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -44,6 +45,7 @@ LARGEST = 2**26
 PLAN = "sweep.json"
 RECORD = ".job.json"
 LOCK = ".job.lock"
+PLAN_LOCK = ".sweep.json.lock"
 ONLY_JOB = "(the only job)"
 # Hydra's default, which names no configuration.
 HYDRA_SUBDIR = "${hydra.job.num}"
@@ -319,7 +321,7 @@ def write_text(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     part = Path(name)
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         part.chmod(0o644)
         part.replace(path)
@@ -337,9 +339,37 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > LARGEST:
             return None
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+@contextmanager
+def hold_lock(path: Path, timeout: float = -1) -> Iterator[bool]:
+    """Whether this process holds a lock until the block ends; -1 waits without limit.
+
+    The system releases the lock of a process that dies.
+
+    Raises:
+        OSError: The file cannot be made, or its file system has no locks.
+    """
+    # The fallback, a file that somebody has to delete, would outlive a killed process.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        yield False
+        return
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        reason = getattr(error, "strerror", None) or error
+        rule = f"file locks do not work on this file system ({reason})"
+        raise OSError(errno.ENOLCK, rule, str(path)) from error
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -388,7 +418,7 @@ def extend_plan(directory: Path, jobs: Sequence[Job], *, force: bool) -> dict[st
     """
     directory.mkdir(parents=True, exist_ok=True)
     now = time.time()
-    with FileLock(directory / f".{PLAN}.lock"):
+    with hold_lock(directory / PLAN_LOCK):
         plan = read_plan(directory)
         mine = {}
         for job in jobs:
@@ -405,7 +435,7 @@ def extend_plan(directory: Path, jobs: Sequence[Job], *, force: bool) -> dict[st
 
 def close_plan(directory: Path, mine: Mapping[str, Planned]) -> None:
     """Note that these jobs had their turn, unless another command has requested them since."""
-    with FileLock(directory / f".{PLAN}.lock"):
+    with hold_lock(directory / PLAN_LOCK):
         plan = read_plan(directory)
         done = {
             name: replace(job, since=0.0) for name, job in mine.items() if plan.get(name) == job
@@ -443,11 +473,8 @@ def is_locked(directory: Path) -> bool:
     """Whether a process is running the job in a directory."""
     if not (directory / LOCK).exists():
         return False
-    try:
-        with FileLock(directory / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
+    with hold_lock(directory / LOCK, timeout=0) as acquired:
+        return not acquired
 
 
 class SweepTask:
@@ -482,7 +509,8 @@ class SweepTask:
 
     def run_recorded(self, cfg: DictConfig, directory: Path, planned: Planned) -> Any:
         """Run the task unless another process runs it or has completed it."""
-        with _lock(directory) as acquired:
+        # Another process may only be reading the state, for which it holds the lock briefly.
+        with hold_lock(directory / LOCK, timeout=1) as acquired:
             if not acquired or _is_completed_since(directory, planned.since):
                 return None
             with _record(directory, planned.digest):
@@ -495,22 +523,6 @@ def _is_completed_since(directory: Path, moment: float) -> bool:
     if not isinstance(record, dict) or record.get("status") != "completed":
         return False
     return (directory / RECORD).stat().st_mtime >= moment
-
-
-@contextmanager
-def _lock(directory: Path) -> Iterator[bool]:
-    """Whether this process has the job's directory to itself until the block ends."""
-    lock = FileLock(directory / LOCK)
-    try:
-        # Another process may only be reading the job's state, for which it takes the lock briefly.
-        lock.acquire(timeout=1)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -127,6 +127,8 @@ class ResumableSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Take what Hydra gives a sweeper."""
+        settings: Any = OmegaConf.to_container(config.hydra.sweep)
+        self.names_new_directory = jobs.TRANSIENT.search(settings["dir"]) is not None
         # Resolved once: `${now:...}` would name another directory for a job that starts later.
         self.directory = Path(config.hydra.sweep.dir).absolute()
         config = copy.deepcopy(config)
@@ -167,7 +169,10 @@ class ResumableSweeper(Sweeper):
                 returns = self.run(planned, recorded)
         except (KeyboardInterrupt, SystemExit):
             # Ray turns SIGTERM into SystemExit.
-            print(f"Interrupted; the same command continues {self.directory}", file=sys.stderr)
+            remedy = f"the same command continues {self.directory}"
+            if self.names_new_directory:
+                remedy = f"continue it with hydra.sweep.dir={self.directory}"
+            print(f"Interrupted; {remedy}", file=sys.stderr)
             raise KeyboardInterrupt(str(self.directory)) from None
         if not self.launcher_failed:
             jobs.close_plan(self.directory, recorded)
