@@ -130,8 +130,8 @@ def test_a_file_system_without_locks_is_named(
         assert program["main"]() == code
         output = "".join(capsys.readouterr())
         rule = rf"file locks do not work on this file system \({os.strerror(number)}\)"
-        assert re.search(rf"\b{folder}/\.lock: {rule}; choose", output), output
-        assert len(output.splitlines()) == code
+        assert re.search(rf"\b{folder}/\S*\.lock: {rule}; choose", output), output
+        assert "Traceback" not in output
     assert run_state(finished) == "completed"
     assert write_report([finished], tmp_path / "report")
 
