@@ -242,7 +242,7 @@ def run_pytorch_autoencoder(words: list[str], root: str) -> Outcome:
         batches += [rows.to(device) for rows in order.split(config["data"]["batch_size"])]
     scheduler = make_scheduler(optimizer, total_steps=len(batches), **config["scheduler"])
     assert scheduler is not None
-    bf16 = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    bf16 = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
     start = time.perf_counter()
     for rows in batches:
         x = scale(images.index_select(0, rows))[:, None]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
 
 from digitlab import figures
 from digitlab.data.idx import IMAGE_SHAPE
@@ -16,6 +15,7 @@ from digitlab.data.images import Split, scale
 from digitlab.models.autoencoder import Autoencoder
 from digitlab.models.kmeans import MiniBatchKMeans
 from digitlab.runs.files import atomic_write, write_csv
+from digitlab.training.event_files import open_writer
 
 
 def write_kmeans(
@@ -57,7 +57,7 @@ def write_autoencoder(
     # The projector would add to the files of an earlier evaluation of this run, with a warning.
     shutil.rmtree(directory / "00000" / "latents", ignore_errors=True)
     (directory / "projector_config.pbtxt").unlink(missing_ok=True)
-    with SummaryWriter(str(directory)) as writer:
+    with open_writer(directory) as writer:
         sprites = scale(sample.images[:1000, None]).repeat(1, 3, 1, 1)
         writer.add_embedding(latents[:1000], labels[:1000].tolist(), sprites, tag="latents")
     prior = model.prior_name.replace("_", " ")

@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from matplotlib.figure import Figure
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from tensorboard.summary.writer import event_file_writer
 from torch import distributed
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -27,21 +26,9 @@ from digitlab.formatting import format_loss
 from digitlab.models.base import Model
 from digitlab.runs.files import write_csv, write_json
 from digitlab.runs.results import is_no_better
+from digitlab.training.event_files import open_writer
 
 log = logging.getLogger(__name__)
-
-
-def number_event_files_from(start: int) -> None:
-    """Set the first number that TensorBoard appends to the names of this process's event files.
-
-    TensorBoard reads a run's files in the order of their names, which end in the second and this
-    number. Within one second, file 10 would sort before file 9 and never be read. Numbers of equal
-    length sort correctly. TensorBoard has no public setting for this.
-    """
-    event_file_writer._global_uid = event_file_writer.AtomicCounter(start)
-
-
-number_event_files_from(10**9)
 
 
 class Diverged(ArithmeticError):
@@ -232,7 +219,7 @@ class TensorBoard(Callback):
         if not trainer.is_global_zero:
             return
         purge = trainer.current_epoch + 1 if trainer.current_epoch else None
-        self.writer = SummaryWriter(str(self.directory), purge_step=purge)
+        self.writer = open_writer(self.directory, purge_step=purge)
         # The same in every run, so that one chart shows all runs.
         chart = ["Multiline", ["train/loss", "val/loss", "baseline/.*"]]
         self.writer.add_custom_scalars({"loss": {"compared with the baselines": chart}})

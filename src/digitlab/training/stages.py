@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.multiprocessing.spawn import ProcessRaisedException
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from digitlab import figures
@@ -45,6 +44,7 @@ from digitlab.training.callbacks import (
     best_row,
     write_summary,
 )
+from digitlab.training.event_files import open_writer
 
 log = logging.getLogger(__name__)
 
@@ -286,9 +286,8 @@ def has_native_bfloat16(accelerator: str) -> bool:
     """Whether the hardware of an accelerator computes in bfloat16 without emulation."""
     if uses_cuda(accelerator):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Private, because the public torch.cpu.get_capabilities is newer than torch's private check and
-    # may be missing in torch 2.11, which we support.
-    return accelerator != "mps" and bool(torch.cpu._is_avx512_bf16_supported())
+    capabilities = torch.cpu.get_capabilities()
+    return accelerator != "mps" and bool(capabilities.get("avx512_bf16", False))
 
 
 def log_shapes(model: Autoencoder) -> None:
@@ -349,7 +348,7 @@ def save_summary(
     pictures: dict[str, Figure], metrics: dict[str, float], epoch: int, directory: Path
 ) -> None:
     """Write figures as PNG; log figures, metrics and the successful end to TensorBoard."""
-    with SummaryWriter(str(directory)) as writer:
+    with open_writer(directory) as writer:
         for name, figure in pictures.items():
             picture = Image.fromarray(figures.render(figure))
             # Rendered and compressed once, for both outputs.
