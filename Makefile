@@ -4,8 +4,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-quick test-hydra-next check format tensorboard reproduce search search-smoke report bench audit clean
+.PHONY: help setup demo test test-quick test-hydra-next check format tensorboard reproduce \
+    search search-smoke report bench audit clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,7 +15,7 @@ help: ## Show this list
 setup: $(READY) ## Install digitlab and the locked versions of its libraries into .venv
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	$(PIP) --constraint requirements.lock --editable '.[dev]'
 	@touch $@
 
 demo: $(READY) ## Train minibatch k-means from one image of each digit, in seconds
@@ -33,7 +35,7 @@ test-hydra-next: $(NEXT)/.ready ## Run the tests of sweeps and settings on hydra
 	PYTHONPATH=$(NEXT) $(BIN)/python -m pytest -n auto --maxschedchunk 1 -W default -m 'not mnist' \
 	    tests/resumable_sweeper tests/config tests/test_app.py tests/test_launchers.py
 $(NEXT)/.ready: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(NEXT) \
+	$(PIP) --no-deps --upgrade --target $(NEXT) \
 	    omegaconf==2.4.1rc1 $(addsuffix ==$(NEXT_VERSION),hydra-core $(LAUNCHERS))
 	@touch $@
 
@@ -49,10 +51,10 @@ format: $(READY) ## Format the code, and mend what lint can mend
 tensorboard: $(READY) ## Show all runs in TensorBoard
 	$(BIN)/tensorboard --logdir outputs
 
-reproduce: $(READY) ## Run what the README's table lists, say what comes out otherwise, redraw the pictures (30 minutes)
+reproduce: $(READY) ## Run README's table, report differences, redraw the pictures (30 minutes)
 	$(BIN)/python scripts/reproduce.py
 
-# The seed report's search, one setting at a time. Run again after an interruption, it goes on where it was.
+# The seed report's search, one setting at a time. After an interruption the same target continues.
 SWEEPS := learning_rate epochs batch_size weight_decay channels latent layers optimizer
 SWEEP = $(BIN)/python train.py -m sweep=q2c/$$name hydra/launcher=joblib
 EACH = status=0; for name in $(SWEEPS); do $(1) || { [ $$? -eq 130 ] && exit 130; status=1; }; done

@@ -7,6 +7,7 @@ import command
 
 from digitlab.config import validation
 from digitlab.runs.files import check_links
+from digitlab.runs.restore import restore
 from digitlab.runs.results import best_checkpoint, read_results
 
 
@@ -34,7 +35,7 @@ def main() -> None:
 
     data = recorded.get("data") or {}
     check_links(options.run)
-    cfg = validation.restore(str(options.run))
+    cfg = restore(str(options.run))
     validation.check(cfg)
     wanted = validation.to_plain(cfg)
     if options.root:

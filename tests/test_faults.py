@@ -32,6 +32,7 @@ from digitlab.models import checkpoints
 from digitlab.report import progress
 from digitlab.report.page import write_report
 from digitlab.runs.provenance import flatten, make_run_id
+from digitlab.runs.restore import restore
 from digitlab.runs.results import read_results, run_state
 from hydra_plugins.resumable_sweeper.jobs import read_plan
 
@@ -362,7 +363,7 @@ def test_a_strange_results_json_is_no_traceback(
                     [(tmp_path, run)[turn % 2]], tmp_path / "report"
                 )  # with the plan, and without
             with suppress(ValueError, OmegaConfBaseException):
-                validation.check(validation.restore(str(run)))
+                validation.check(restore(str(run)))
             run_state(run)
             with pytest.raises(SystemExit):
                 evaluate.main()
@@ -420,7 +421,7 @@ def test_a_results_json_of_endless_brackets_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("[" * 200_000)
     assert read_results(tmp_path) is None
     with pytest.raises(ValueError, match="holds no run"):
-        validation.restore(str(tmp_path))
+        restore(str(tmp_path))
 
 
 @pytest.mark.slow
@@ -529,7 +530,7 @@ def test_a_stranger_s_run_does_not_read_the_environment(
     strange["config"]["data"]["root"] = "${oc.env:SECRET}"
     (tmp_path / "results.json").write_text(json.dumps(strange))
     with pytest.raises(ValueError, match=r"holds no run .*its values hold \$\{\.\.\.\}"):
-        validation.restore(str(tmp_path))
+        restore(str(tmp_path))
 
 
 def test_names_and_numbers_that_no_run_has_are_no_traceback(
@@ -614,7 +615,7 @@ def test_a_file_of_any_size_takes_no_memory(
     assert read_results(tmp_path / "run") is None
     assert not read_plan(tmp_path)
     with pytest.raises(ValueError, match="holds no run"):
-        validation.restore(str(tmp_path / "run"))
+        restore(str(tmp_path / "run"))
     for path in tiny.iterdir():
         if not (tmp_path / "data" / path.name).exists():
             shutil.copy(path, tmp_path / "data")

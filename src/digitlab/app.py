@@ -30,6 +30,7 @@ from digitlab.data.origin import describe_origin
 from digitlab.report import progress
 from digitlab.runs.files import SWEEP_FILES, check_links
 from digitlab.runs.provenance import DATA_PLACE, make_run_id
+from digitlab.runs.restore import resumed
 from digitlab.runs.results import check_same_run, find_conflict, run_state
 from digitlab.runtime import launchers, signals
 from hydra_plugins.resumable_sweeper.jobs import read_plan
@@ -106,7 +107,7 @@ def run(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
     from digitlab.training.experiment import run_experiment
 
     if cfg.resume is not None:
-        cfg = validation.resumed(cfg, HydraConfig.get().overrides.task)
+        cfg = resumed(cfg, HydraConfig.get().overrides.task)
     validation.check(cfg)
     try:
         # Relative paths are those of the command, wherever this worker was started.
@@ -169,7 +170,7 @@ def prepare_run(config: DictConfig) -> None:
     """
     if config.resume is not None:
         places = [word for word in config.hydra.overrides.hydra if "hydra.run.dir" in word]
-        cfg = validation.resumed(config, [*config.hydra.overrides.task, *places])
+        cfg = resumed(config, [*config.hydra.overrides.task, *places])
         with read_write(config.hydra):
             config.hydra.run.dir = config.resume
             # `.hydra` of the resumed run stays as it is.

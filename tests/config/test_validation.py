@@ -18,6 +18,7 @@ from yaml import YAMLError
 from digitlab import app
 from digitlab.config import errors, schema, validation
 from digitlab.data.mnist import load
+from digitlab.runs.restore import restore, resumed
 
 from ..conftest import ROOT, Lab, compose
 
@@ -352,14 +353,14 @@ def test_resume_accepts_no_other_values_and_needs_a_run(tmp_path: Path) -> None:
     """A folder that holds no run, and a changed value with a resumed one, are refused."""
     cfg = app.compose_config(["model=kmeans", f"resume={tmp_path}"])
     with pytest.raises(ValueError, match=r"holds no run"):
-        validation.resumed(cfg, [f"resume={tmp_path}"])
+        resumed(cfg, [f"resume={tmp_path}"])
     saved = validation.to_plain(cfg)
     (tmp_path / "results.json").write_text(json.dumps({"config": saved}))
     for override in ("seed=1", "~seed", "+experiment=q1b"):
         message = re.escape(f"leave out {override}, or start a new run")
         with pytest.raises(ValueError, match=message):
-            validation.resumed(cfg, [f"resume={tmp_path}", override])
-    again = validation.resumed(cfg, [f"resume={tmp_path}", "force=true", "data.root=there"])
+            resumed(cfg, [f"resume={tmp_path}", override])
+    again = resumed(cfg, [f"resume={tmp_path}", "force=true", "data.root=there"])
     assert validation.to_plain(again) == saved | {"data": saved["data"] | {"root": cfg.data.root}}
 
 
@@ -762,9 +763,9 @@ def test_a_sweep_and_a_run_named_by_half_are_told(
     (tmp_path / "outputs" / "runs" / "mine" / "results.json").write_text("{}")
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(ValueError, match=r"; it is a sweep, which its own command continues$"):
-        validation.restore(".")
+        restore(".")
     with pytest.raises(ValueError, match=r"; did you mean resume=outputs/runs/mine\?$"):
-        validation.restore("mine")
+        restore("mine")
 
 
 def test_a_resumed_folder_without_a_run_is_named_once() -> None:
@@ -773,8 +774,8 @@ def test_a_resumed_folder_without_a_run_is_named_once() -> None:
         ValueError,
         match=r"^resume=no: holds no run \(results.json: No such file or directory\); name its",
     ):
-        validation.restore("no")
+        restore("no")
     with pytest.raises(
         ValueError, match=r"^resume=n+: holds no run \(results.json: File name too long\); name its"
     ):
-        validation.restore("n" * 300)
+        restore("n" * 300)

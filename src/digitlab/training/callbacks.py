@@ -144,7 +144,8 @@ class Progress(Callback):
             return
         if trainer.world_size > 1:
             self._configure_logging()
-        steps, epochs = trainer.datamodule.steps, trainer.max_epochs or 0  # type: ignore[attr-defined]
+        data: Any = getattr(trainer, "datamodule")  # noqa: B009
+        steps, epochs = data.steps, trainer.max_epochs or 0
         # None lets tqdm decide by the terminal. The workers of joblib would share one line of it.
         disable = True if current_process().name.startswith("Loky") else None
         # tqdm's own lock is a semaphore, and Python warns of one that a killed process leaves.
