@@ -245,7 +245,9 @@ def report_sweep(directory: Path) -> str:
     """Write the report of a sweep; returns what to print."""
     from digitlab.report.sweep import report_on_command
 
-    return report_on_command(directory)
+    return report_on_command(
+        directory, {job: validation.to_plain(cfg) for job, cfg in requested.items()}
+    )
 
 
 # -- the configuration -------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The report at the end of a sweep: the table, and which results earlier commands left."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from digitlab.data.origin import describe_differences
 from digitlab.report.page import write_report
@@ -8,8 +10,12 @@ from digitlab.runs.results import read_results
 from hydra_plugins.resumable_sweeper.jobs import read_plan
 
 
-def report_on_command(sweep_dir: Path) -> str:
+def report_on_command(sweep_dir: Path, requested: Mapping[Path, dict[str, Any]]) -> str:
     """Write a sweep's report.
+
+    Args:
+        sweep_dir: The directory of the sweep.
+        requested: The plain configurations of the jobs that the command requested, by directory.
 
     Returns:
         What to print: the table, how many of its runs the last command did not request, and how
@@ -20,13 +26,11 @@ def report_on_command(sweep_dir: Path) -> str:
     except ValueError as error:
         # No job has left a result.
         return str(error)
-    plan = read_plan(sweep_dir)
-    start = max(job.requested for job in plan.values())
-    jobs = {sweep_dir / name for name, job in plan.items() if job.requested == start}
-    others = {path.parent for path in sweep_dir.glob("*/results.json")} - jobs
+    others = {path.parent for path in sweep_dir.glob("*/results.json")} - requested.keys()
     if others:
         lines.append(f"Runs of earlier commands among these: {len(others)}")
-    if number := count_reused_from_elsewhere(jobs, start):
+    start = max(job.requested for job in read_plan(sweep_dir).values())
+    if number := count_reused_from_elsewhere(requested, start):
         lines.append(
             f"WARNING: {number} of these results come from other code or other data (see above);"
             "\n  force=true replaces them, hydra.sweep.dir=... keeps both."
@@ -34,14 +38,13 @@ def report_on_command(sweep_dir: Path) -> str:
     return "\n".join(lines)
 
 
-def count_reused_from_elsewhere(jobs: set[Path], start: float) -> int:
+def count_reused_from_elsewhere(requested: Mapping[Path, dict[str, Any]], start: float) -> int:
     """How many results, made before `start`, new runs would make from other code or data."""
-    reused = [job for job in jobs if is_older(job / "results.json", start)]
     number = 0
-    for job in reused:
+    for job, config in requested.items():
         results = read_results(job)
-        if results and results["status"] == "completed":
-            number += bool(describe_differences(results, results["config"]))
+        if results and results["status"] == "completed" and is_older(job / "results.json", start):
+            number += bool(describe_differences(results, config))
     return number
 
 
