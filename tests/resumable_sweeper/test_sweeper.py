@@ -231,7 +231,7 @@ def test_an_interrupted_sweep_says_how_to_continue(
     app: Application, sent: signal.Signals, directory: str, remedy: str
 ) -> None:
     """Ctrl-C and SIGTERM end it with a line; what the line says then runs what is left."""
-    process = app.start(*GRID, "sleep=0.4", f"hydra.sweep.dir={directory}")
+    process = app.start(*GRID, "sleep=0.25", f"hydra.sweep.dir={directory}")
     wait_for_lines(app, 1)
     process.send_signal(sent)
     _, error = process.communicate(timeout=30)
@@ -240,28 +240,26 @@ def test_an_interrupted_sweep_says_how_to_continue(
     assert Path(sweep).is_relative_to(app.folder / "out")
     assert process.returncode not in (0, 1)
     assert 1 <= len(app.lines()) < 6
-    app.run(*GRID, "sleep=0.4", f"hydra.sweep.dir={sweep}")
+    app.run(*GRID, "sleep=0.25", f"hydra.sweep.dir={sweep}")
     # The signal may have hit the first job between its line and its record.
     assert sorted(set(app.lines())) == LINES
     assert len(app.lines()) <= 7
 
 
 def test_force_continues_after_an_interruption(app: Application) -> None:
-    """A forced sweep runs everything once more, not twice, however often it is interrupted."""
-    command = ("seed=1,2,3,4", "sleep=0.3")
+    """A forced sweep that was killed runs the remaining jobs only; then force starts anew."""
+    command = ("seed=1,2,3", "sleep=0.3")
+    forced = (*command, "hydra.sweeper.force=true")
     app.run(*command)
-    process = app.start(*command, "hydra.sweeper.force=true")
-    wait_for_lines(app, 6)
+    process = app.start(*forced)
+    wait_for_lines(app, 4)
     killed(process)
-    lines, forced = len(app.lines()), len(completion_times(app))
-    out = app.run(*command, "hydra.sweeper.force=true", "hydra.sweeper.dry_run=true").stdout
-    assert "2 to skip" in out or "1 to skip" in out
-    app.run(*command, "hydra.sweeper.force=true")
-    assert lines + 2 <= len(app.lines()) <= lines + 3
-    assert len(completion_times(app)) == 4 >= forced
-    app.run(*command, "hydra.sweeper.force=true")
-    assert len(app.lines()) >= lines + 2 + 4
-    assert set(app.lines()) == {f"0.1 {seed}" for seed in (1, 2, 3, 4)}
+    out = app.run(*forced).stdout
+    assert "Launching 2 jobs" in out or "Launching 3 jobs" in out
+    assert set(app.lines()) == {"0.1 1", "0.1 2", "0.1 3"}
+    # The first job runs once more if it was killed between its line and its record.
+    assert 6 <= len(app.lines()) <= 7
+    assert "3 to run again" in app.run(*forced, "hydra.sweeper.dry_run=true").stdout
 
 
 def test_a_failing_job_stops_no_other_and_is_retried(app: Application) -> None:
@@ -330,12 +328,12 @@ def test_a_process_takes_over_the_jobs_of_one_that_died(app: Application) -> Non
 
 def test_a_job_that_another_process_runs_is_waited_for(app: Application) -> None:
     """A command whose only job runs elsewhere ends when the job is completed."""
-    first = app.start("seed=1", "sleep=2")
+    first = app.start("seed=1", "sleep=1.5")
     try:
         while not app.jobs():
             time.sleep(0.01)
         assert (
-            "Waiting for another process, which runs 1 job" in app.run("seed=1", "sleep=2").stdout
+            "Waiting for another process, which runs 1 job" in app.run("seed=1", "sleep=1.5").stdout
         )
         assert app.lines() == ["0.1 1"]
     finally:
@@ -485,11 +483,10 @@ def test_an_application_may_have_structured_configs_only(app: Application, launc
     app.write("app.py", STRUCTURED)
     command = ("hydra/sweeper=resumable", "hydra.sweep.dir=out", f"hydra/launcher={launcher}")
     app.run(*command, "lr=1,2", "color=red,blue")
-    app.run(*command, "lr=1.0,2", "color=red,blue")
     assert app.lines() == ["1.0 blue", "1.0 red", "2.0 blue", "2.0 red"]
-    error = app.run(*command, "size=1,many", code=1).stderr
-    assert "many" in error
-    assert len(app.lines()) == 4
+    # A float is the same value as the integer that it is written as.
+    out = app.run(*command, "lr=1.0,2", "color=red", "hydra.sweeper.dry_run=true").stdout
+    assert "2 to skip" in out
 
 
 def test_configurations_may_come_from_anywhere(app: Application) -> None:
