@@ -15,12 +15,14 @@ import os
 import pickle
 import platform
 import re
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -477,6 +479,15 @@ def is_locked(directory: Path) -> bool:
         return not acquired
 
 
+def current_class(cls: type) -> Any:
+    """The class that stands in a module now under the name of `cls`.
+
+    Hydra executes plugin modules again at each start, in a launcher's worker too, so the class of
+    an object may be another one than the module has, and cannot be pickled by reference.
+    """
+    return getattr(sys.modules[cls.__module__], cls.__name__)
+
+
 class SweepTask:
     """The application's task, as a job of a sweep.
 
@@ -486,6 +497,11 @@ class SweepTask:
 
     def __init__(self, task: Callable[[Any], Any], *, keeps_record: bool) -> None:
         self.task, self.keeps_record = task, keeps_record
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the class by its name."""
+        make = partial(current_class(type(self)), keeps_record=self.keeps_record)
+        return make, (self.task,)
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run the task in the directory that Hydra made for it."""

@@ -56,8 +56,9 @@ class JobConfigLoader(ConfigLoader):
         self.loader, self.directory, self.ignored = loader, directory, ignored
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"composed": {}}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the configurations, and the class by its name."""
+        return jobs.current_class(type(self)), (self.loader, self.directory, self.ignored)
 
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
