@@ -13,7 +13,7 @@ from digitlab.data.images import scale
 from digitlab.data.mnist import load
 from digitlab.models.digit_classifier import load_or_train
 
-from .conftest import run_here
+from .conftest import run_in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.mnist]
 
@@ -23,7 +23,7 @@ SEEDS = range(5)
 def run_seeds(mnist: Path, directory: Path, *words: str) -> list[dict[str, Any]]:
     """Run a command with each seed; return the metrics."""
     command = [*words, f"data.root={mnist}", "trainer.accelerator=cpu"]
-    outcomes = [run_here([*command, f"seed={seed}"], directory / str(seed)) for seed in SEEDS]
+    outcomes = [run_in_process([*command, f"seed={seed}"], directory / str(seed)) for seed in SEEDS]
     return [outcome["metrics"] for outcome in outcomes]
 
 
@@ -56,7 +56,7 @@ def test_kmeans_best_reaches_the_best_of_many_lloyd_runs(mnist: Path, tmp_path: 
 def test_one_image_of_each_digit_is_a_good_start(mnist: Path, tmp_path: Path) -> None:
     """`model=kmeans init=digit` with its defaults has a test loss of at most 0.0525."""
     command = ["model=kmeans", "init=digit", f"data.root={mnist}"]
-    metrics = run_here(command, tmp_path)["metrics"]
+    metrics = run_in_process(command, tmp_path)["metrics"]
     assert metrics["test/loss"] <= 0.0525
 
 
@@ -70,14 +70,14 @@ def test_reassignment_prevents_the_collapse(mnist: Path, tmp_path: Path) -> None
 
 @pytest.mark.long
 def test_autoencoder_best_reconstructs_and_generates_digits(
-    mnist: Path, tmp_path: Path, full_judge: None
+    mnist: Path, tmp_path: Path, full_classifier: None
 ) -> None:
     """The test loss is at most 0.0050 at latent 16.
 
     10,000 samples have at most twice the floor's distance, and are recognized nearly as often as
     real digits.
     """
-    outcome = run_here(["experiment=autoencoder_best", f"data.root={mnist}"], tmp_path)
+    outcome = run_in_process(["experiment=autoencoder_best", f"data.root={mnist}"], tmp_path)
     metrics = outcome["metrics"]
     assert metrics["test/loss"] <= 0.0050
     assert metrics["generated/fid"] <= 2 * metrics["generated/fid_floor"]

@@ -21,7 +21,7 @@ from digitlab.runs.files import directory_lock
 from digitlab.runtime.seeds import Stream, generator
 from digitlab.training.stages import build_model
 
-from .conftest import ROOT, compose, results, run_here
+from .conftest import ROOT, compose, load_results, run_in_process
 
 # contenders is a module of the benchmark, not a program.
 PROGRAMS = [path for path in (ROOT / "scripts").glob("*.py") if path.stem != "contenders"]
@@ -185,9 +185,9 @@ def test_every_contender_of_the_benchmark_trains(
 
 def test_the_benchmark_computes_ratios(script: Any) -> None:
     """2 and 3 s against 4 and 4 s: medians of 2.5 and 4, a ratio from 0.50 to 0.75."""
-    results = {"ours": [{"seconds": s, "MiB": 7.0, "loss": 0.5} for s in (2.0, 3.0)]}
-    results |= {"theirs": [{"seconds": 4.0, "MiB": m} for m in (5.0, 9.0)]}
-    rows = script("benchmark").make_table(results).to_numpy().tolist()
+    measurements = {"ours": [{"seconds": s, "MiB": 7.0, "loss": 0.5} for s in (2.0, 3.0)]}
+    measurements |= {"theirs": [{"seconds": 4.0, "MiB": m} for m in (5.0, 9.0)]}
+    rows = script("benchmark").make_table(measurements).to_numpy().tolist()
     assert rows[0] == ["ours", "2.50", "1.00 (1.00 to 1.00)", "0.5000", "7"]
     assert rows[1] == ["theirs", "4.00", "0.62 (0.50 to 0.75)", "", "9"]
 
@@ -255,7 +255,7 @@ def test_reproduce_compares_a_row_with_readme(
     line = reproduce.run_row(reproduce.Row(words, "test/loss", ["0.0000"] * 2))
     assert "DIFFERS: README has 0.0000, 0.0000" in line
     runs = [reproduce.run_directory(words, seed) for seed in (0, 1)]
-    original = [results(run) for run in runs]
+    original = [load_results(run) for run in runs]
     other = runs[1] / "results.json"
     other.write_text(json.dumps(original[1] | {"code": {"sha": "0" * 40, "dirty": False}}))
     with directory_lock(other.parent):
@@ -265,7 +265,7 @@ def test_reproduce_compares_a_row_with_readme(
     shutil.copytree(runs[1], runs[1].parent / "0")
     losses = [f"{result['metrics']['test/loss']:.4f}" for result in original]
     assert reproduce.run_row(reproduce.Row(words, "test/loss", losses)).endswith("as in README")
-    assert results(runs[1])["code"]["sha"] == original[0]["code"]["sha"]
+    assert load_results(runs[1])["code"]["sha"] == original[0]["code"]["sha"]
 
 
 def test_reproduce_draws_the_figures_of_the_docs(
@@ -289,7 +289,7 @@ def test_reproduce_draws_the_figures_of_the_docs(
 def test_evaluate_distinguishes_small_losses(
     factor: float,
     code: int,
-    words: list[str],
+    overrides: list[str],
     dark: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -297,7 +297,7 @@ def test_evaluate_distinguishes_small_losses(
     """Dark images have a test loss of 6e-6: 10 % more does not agree with the record."""
     evaluate = importlib.import_module("evaluate")
     run = tmp_path / "run"
-    recorded = run_here(["model=kmeans", "init=digit", *words, f"data.root={dark}"], run)
+    recorded = run_in_process(["model=kmeans", "init=digit", *overrides, f"data.root={dark}"], run)
     recorded["metrics"]["test/loss"] *= factor
     (run / "results.json").write_text(json.dumps(recorded))
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(run)])

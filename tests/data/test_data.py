@@ -24,7 +24,7 @@ from digitlab.data.loaders import Batches
 from digitlab.data.mnist import load
 from digitlab.runtime.seeds import Stream, generator
 
-from ..conftest import digits, run_here, write_idx
+from ..conftest import make_digits, run_in_process, write_idx
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def numbered(number: int) -> Images:
 def test_raw_and_compressed_idx_files_are_read(tiny: Path) -> None:
     """The images of the fixture are .gz and its labels raw; both are read as written."""
     source = load(str(tiny), "files", verify=False)
-    images, labels = digits(600, 0)
+    images, labels = make_digits(600, 0)
     assert source.name == "files"
     assert torch.equal(source.train.images, torch.from_numpy(images))
     assert source.train.labels.tolist() == labels.tolist()
@@ -325,7 +325,7 @@ def test_parts_that_make_metrics_meaningless_are_warned_of() -> None:
 
 
 def test_warnings_about_the_data_are_in_results_json(
-    tiny: Path, words: list[str], tmp_path: Path
+    tiny: Path, overrides: list[str], tmp_path: Path
 ) -> None:
     """As for a data set whose test images are all of one class."""
     folder = tmp_path / "data"
@@ -335,8 +335,8 @@ def test_warnings_about_the_data_are_in_results_json(
         return labels if len(labels) > 100 else labels * 0 + 3
 
     path = copy_with_labels(tiny, folder, change_test_labels)
-    command = ["model=kmeans", "init=digit", *words, f"data.root={path}"]
-    outcome = run_here(command, tmp_path / "run")
+    command = ["model=kmeans", "init=digit", *overrides, f"data.root={path}"]
+    outcome = run_in_process(command, tmp_path / "run")
     warning = "The test images lack 0, 1, 2, 4, 5, 6, 7, 8, 9, which other images show."
     assert warning in outcome["warnings"]
 

@@ -23,7 +23,7 @@ from digitlab.data.images import Images
 from digitlab.models import autoencoder, digit_classifier
 from digitlab.models.autoencoder import Autoencoder, Stages, edge_lengths
 
-from ..conftest import ROOT, digits, results, run_here, write_idx
+from ..conftest import ROOT, load_results, make_digits, run_in_process, write_idx
 
 AUTOENCODER = [
     "model=autoencoder",
@@ -110,7 +110,7 @@ def test_mean_loss_is_over_pixels_and_images() -> None:
 
 
 def test_as_many_digits_are_generated_as_the_floor_is_computed_from(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """500 training images give a floor at 500, so 500 digits are scored instead of 10,000.
 
@@ -126,20 +126,20 @@ def test_as_many_digits_are_generated_as_the_floor_is_computed_from(
         return score_samples(classifier, samples, train, test)
 
     monkeypatch.setattr(autoencoder, "score_samples", record_sizes)
-    run_here([*AUTOENCODER, *words, "trainer.max_epochs=1"], tmp_path)
+    run_in_process([*AUTOENCODER, *overrides, "trainer.max_epochs=1"], tmp_path)
     assert sizes == [(500, 500)]
 
 
 def test_a_run_writes_all_its_files_and_warns_of_a_poor_model(
-    words: list[str], tmp_path: Path
+    overrides: list[str], tmp_path: Path
 ) -> None:
     """An untrained decoder is no better than the mean image, which gives a warning."""
     # The run writes the projector's files next to it.
     other_file = tmp_path / "00000" / "mine.png"
     other_file.parent.mkdir()
     other_file.touch()
-    command = [*AUTOENCODER, *words, "optimizer.lr=1e-6", "trainer.max_epochs=2"]
-    outcome = run_here(command, tmp_path)
+    command = [*AUTOENCODER, *overrides, "optimizer.lr=1e-6", "trainer.max_epochs=2"]
+    outcome = run_in_process(command, tmp_path)
     assert other_file.exists()
     assert outcome["status"] == "completed"
     assert set(outcome["baselines"]) == {"mean_image", "pca"}
@@ -217,13 +217,13 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "prior=mixture",
         "model.prior.n_components=10",
     ]
-    run_here(command, run)
+    run_in_process(command, run)
     return run
 
 
 def test_training_beats_the_mean_image(trained: Path) -> None:
     """Eight epochs learn squares in nine places: the loss is far lower, without that warning."""
-    outcome = results(trained)
+    outcome = load_results(trained)
     assert outcome["metrics"]["test/loss"] < 0.5 * outcome["baselines"]["mean_image"]
     assert not any("mean image" in warning for warning in outcome["warnings"])
 
@@ -268,7 +268,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 # torch's tracer reads the gradient of a tensor that is no leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiling_does_not_change_the_metrics(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With model.compile=true, torch.compile gets encoder and decoder; the metrics agree."""
     compiled, torch_compile = [], torch.compile
@@ -279,10 +279,10 @@ def test_compiling_does_not_change_the_metrics(
         return torch_compile(function, backend="eager")
 
     monkeypatch.setattr(torch, "compile", trace)
-    command = [*AUTOENCODER, *words, "trainer.max_epochs=1"]
-    plain = run_here(command, tmp_path / "plain")
+    command = [*AUTOENCODER, *overrides, "trainer.max_epochs=1"]
+    plain = run_in_process(command, tmp_path / "plain")
     assert compiled == []
-    outcome = run_here([*command, "model.compile=true"], tmp_path / "compiled")
+    outcome = run_in_process([*command, "model.compile=true"], tmp_path / "compiled")
     assert [type(part).__name__ for part in compiled] == ["Stages", "Stages"]
     assert outcome["metrics"] == pytest.approx(plain["metrics"], rel=1e-3)
 
@@ -381,7 +381,7 @@ def test_too_few_images_for_the_prior_are_an_error_before_training(
     """500 images cannot give 501 components; no epoch is trained."""
     data = [f"data.root={tiny}", "data.verify=false", "data.val_size=100", "data.batch_size=20"]
     with pytest.raises(RunFailed, match=message):
-        run_here([*AUTOENCODER, *data, *words], tmp_path)
+        run_in_process([*AUTOENCODER, *data, *words], tmp_path)
     assert not (tmp_path / "metrics.csv").exists()
 
 
@@ -390,10 +390,10 @@ def test_evaluate_agrees_with_results(trained: Path, tmp_path: Path, run_script:
     code, output = run_script("evaluate", trained)
     assert code == 0
     # A heading, the metrics, and the conclusion.
-    assert len(output.splitlines()) == 2 + len(results(trained)["metrics"])
+    assert len(output.splitlines()) == 2 + len(load_results(trained)["metrics"])
     shutil.copytree(trained, tmp_path / "run")
     for name, factor in (("test/loss", 1.01), ("train/loss", None)):
-        changed = results(trained)
+        changed = load_results(trained)
         changed["metrics"][name] = factor and changed["metrics"][name] * factor
         (tmp_path / "run" / "results.json").write_text(json.dumps(changed))
         code, output = run_script("evaluate", tmp_path / "run")
@@ -412,7 +412,7 @@ def test_evaluate_reports_what_is_not_a_completed_run(
     run.mkdir()
     remedy = f"not completed; complete it with train.py resume={run}"
     for status, words in ("interrupted", remedy), ("diverged", "diverged; name a completed run"):
-        (run / "results.json").write_text(json.dumps(results(trained) | {"status": status}))
+        (run / "results.json").write_text(json.dumps(load_results(trained) | {"status": status}))
         code, output = run_script("evaluate", run)
         assert (code, output.endswith(f"Error: {run}: the run has {words}\n")) == (2, True)
 
@@ -425,7 +425,7 @@ def test_evaluate_reports_other_data(
     message = "has no MNIST file, and with data.verify=false nothing is downloaded"
     assert (code, message in output) == (2, True)
     shutil.copytree(tiny, tmp_path / "other")
-    images, _ = digits(100, 1)
+    images, _ = make_digits(100, 1)
     images[0] = 0
     write_idx(tmp_path / "other" / "t10k-images-idx3-ubyte.gz", images)
     code, output = run_script("evaluate", trained, "--root", tmp_path / "other")

@@ -12,7 +12,7 @@ from digitlab.models.digit_classifier import DigitClassifier
 from digitlab.report.table import collect
 from digitlab.runtime.seeds import Stream, generator
 
-from ..conftest import run_here
+from ..conftest import run_in_process
 
 AUTOENCODER = ["model=autoencoder", "model.channels=[4,8]", "model.latent_dim=4"]
 
@@ -87,7 +87,7 @@ def test_scores_of_real_digits_and_of_noise(tiny: Path) -> None:
 
 
 def test_a_slice_of_the_data_has_its_own_classifier(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run on 200 images trains the classifier on 200, the same ones for all seeds.
 
@@ -101,15 +101,15 @@ def test_a_slice_of_the_data_has_its_own_classifier(
 
     monkeypatch.setattr(digit_classifier, "_train", record_size)
     monkeypatch.setattr(digit_classifier, "CACHE", tmp_path / "judge")
-    command = [*AUTOENCODER, *words, "trainer.precision=32-true", "trainer.max_epochs=1"]
-    whole = run_here(command, tmp_path / "whole")
+    command = [*AUTOENCODER, *overrides, "trainer.precision=32-true", "trainer.max_epochs=1"]
+    whole = run_in_process(command, tmp_path / "whole")
     part, other_seed = (
-        run_here([*command, "data.train_size=200", f"seed={seed}"], tmp_path / str(seed))
+        run_in_process([*command, "data.train_size=200", f"seed={seed}"], tmp_path / str(seed))
         for seed in (0, 1)
     )
     assert sizes == [600, 200]
     assert part["classifier"] == other_seed["classifier"] != whole["classifier"]
-    kmeans = run_here(["model=kmeans", *words], tmp_path / "kmeans")
+    kmeans = run_in_process(["model=kmeans", *overrides], tmp_path / "kmeans")
     assert kmeans["classifier"] is None
     differences = collect([tmp_path]).set_index("run").other
     assert differences[str(tmp_path / "whole")].split() == ["classifier"]

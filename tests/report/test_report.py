@@ -19,7 +19,7 @@ from digitlab.report import statistics, table
 from digitlab.report.page import format_duration, rank, write_report
 from digitlab.runs.files import directory_lock
 
-from ..conftest import ROOT, Lab, plan_jobs
+from ..conftest import ROOT, RunTrain, plan_jobs
 
 
 def write_run(
@@ -704,7 +704,9 @@ def test_results_of_other_code_or_data_are_marked(tmp_path: Path) -> None:
         }
 
 
-def test_a_report_of_several_sweeps_contains_each_run_once(lab: Lab, tmp_path: Path) -> None:
+def test_a_report_of_several_sweeps_contains_each_run_once(
+    run_train: RunTrain, tmp_path: Path
+) -> None:
     """Two folders share a run: the report is written above both; a folder without runs fails."""
     write_run(tmp_path / "x" / "one", "a", 1, 0, 0.05)
     write_run(tmp_path / "x" / "two", "a", 1, 0, 0.05)

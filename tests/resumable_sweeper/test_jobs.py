@@ -365,7 +365,7 @@ def test_commands_at_the_same_time_lose_no_jobs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"jobs": 1}', '{"jobs": [{"x": 1}]}'])
 def test_a_damaged_plan_is_an_empty_one(tmp_path: Path, text: str) -> None:
-    """A plan that something else damaged is written anew; the jobs' directories tell the rest."""
+    """A plan that something else damaged is written again; the jobs' directories tell the rest."""
     (tmp_path / jobs.PLAN).write_text(text)
     assert jobs.read_plan(tmp_path) == {}
     jobs.extend_plan(tmp_path, [job({"a": 1})], force=False)

@@ -160,7 +160,7 @@ def test_an_interpolated_directory_is_one_for_all_jobs(app: Application) -> None
 
 @needs("joblib")
 def test_workers_use_the_directories_of_the_command(app: Application) -> None:
-    """A worker process, which composes its job anew, gets the time and number of the command."""
+    """A worker process, which composes its job again, gets the time and number of the command."""
     subdir = "hydra.sweep.subdir='${hydra.job.num}_${lr}_${digest:seed}'"
     app.run(*JOBLIB, "lr=1,2,3", subdir, "hydra.sweep.dir='out/${now:%H-%M-%S.%f}'")
     (sweep,) = (app.folder / "out").iterdir()
@@ -247,7 +247,7 @@ def test_an_interrupted_sweep_says_how_to_continue(
 
 
 def test_force_continues_after_an_interruption(app: Application) -> None:
-    """A forced sweep that was killed runs the remaining jobs only; then force starts anew."""
+    """A forced sweep that was killed runs the remaining jobs only; then force starts over."""
     command = ("seed=1,2,3", "sleep=0.3")
     forced = (*command, "hydra.sweeper.force=true")
     app.run(*command)

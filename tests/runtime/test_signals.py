@@ -15,7 +15,7 @@ import pytest
 from digitlab.runs.results import run_state
 from digitlab.runtime import signals
 
-from ..conftest import results, run_here
+from ..conftest import load_results, run_in_process
 from ..training.test_experiment import KMEANS, assert_same
 
 AUTOENCODER = [
@@ -193,7 +193,7 @@ STAGES = [
     (AUTOENCODER, "digitlab.figures.latents"),
     (AUTOENCODER, "digitlab.models.prior.Prior.fit"),
     (AUTOENCODER, "digitlab.models.autoencoder.score_samples"),
-    (AUTOENCODER, "digitlab.training.artifacts.SummaryWriter"),
+    (AUTOENCODER, "digitlab.training.artifacts.open_writer"),
 ]
 
 
@@ -201,22 +201,22 @@ STAGES = [
 def test_a_signal_inside_a_library_interrupts_the_run(
     command: list[str],
     place: str,
-    words: list[str],
+    overrides: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The run is interrupted, not failed; run again, it equals an undisturbed run bitwise."""
-    command = [*command, *words, "trainer.max_epochs=2"]
+    command = [*command, *overrides, "trainer.max_epochs=2"]
     name, _, attribute = place.rpartition(".")
     with monkeypatch.context() as patch:
         target = _resolve(name)
         patch.setattr(target, attribute, interrupted_library(getattr(target, attribute)))
         with pytest.raises(KeyboardInterrupt):
-            run_here(command, tmp_path / "cut")
-    assert results(tmp_path / "cut")["status"] == "interrupted"
-    assert results(tmp_path / "cut")["error"] is None
-    run_here(command, tmp_path / "cut")
-    run_here(command, tmp_path / "uninterrupted")
+            run_in_process(command, tmp_path / "cut")
+    assert load_results(tmp_path / "cut")["status"] == "interrupted"
+    assert load_results(tmp_path / "cut")["error"] is None
+    run_in_process(command, tmp_path / "cut")
+    run_in_process(command, tmp_path / "uninterrupted")
     assert_same(tmp_path / "uninterrupted", tmp_path / "cut")
     assert run_state(tmp_path / "cut") == "completed"
 

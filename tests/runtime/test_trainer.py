@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from digitlab.report.page import write_report
 from digitlab.runs.results import read_results, run_state
 
-from ..conftest import ROOT, Lab, results, run_here
+from ..conftest import ROOT, RunTrain, load_results, run_in_process
 from ..runtime.test_signals import AUTOENCODER
 from ..training.test_experiment import KMEANS, assert_same
 
@@ -47,19 +47,19 @@ ENVIRONMENTS = {"slurm": SLURM, "torchrun": ELASTIC, "lsf": LSF, "lightning": LI
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 @pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
 def test_the_variables_of_a_scheduler_change_nothing(
-    name: str, model: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, model: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does another run's checkpoint in the working directory, with Slurm's name for it."""
-    command = [*(KMEANS if model == "kmeans" else AUTOENCODER), *words]
-    run_here([*command, "seed=1"], tmp_path / "other")
-    run_here(command, tmp_path / "expected")
+    command = [*(KMEANS if model == "kmeans" else AUTOENCODER), *overrides]
+    run_in_process([*command, "seed=1"], tmp_path / "other")
+    run_in_process(command, tmp_path / "expected")
     folder = tmp_path / "folder"
     folder.mkdir()
     shutil.copy(tmp_path / "other" / "checkpoints" / "last.ckpt", folder / "hpc_ckpt_1.ckpt")
     monkeypatch.chdir(folder)
     for variable, value in ENVIRONMENTS[name].items():
         monkeypatch.setenv(variable, value)
-    run_here(command, tmp_path / "run")
+    run_in_process(command, tmp_path / "run")
     assert_same(tmp_path / "expected", tmp_path / "run")
     assert [path.name for path in folder.iterdir()] == ["hpc_ckpt_1.ckpt"]
 
@@ -67,26 +67,36 @@ def test_the_variables_of_a_scheduler_change_nothing(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["slurm", "torchrun"])
 def test_ddp_ignores_the_variables_of_a_scheduler(
-    name: str, shell: Lab, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    run_train_process: RunTrain,
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Checked in a new process, because some variables are read when it starts."""
-    command = [*KMEANS, *words, "trainer=ddp"]
-    assert shell(*command, f"hydra.run.dir={tmp_path / 'expected'}").returncode == 0
+    command = [*KMEANS, *overrides, "trainer=ddp"]
+    assert run_train_process(*command, f"hydra.run.dir={tmp_path / 'expected'}").returncode == 0
     for variable, value in ENVIRONMENTS[name].items():
         monkeypatch.setenv(variable, value)
-    done = shell(*command, f"hydra.run.dir={tmp_path / 'run'}")
+    done = run_train_process(*command, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "expected", tmp_path / "run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_from_slurm_interrupts_a_run(
-    number: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run prints how to continue, and writes nothing outside its directory."""
     for variable, value in SLURM.items():
         monkeypatch.setenv(variable, value)
-    command = [sys.executable, str(ROOT / "train.py"), *KMEANS, *words, "trainer.max_epochs=500"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *KMEANS,
+        *overrides,
+        "trainer.max_epochs=500",
+    ]
     run = tmp_path / "run"
     process = subprocess.Popen(
         [*command, f"hydra.run.dir={run}"],
@@ -101,7 +111,7 @@ def test_a_signal_from_slurm_interrupts_a_run(
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, f"Continue with: python train.py resume={run}\n")
-    assert results(run)["status"] == "interrupted"
+    assert load_results(run)["status"] == "interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert not list(run.rglob("hpc_ckpt*"))
 
@@ -109,7 +119,7 @@ def test_a_signal_from_slurm_interrupts_a_run(
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_named(
     number: int,
-    words: list[str],
+    overrides: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -117,7 +127,7 @@ def test_a_file_system_without_locks_is_named(
     """A run and a sweep fail with an error that names the lock; existing results stay readable."""
     program = runpy.run_path(str(ROOT / "train.py"), run_name="program")
     finished = tmp_path / "finished"
-    run_here([*KMEANS, *words], finished)
+    run_in_process([*KMEANS, *overrides], finished)
 
     def flock(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -126,7 +136,7 @@ def test_a_file_system_without_locks_is_named(
     monkeypatch.chdir(tmp_path)
     commands = ((1, "run", ["hydra.run.dir=run"]), (2, "sweep", ["hydra.sweep.dir=sweep", "-m"]))
     for code, folder, more in commands:
-        monkeypatch.setattr(sys, "argv", ["train.py", *KMEANS, *words, *more])
+        monkeypatch.setattr(sys, "argv", ["train.py", *KMEANS, *overrides, *more])
         assert program["main"]() == code
         output = "".join(capsys.readouterr())
         rule = rf"file locks do not work on this file system \({os.strerror(number)}\)"

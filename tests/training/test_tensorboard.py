@@ -1,4 +1,4 @@
-"""What TensorBoard shows of the runs."""
+"""TensorBoard shows each run with its settings, metrics and images."""
 
 import json
 import re
@@ -14,15 +14,18 @@ import pytest
 
 from digitlab import RunFailed
 
-from ..conftest import results, run_here
+from ..conftest import load_results, run_in_process
 from .test_experiment import KMEANS
 
-Ask = Callable[..., Any]
+Request = Callable[..., Any]
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Iterator[Ask]:
-    """A real TensorBoard on tmp_path, asked over HTTP; it reads the files when it is asked first."""
+def request_page(tmp_path: Path) -> Iterator[Request]:
+    """Start TensorBoard on tmp_path, and return a function that requests a page over HTTP.
+
+    TensorBoard reads the files after the first request.
+    """
     command = [
         sys.executable,
         "-m",
@@ -33,70 +36,73 @@ def board(tmp_path: Path) -> Iterator[Ask]:
     ]
     url = ""
 
-    def ask(page: str, **content: Any) -> Any:
+    def request(page: str, **content: Any) -> Any:
         nonlocal url
         if not url:
             assert process.stderr is not None
-            url = next(
-                found[0] for line in process.stderr if (found := re.search(r"http://\S+", line))
-            )
+            matches = (re.search(r"http://\S+", line) for line in process.stderr)
+            url = next(match[0] for match in matches if match)
         data = json.dumps(content).encode() if content else None
-        request = urllib.request.Request(
+        message = urllib.request.Request(
             f"{url}data/plugin/{page}", data, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
+        with urllib.request.urlopen(message, timeout=30) as response:
+            return json.loads(response.read())
 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        yield ask
+        yield request
         process.kill()
 
 
-def test_events_files_of_one_second_are_named_in_the_order_that_they_are_written_in(
+def test_the_names_of_event_files_of_one_second_sort_in_the_order_of_writing(
     tmp_path: Path,
 ) -> None:
-    """Twelve in a new process: else the tenth would stand before the third, and TensorBoard leave it out."""
+    """TensorBoard reads the files of a run by name, and skips one that sorts before a read one.
+
+    A new process writes twelve files, of which the tenth would otherwise sort before the third.
+    """
     script = (
-        "import time\nfrom digitlab.training.callbacks import SummaryWriter\n"
-        "time.time = lambda: 1.0\n"
-        f"for n in range(12):\n    SummaryWriter({str(tmp_path)!r}, filename_suffix=f'.{{n:02}}').close()\n"
+        "import pathlib\n"
+        "from digitlab.training.event_files import open_writer\n"
+        "for n in range(12):\n"
+        f"    writer = open_writer(pathlib.Path({str(tmp_path)!r}), filename_suffix=f'.{{n:02}}')\n"
+        "    writer.close()\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert [name[-2:] for name in names] == [f"{n:02}" for n in range(12)]
-    assert len({name.split(".")[3] for name in names}) == 1, "all of one second"
 
 
 def test_tensorboard_shows_every_run_with_its_settings_and_metrics(
-    board: Ask, words: list[str], tmp_path: Path
+    request_page: Request, overrides: list[str], tmp_path: Path
 ) -> None:
-    """A real TensorBoard over HTTP: a k-means and two autoencoder runs in HParams, with both models' columns.
+    """HParams lists a k-means and two autoencoder runs, with the columns of both models.
 
-    A fourth run that diverged is told as failed.
+    A fourth run, which diverges, is listed as failed. Its loss is missing.
     """
-    small = [*words, "trainer.max_epochs=1", "data.train_size=200"]
-    run_here([*KMEANS, *small, "optimizer.lr=3"], tmp_path / "a")
+    small = [*overrides, "trainer.max_epochs=1", "data.train_size=200"]
+    run_in_process([*KMEANS, *small, "optimizer.lr=3"], tmp_path / "a")
     for rate in ("0.1", "0.2"):
-        run_here([*small, "model.channels=[4,8]", f"optimizer.lr={rate}"], tmp_path / rate)
+        run_in_process([*small, "model.channels=[4,8]", f"optimizer.lr={rate}"], tmp_path / rate)
     with pytest.raises(RunFailed):
-        run_here([*KMEANS, *small, "optimizer.lr=1e30"], tmp_path / "d")
+        run_in_process([*KMEANS, *small, "optimizer.lr=1e30"], tmp_path / "d")
     deadline, done = time.monotonic() + 60, False
-    while (
-        not done and time.monotonic() < deadline
-    ):  # it reads the files in the background, each run's end last
+    # TensorBoard reads the files in the background, the end of each run last.
+    while not done and time.monotonic() < deadline:
         time.sleep(0.5)
-        experiment = board("hparams/experiment", experimentName="")
-        wanted = [{"metric": info["name"]} for info in experiment["metricInfos"]]
-        allowed = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
-        answer = board(
+        experiment = request_page("hparams/experiment", experimentName="")
+        metrics = [{"metric": info["name"]} for info in experiment["metricInfos"]]
+        statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+        response = request_page(
             "hparams/session_groups",
-            colParams=wanted,
-            allowedStatuses=allowed,
+            colParams=metrics,
+            allowedStatuses=statuses,
             startIndex=0,
             sliceSize=10,
         )
-        groups = answer["sessionGroups"]
-        states = {group["sessions"][0]["name"]: group["sessions"][0]["status"] for group in groups}
+        groups = response["sessionGroups"]
+        sessions = [group["sessions"][0] for group in groups]
+        states = {session["name"]: session["status"] for session in sessions}
         done = "STATUS_UNKNOWN" not in states.values() and len(states) == 4
     assert states == dict.fromkeys(("a", "0.1", "0.2"), "STATUS_SUCCESS") | {"d": "STATUS_FAILURE"}
     columns = {info["name"] for info in experiment["hparamInfos"]}
@@ -116,16 +122,16 @@ def test_tensorboard_shows_every_run_with_its_settings_and_metrics(
         "val/loss",
     } <= tags
     assert "hp_metric" not in tags
-    images = board("images/tags")
+    images = request_page("images/tags")
     assert "epochs/centers" in images["a"]
     assert "epochs/generated" in images["0.1"]
-    shown = {}
+    losses = {}
     for group in groups:
         values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
-        shown[group["hparams"]["optimizer.lr"]] = values.get("final/test/loss")
-    assert shown.pop(1e30) is None
-    expected = {3: "a", 0.1: "0.1", 0.2: "0.2"}
-    assert shown == {
-        lr: pytest.approx(results(tmp_path / n)["metrics"]["test/loss"])
-        for lr, n in expected.items()
+        losses[group["hparams"]["optimizer.lr"]] = values.get("final/test/loss")
+    assert losses.pop(1e30) is None
+    directories = {3: "a", 0.1: "0.1", 0.2: "0.2"}
+    assert losses == {
+        lr: pytest.approx(load_results(tmp_path / name)["metrics"]["test/loss"])
+        for lr, name in directories.items()
     }

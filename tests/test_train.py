@@ -1,0 +1,315 @@
+"""The command `python train.py`: help, completion, exit codes, Hydra's flags, and its imports."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digitlab.data.mnist import load
+
+from .conftest import (
+    OPTIONS,
+    ROOT,
+    RunTrain,
+    enable_interrupts,
+    load_results,
+    write_rmsprop,
+)
+
+
+def run_script(script: str, *arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a Python script with arguments in a folder; it receives Ctrl-C."""
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=enable_interrupts,
+    )
+
+
+# -- help, completion and imports --------------------------------------------------------------
+
+
+def test_help_names_every_group_and_option(run_train: RunTrain) -> None:
+    """The help text lists all groups and options of conf/."""
+    text = run_train("--help").stdout
+    for option in OPTIONS:
+        group, name = option.split("=")
+        assert re.search(rf"^ *{group}: [^:]*\b{re.escape(name)}", text, re.MULTILINE), option
+
+
+def test_completion_works_as_documented_and_runs_no_other_script(tmp_path: Path) -> None:
+    """With the line of docs/usage.md in bash, TAB completes the overrides of train.py.
+
+    After the name of another script, TAB does not run that script.
+    """
+    usage = (ROOT / "docs" / "usage.md").read_text()
+    (line,) = re.findall(r"^    (eval .*)$", usage, re.MULTILINE)
+    (tmp_path / "other.py").write_text("open('was_run', 'w')")
+
+    def press_tab(folder: Path, command: str) -> str:
+        variables = f'COMP_LINE="{command}" COMP_POINT={len(command)} COMP_CWORD=2 COMPREPLY=()'
+        return f"cd {folder} && {variables}; hydra_bash_completion; echo ${{COMPREPLY[@]}}"
+
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    train = press_tab(ROOT, "python train.py init=k")
+    other = press_tab(tmp_path, "python other.py x")
+    script = f"cd {ROOT} && {line} && {train}; {other}"
+    done = subprocess.run(
+        ["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "init=kmeans++\n\n", done.stderr
+    assert not (tmp_path / "was_run").exists()
+
+
+LIST_IMPORTS = f"""
+import runpy, sys
+
+try:
+    runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+except SystemExit as done:
+    print("exit", done.code or 0)
+slow = {{"torch", "lightning", "numpy", "matplotlib", "sklearn"}}
+print("slow imports", sorted(slow & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("command", ["--help", "--cfg job", "optimizer.lr=-1", "optimizer.lrr=1"])
+def test_help_and_mistakes_need_no_slow_imports(command: str, tmp_path: Path) -> None:
+    """Help and mistakes answer quickly, because torch, which takes seconds, is not imported.
+
+    A mistake creates no directory.
+    """
+    done = run_script(LIST_IMPORTS, *command.split(), folder=tmp_path)
+    assert "slow imports []" in done.stdout, done.stdout + done.stderr
+    assert f"exit {2 if 'optimizer' in command else 0}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+COUNT_COMPOSITIONS = f"""
+import runpy
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+compose = ConfigLoaderImpl._load_configuration_impl
+
+def count(self, *arguments, **options):
+    print("composed")
+    return compose(self, *arguments, **options)
+
+ConfigLoaderImpl._load_configuration_impl = count
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+"""
+
+
+def test_a_grid_of_plain_values_is_composed_once(overrides: list[str], tmp_path: Path) -> None:
+    """Hydra composes the mode, the sweep and one of six jobs; the others are copies of that one."""
+    values = ["-m", "model=kmeans", *overrides, "seed=3,4,5", "optimizer.lr=1,2", "dry_run=true"]
+    done = run_script(COUNT_COMPOSITIONS, *values, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("composed\n") == 3
+    assert done.stdout.endswith(": 6 to run\n")
+
+
+# -- exit codes --------------------------------------------------------------------------------
+
+
+def test_a_missing_configuration_directory_is_reported(run_train: RunTrain) -> None:
+    """The error of Hydra's --config-path is one line that names the directory."""
+    done = run_train("--config-path", "/nowhere")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "/nowhere" in done.stderr
+
+
+# The first argument says where the interrupt happens.
+INTERRUPT = f"""
+import importlib.machinery, os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "digitlab.training.experiment":
+            return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+
+sys.path.insert(0, {str(ROOT)!r})
+import train
+
+if sys.argv.pop(1) == "check":
+    train.app.validation.check = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+else:
+    sys.meta_path.insert(0, Finder())
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.parametrize("where", ["check", "import"])
+def test_an_interrupt_before_a_run_starts_is_reported(where: str, tmp_path: Path) -> None:
+    """Ctrl-C while the command is checked gives one line and exit code 130.
+
+    So does Ctrl-C in an import that swallows it. No directory is created.
+    """
+    done = run_script(INTERRUPT, where, "seed=1", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "Interrupted before a run started\n")
+    assert not any(tmp_path.iterdir())
+
+
+# -- Hydra's flags and plugins -----------------------------------------------------------------
+
+
+def test_a_yaml_may_turn_a_run_into_a_sweep(
+    run_train: RunTrain, overrides: list[str], tmp_path: Path
+) -> None:
+    """`hydra.mode: MULTIRUN` in an experiment gives a sweep with a plan, a name and a report."""
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(text)
+    command = ["--config-dir=own", "experiment=mine", "model=kmeans", *overrides, "dry_run=true"]
+    done = run_train(*command)
+    assert done.returncode == 0, done.stderr
+    assert f"2 jobs in {tmp_path / 'outputs' / 'sweeps'}/" in done.stdout
+    assert done.stdout.endswith(": 2 to run\n")
+
+
+def read_files(directory: Path) -> dict[Path, bytes]:
+    """Read all files of a directory."""
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_hydra_s_flags_work_and_overwrite_no_run(
+    run_train: RunTrain, overrides: list[str], tmp_path: Path
+) -> None:
+    """--config-dir and --config-name work as Hydra documents.
+
+    A command with another configuration leaves an existing run unchanged.
+    """
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    (tmp_path / "own" / "other.yaml").write_text("defaults: [config]\nseed: 9\n")
+    small = ["model=kmeans", *overrides, "trainer.max_epochs=1"]
+    assert run_train(*small, "hydra.run.dir=run").returncode == 0
+    before = read_files(tmp_path / "run")
+    refused = run_train("--config-dir=own", *small, "experiment=mine", "hydra.run.dir=run")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("Error: run: holds a run of another configuration")
+    assert before == read_files(tmp_path / "run")
+    done = run_train(
+        "-m",
+        "--config-dir=own",
+        *small,
+        "experiment=mine",
+        "init=digit,sample",
+        "hydra.sweep.dir=sweep",
+    )
+    assert done.returncode == 0, done.stderr
+    seeds = [json.loads(path.read_text())["seed"] for path in tmp_path.glob("sweep/*/results.json")]
+    assert seeds == [7, 7]
+    done = run_train("--config-dir=own", "--config-name=other", *small, "hydra.run.dir=named")
+    assert done.returncode == 0, done.stderr
+    assert load_results(tmp_path / "named")["seed"] == 9
+
+
+@pytest.mark.slow
+def test_hydra_s_basic_sweeper_runs_the_jobs(
+    run_train: RunTrain, overrides: list[str], tmp_path: Path
+) -> None:
+    """hydra/sweeper=basic trains each job in its own directory, and refuses dry_run."""
+    command = [
+        "-m",
+        "hydra/sweeper=basic",
+        "model=kmeans",
+        *overrides,
+        "trainer.max_epochs=1",
+        "seed=0,1",
+    ]
+    refused = run_train(*command, "hydra.sweep.dir=dry", "dry_run=true")
+    assert refused.returncode == 2
+    assert "dry_run=true: only hydra/sweeper=digitlab lists its jobs" in refused.stderr
+    done = run_train(*command, "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("sweep/*/results.json"))) == 2
+    failed = run_train(*command, "hydra.sweep.dir=sweep", "optimizer.lr=1e30")
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stdout + failed.stderr
+
+
+def test_a_callback_of_the_user_is_called(run_train: RunTrain, overrides: list[str]) -> None:
+    """`hydra.callbacks` on the command line works as documented, together with digitlab's."""
+    callback = "+hydra.callbacks.log={_target_: hydra.experimental.callbacks.LogJobReturnCallback}"
+    done = run_train(
+        "model=kmeans", *overrides, "trainer.max_epochs=1", "hydra.run.dir=run", callback
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Succeeded with return value" in done.stdout
+
+
+# -- extensions --------------------------------------------------------------------------------
+
+FIRST_IMAGES = """
+@init("first")
+def first(data, n_clusters, rng):
+    return scale(data.images[:n_clusters]).flatten(1)
+"""
+
+
+@pytest.mark.slow
+def test_an_optimizer_needs_one_yaml_and_an_init_one_function_and_one_yaml(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    """In a copy of the program with these additions --help lists both, and both train.
+
+    Without the function the command is refused, and so is an invalid value of the optimizer.
+    """
+    for part in ("conf", "src"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    shutil.copy(ROOT / "train.py", tmp_path)
+    write_rmsprop(tmp_path / "conf")
+    (tmp_path / "conf" / "init" / "first.yaml").write_text("# @package model.init\nname: first\n")
+
+    def train(*arguments: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "train.py", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path / "src")},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    refused = train("-m", "model=kmeans", "init=digit,first", *overrides, code=2)
+    message = r"Error: init=first: .*; write a function @init\('first'\) there\n"
+    assert re.fullmatch(message, refused)
+    with (tmp_path / "src" / "digitlab" / "models" / "initialization.py").open("a") as file:
+        file.write(FIRST_IMAGES)
+    text = train("--help")
+    assert re.search(r"init: [^:]*\bfirst\b", text)
+    assert re.search(r"optimizer: [^:]*\brmsprop_tested\b", text)
+    data = [*overrides, "data.val_size=0"]
+    train("model=kmeans", "init=first", "optimizer.lr=1e-9", "hydra.run.dir=kmeans", *data)
+    images = load(overrides[0].removeprefix("data.root="), "files", verify=False).train.images
+    assert np.allclose(np.load(tmp_path / "kmeans" / "centers.npy"), images[:10] / 255, atol=1e-6)
+    train("optimizer=rmsprop_tested", "optimizer.alpha=0.5", "hydra.run.dir=net", *data)
+    rows = (tmp_path / "net" / "metrics.csv").read_text().splitlines()[1:]
+    losses = [float(row.split(",")[2]) for row in rows]
+    assert losses[-1] < losses[0]
+    refused = train("-m", "optimizer=rmsprop_tested", "optimizer.alpha=0.5,-1", *data, code=2)
+    message = "Error: optimizer=rmsprop: Invalid alpha value: -1 (with lr=0.001 alpha=-1)\n"
+    assert refused.endswith(message)
+    assert not (tmp_path / "outputs" / "sweeps").exists()
