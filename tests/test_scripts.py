@@ -62,7 +62,7 @@ def test_a_script_without_its_libraries_names_the_remedy(path: Path) -> None:
         (
             OSError(28, "No space left on device"),
             2,
-            "Error: [Errno 28] No space left on device: nothing could be written",
+            "Error: [Errno 28] No space left on device: cannot write",
         ),
     ],
 )

@@ -4,7 +4,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from digitlab.data.idx import data_digest
 from digitlab.runs.files import resolve_path
 from digitlab.runs.provenance import describe_other_code
 from digitlab.runs.results import read_results
@@ -29,6 +28,9 @@ def describe_origin(run: Path, data_root: str) -> str:
 
 def describe_differences(earlier: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Say from which other code and which other data the results `earlier` were made."""
+    # Imported here: numpy takes time, and most commands do not compare data.
+    from digitlab.data.idx import data_digest
+
     differences = []
     if code := describe_other_code(earlier):
         differences.append(code)
