@@ -98,7 +98,7 @@ def _format_os_error(error: OSError) -> str:
     if error.errno is None:
         # OmegaConf's, for a file that holds a number.
         return f"{error}: a YAML must hold keys; correct the file"
-    return f"{error}: cannot write; free disk space, or choose another hydra.run.dir"
+    return f"{error}: cannot write; make room on the disk, or choose another hydra.run.dir"
 
 
 def _format_syntax_error(word: str) -> str:
