@@ -249,11 +249,7 @@ def test_hydra_s_basic_sweeper_runs_the_jobs(
 
 
 def test_a_callback_of_the_user_is_called(run_train: RunTrain, overrides: list[str]) -> None:
-<<<<<<< HEAD
     """`hydra.callbacks` on the command line works as documented, together with digitlab's."""
-=======
-    """`hydra.callbacks` on the command line works as Hydra documents, in addition to digitlab's."""
->>>>>>> words-tests
     callback = "+hydra.callbacks.log={_target_: hydra.experimental.callbacks.LogJobReturnCallback}"
     done = run_train(
         "model=kmeans", *overrides, "trainer.max_epochs=1", "hydra.run.dir=run", callback
