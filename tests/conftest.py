@@ -1,4 +1,4 @@
-"""Tiny data made on the spot, and the two ways to run an experiment: as a process and in this one."""
+"""Helpers of the tests: small generated data, and experiments as a process or in this process."""
 
 import gzip
 import json
@@ -11,24 +11,44 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; read when torch is imported
+    # The workers share the cores. torch reads the variable when it is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from digitlab import autoencoder, cli, config, judge, signals, train
+from digitlab import app
+from digitlab.config import errors, schema
+from digitlab.models import autoencoder, digit_classifier
+from digitlab.runtime import signals
+from digitlab.training.experiment import run_experiment
+from hydra_plugins.resumable_sweeper.jobs import Job, extend_plan
+from hydra_plugins.resumable_sweeper.sweeper import ResumableSweeper
 
 ROOT = Path(__file__).resolve().parents[1]
+# Each option of each group of conf/, such as `model=kmeans`.
+OPTIONS = [f"{group}={name}" for group in schema.groups() for name in schema.choices(group)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes, so that the workers end together."""
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("long", "slow")])
+    """Start with the tests that take minutes, so that all workers end at about the same time."""
+    items.sort(
+        key=lambda item: [item.get_closest_marker(name) is None for name in ("long", "slow")]
+    )
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -38,8 +58,11 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-def digits(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images of ten kinds that k-means can tell apart: a bright 8 x 8 square in a place of its own, with noise."""
+def make_digits(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make noisy images of ten classes that k-means can separate, and their labels.
+
+    Each class has a bright 8 x 8 square at a different position.
+    """
     rng = np.random.default_rng(seed)
     labels = np.arange(number) % 10
     images = rng.integers(0, 40, (number, 28, 28))
@@ -51,10 +74,10 @@ def digits(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 600 training and 100 test images in IDX files."""
+    """Write 600 training and 100 test images as IDX files; returns their folder."""
     folder = tmp_path_factory.mktemp("tiny")
     for part, number, seed in (("train", 600, 0), ("t10k", 100, 1)):
-        images, labels = digits(number, seed)
+        images, labels = make_digits(number, seed)
         write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
         write_idx(folder / f"{part}-labels-idx1-ubyte", labels)
     return folder
@@ -62,168 +85,269 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Such a folder of images whose pixels are 0 and 1, which should have been 0 and 255."""
+    """Write the same images with pixels 0 and 1 in place of 0 and 255; returns their folder."""
     folder = tmp_path_factory.mktemp("dark")
     for part, number, seed in (("train", 600, 0), ("t10k", 100, 1)):
-        images, labels = digits(number, seed)
+        images, labels = make_digits(number, seed)
         write_idx(folder / f"{part}-images-idx3-ubyte.gz", images > 25)
         write_idx(folder / f"{part}-labels-idx1-ubyte", labels)
     return folder
 
 
 @pytest.fixture
-def words(tiny: Path) -> list[str]:
-    """The part of a command line that makes it small."""
-    sizes = ["data.val_size=100", "data.batch_size=20", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
+def overrides(tiny: Path) -> list[str]:
+    """Return the overrides that make an experiment small; the first is data.root."""
+    sizes = [
+        "data.val_size=100",
+        "data.batch_size=20",
+        "trainer.max_epochs=3",
+        "trainer.accelerator=cpu",
+    ]
     return [f"data.root={tiny}", "data.verify=false", "data.source=files", *sizes]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _schemas() -> None:
-    config.register()
-
-
 @pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """Handlers as a new process in the foreground has them, and after a test as they were."""
+def _default_signal_handlers() -> Iterator[None]:
+    """Set the handlers of a new foreground process, and restore the previous ones after a test."""
     before = {number: signal.getsignal(number) for number in signals.ENDING}
     for number in before:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def be_quick(patch: pytest.MonkeyPatch) -> None:
-    """Have the judge trained quickly, and few samples for it to see."""
-    patch.setattr(judge, "EPOCHS", 30)  # of five minibatches each
-    patch.setattr(judge, "STEPS", 0)
-    patch.setattr(autoencoder, "SCORED", 200)
+def shorten_scoring(patch: pytest.MonkeyPatch) -> None:
+    """Shorten the training of the digit classifier, and let it score few samples."""
+    # An epoch has five minibatches.
+    patch.setattr(digit_classifier, "EPOCHS", 30)
+    patch.setattr(digit_classifier, "STEPS", 0)
+    patch.setattr(autoencoder, "SCORED_SAMPLES", 200)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """One such judge for all tests in this process."""
+def quick_classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    """Share one quickly trained digit classifier among all tests of this process."""
     with pytest.MonkeyPatch.context() as patch:
-        be_quick(patch)
-        patch.setattr(judge, "CACHE", tmp_path_factory.mktemp("judge"))
+        shorten_scoring(patch)
+        patch.setattr(digit_classifier, "CACHE", tmp_path_factory.mktemp("classifier"))
         yield patch
 
 
 @pytest.fixture
-def full_judge(quick_judge: pytest.MonkeyPatch) -> Iterator[None]:
-    """The judge and the number of samples that users get."""
+def full_classifier(quick_classifier: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore the classifier's training and the number of samples that users get."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "EPOCHS", 4)
-        patch.setattr(judge, "STEPS", 300)
-        patch.setattr(autoencoder, "SCORED", 10_000)
+        patch.setattr(digit_classifier, "EPOCHS", 4)
+        patch.setattr(digit_classifier, "STEPS", 300)
+        patch.setattr(autoencoder, "SCORED_SAMPLES", 10_000)
         yield
 
 
 @pytest.fixture(scope="session")
 def mnist() -> Path:
-    """The folder of the real MNIST; a test that asks for it is skipped where there is none."""
+    """Return the folder of the real MNIST, or skip the test if there is none."""
     folder = Path(os.environ.get("DIGITLAB_DATA", ROOT / "data"))
     if not any(folder.glob("t10k-images-idx3-ubyte*")):
         pytest.skip(f"no MNIST in {folder}; name its folder in DIGITLAB_DATA")
     return folder
 
 
-def compose(*words: str) -> list[DictConfig]:
-    """The configurations of the jobs of a command line."""
-    return [job.cfg for job in cli.parse(list(words)).jobs]
+@contextmanager
+def make_sweeper(*overrides: str) -> Iterator[ResumableSweeper]:
+    """Make the sweeper of a command line with -m as Hydra does."""
+    with initialize_config_dir(str(schema.CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        command = [*overrides, "hydra.mode=MULTIRUN"]
+        config = loader.load_configuration("config", command, run_mode=RunMode.MULTIRUN)
+        # Hydra executes plugin modules again, so its class is another object than the imported one.
+        sweeper: Any = Plugins.instance().instantiate_sweeper(
+            hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+            task_function=app.run_job,
+            config=config,
+        )
+        yield sweeper
 
 
-def run_here(words: list[str], directory: Path) -> dict[str, Any]:
+def plan_jobs(folder: Path, **jobs: str) -> None:
+    """Write the plan of a sweep whose jobs have these names and overrides."""
+    planned = [Job(name, line.split(), OmegaConf.create(), name) for name, line in jobs.items()]
+    extend_plan(folder, planned, force=False)
+
+
+def remove_hydra_settings(cfg: DictConfig) -> DictConfig:
+    """Return the configuration of a job without `hydra`, as its task receives it."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def compose(*command: str) -> list[DictConfig]:
+    """Compose and check the jobs of a command line; returns their settings without `hydra`."""
+    is_sweep = "-m" in command or any(word.startswith("sweep=") for word in command)
+    if not is_sweep:
+        return [app.compose_config(command)]
+    overrides = [word for word in command if word != "-m"]
+    with make_sweeper(*overrides) as sweeper:
+        assert sweeper.config is not None
+        jobs = sweeper.plan(list(sweeper.config.hydra.overrides.task))
+    return [remove_hydra_settings(job.cfg) for job in jobs]
+
+
+def error_message(*command: str) -> str:
+    """Return what main() prints for a command line that is refused before any job starts."""
+    with pytest.raises(
+        (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
+    ) as caught:
+        compose(*command)
+    return errors.format_error(caught.value, list(command))
+
+
+def write_rmsprop(folder: Path) -> str:
+    """Write a YAML for torch.optim's RMSprop; returns the override that lets Hydra find it."""
+    (folder / "optimizer").mkdir(parents=True, exist_ok=True)
+    (folder / "optimizer" / "rmsprop_tested.yaml").write_text(
+        "name: rmsprop\nlr: 0.001\nalpha: 0.9\n"
+    )
+    return f"hydra.searchpath=[file://{folder}]"
+
+
+def run_in_process(command: list[str], directory: Path) -> dict[str, Any]:
     """Run the experiment of a command line in this process; returns its results.json."""
-    (cfg,) = compose(*words)
-    config.check(cfg)
-    train.run(cfg, directory)
-    return results(directory)
+    (cfg,) = compose(*command)
+    run_experiment(cfg, directory)
+    return load_results(directory)
 
 
-def results(directory: Path) -> dict[str, Any]:
-    """results.json of a run."""
+def load_results(directory: Path) -> dict[str, Any]:
+    """Load results.json of a run, which must exist."""
     content = json.loads((directory / "results.json").read_text())
     assert isinstance(content, dict)
     return content
 
 
+def find_jobs(sweep_dir: Path) -> dict[str, Path]:
+    """Find the directories of a sweep's jobs that have results, by run id."""
+    return {path.parent.name: path.parent for path in sweep_dir.glob("*/results.json")}
+
+
+def read_outputs(directory: Path) -> dict[Path, bytes]:
+    """Read all files that runs and sweeps write, except their logs, plan and report."""
+    endings = ("results.json", ".ckpt", ".png", ".csv", ".npy")
+    paths = [path for path in directory.rglob("*") if path.name.endswith(endings)]
+    return {path: path.read_bytes() for path in paths}
+
+
 @pytest.fixture
 def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mirror that refuses connections: nothing listens on port 1 of this machine."""
+    """Use a mirror that refuses connections: nothing listens on port 1 of this machine."""
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:1/"])
 
 
-def heed() -> None:
-    """Let a process hear of Ctrl-C although the tests run in the background, where shells have it ignored."""
+def enable_interrupts() -> None:
+    """Let a process receive Ctrl-C, which shells ignore in background processes such as tests."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-Lab = Callable[..., "subprocess.CompletedProcess[str]"]
+RunTrain = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Lab:
-    """Run `python train.py ...` as a user does, in an empty folder."""
+def run_train_process(tmp_path: Path) -> RunTrain:
+    """Return a function that runs `python train.py ...` as a user does, in an empty folder."""
 
-    def call(*words: str, threads: int | None = None) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, str(ROOT / "train.py"), *words]
-        env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    def run(*command: str, threads: int | None = None) -> "subprocess.CompletedProcess[str]":
+        environment = dict(os.environ)
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        return subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
 
-    return call
+    return run
 
 
-def enter(command: list[str], folder: Path, out: Path, err: Path, largest: int) -> None:
-    """Be train.py, given these words in this folder, with files of at most so many bytes (-1: of any size)."""
+def run_train_script(
+    command: list[str], folder: Path, out: Path, err: Path, max_file_size: int
+) -> None:
+    """Run train.py with a command line in a folder and end; the target of a forked process.
+
+    Args:
+        command: The overrides and flags.
+        folder: The working directory.
+        out: The file to which stdout is appended.
+        err: The file to which stderr is appended.
+        max_file_size: The largest number of bytes that a file can have; -1 for no limit.
+    """
     os.chdir(folder)
-    be_quick(pytest.MonkeyPatch())
+    shorten_scoring(pytest.MonkeyPatch())
     for number, path in ((1, out), (2, err)):
         with path.open("a") as file:
             os.dup2(file.fileno(), number)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in the background
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, -1))
+    # Shells let background processes ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, -1))
     sys.argv = ["train.py", *command]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
 @pytest.fixture(scope="session")
-def forks() -> Any:
-    """Begins processes as forks of one that has imported what takes seconds."""
+def forked_process() -> Any:
+    """Return a Process class whose processes fork from one with the slow imports done."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["digitlab.train", "lightning.pytorch", "digitlab.autoencoder"])
+    context.set_forkserver_preload(
+        ["digitlab.training.experiment", "lightning.pytorch", "digitlab.models.autoencoder"]
+    )
     return context.Process
 
 
 @pytest.fixture
-def lab(forks: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """As `shell`, but seconds sooner; for commands that start no processes of their own."""
+def run_train(
+    forked_process: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> RunTrain:
+    """Return a function like `run_train_process`, but seconds faster.
 
-    def call(*words: str) -> "subprocess.CompletedProcess[str]":
-        folder = tmp_path_factory.mktemp("told")
+    It serves only commands that start no processes themselves.
+    """
+
+    def run(*command: str) -> "subprocess.CompletedProcess[str]":
+        folder = tmp_path_factory.mktemp("output")
         out, err = folder / "out", folder / "err"
-        process = forks(target=enter, args=(list(words), tmp_path, out, err, -1))
+        process = forked_process(
+            target=run_train_script, args=(list(command), tmp_path, out, err, -1)
+        )
         process.start()
         process.join(240)
-        process.kill()  # nothing to one that has ended
-        assert process.exitcode is not None, f"still at work after four minutes: {words}"
-        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+        # This has no effect on a process that has ended.
+        process.kill()
+        assert process.exitcode is not None, f"still running after four minutes: {command}"
+        return subprocess.CompletedProcess(
+            command, process.exitcode, out.read_text(), err.read_text()
+        )
 
-    return call
+    return run
 
 
-Fork = Callable[..., Any]
+StartTrain = Callable[..., Any]
 
 
 @pytest.fixture
-def fork(forks: Any, tmp_path: Path) -> Fork:
-    """Begin `python train.py ...` in tmp_path as such a fork; what it prints is in the file `told` there."""
+def start_train(forked_process: Any, tmp_path: Path) -> StartTrain:
+    """Return a function that starts `python train.py ...` in tmp_path as a forked process.
 
-    def begin(command: list[str], largest: int = -1) -> Any:
-        told = tmp_path / "told"
-        process = forks(target=enter, args=(command, tmp_path, told, told, largest))
+    What the process prints is in the file `output` there.
+    """
+
+    def start(command: list[str], max_file_size: int = -1) -> Any:
+        output = tmp_path / "output"
+        process = forked_process(
+            target=run_train_script, args=(command, tmp_path, output, output, max_file_size)
+        )
         process.start()
         return process
 
-    return begin
+    return start

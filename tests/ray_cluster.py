@@ -1,4 +1,7 @@
-"""A Ray cluster of two nodes on this machine, each started in a folder of its own; a line on stdin kills the second."""
+"""Start a Ray cluster of two nodes on this machine, each in its own folder.
+
+The script prints the address of the cluster. A line on stdin kills the second node.
+"""
 
 import os
 import sys
@@ -7,9 +10,11 @@ from ray.cluster_utils import Cluster
 
 
 def main(first: str, second: str) -> None:
-    """Print the cluster's address, kill the second node when told to, and end with stdin."""
+    """Start the cluster, kill the second node on a line from stdin, and end with stdin."""
     os.chdir(first)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     os.chdir(second)
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()

@@ -1,4 +1,4 @@
-"""Losses as text: MNIST's as ever, small ones with digits that say something."""
+"""Losses as text: four decimal places for MNIST's, significant digits for small ones."""
 
 import subprocess
 import sys
@@ -28,12 +28,12 @@ from digitlab.formatting import format_loss, format_spread
     ],
 )
 def test_a_loss_has_four_places_or_significant_digits(loss: float, text: str) -> None:
-    """Four places of MNIST's, three digits of small ones, four of exploded ones."""
+    """MNIST's losses have four places, small ones three digits, large ones four digits."""
     assert format_loss(loss) == text
 
 
-def test_losses_of_the_size_of_mnist_s_have_four_places() -> None:
-    """From 0.001 to 10, where nothing changes."""
+def test_losses_from_a_thousandth_to_ten_have_four_places() -> None:
+    """MNIST's losses are in this range."""
     for loss in np.geomspace(0.001, 9.9999, 1000):
         assert format_loss(loss) == f"{loss:.4f}"
 
@@ -49,14 +49,14 @@ def test_losses_of_the_size_of_mnist_s_have_four_places() -> None:
         (float("nan"), ""),
     ],
 )
-def test_a_spread_has_two_digits_where_it_is_small(spread: float, text: str) -> None:
-    """And is nothing where there is none."""
+def test_a_small_spread_has_two_digits(spread: float, text: str) -> None:
+    """NaN, the spread of a single run, is an empty string."""
     assert format_spread(spread) == text
 
 
-def test_it_imports_nothing_slow() -> None:
-    """The line on a sweep's progress is written without torch, numpy or matplotlib."""
+def test_formatting_imports_nothing_slow() -> None:
+    """A sweep's progress line is written without torch, numpy or matplotlib."""
     script = "import sys, digitlab.formatting; print(sorted(sys.modules))"
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert not any(f"'{name}'" in done.stdout for name in ("torch", "numpy", "matplotlib"))
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not any(f"'{name}'" in process.stdout for name in ("torch", "numpy", "matplotlib"))

@@ -1,4 +1,4 @@
-"""Sweeps where jobs run elsewhere: requeued by a scheduler, on a cluster, ended with their driver."""
+"""Sweeps whose jobs run in other processes: preemption, a Ray cluster, and the driver's signals."""
 
 import os
 import re
@@ -14,16 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from digitlab import runs
+from digitlab.runs.results import read_results, run_state
 
-from .conftest import ROOT, results
-from .test_sweep import jobs_of
-from .test_train import KMEANS, assert_same
+from .conftest import ROOT, find_jobs, load_results
+from .training.test_experiment import KMEANS, assert_same
 
 pytestmark = pytest.mark.slow
 
 
-def begin(command: list[str], folder: Path, **variables: str) -> "subprocess.Popen[str]":
+def start_driver(command: list[str], folder: Path, **variables: str) -> "subprocess.Popen[str]":
     """Start `python train.py ...` in a folder; its output goes to the files out and err there."""
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         return subprocess.Popen(
@@ -36,26 +35,37 @@ def begin(command: list[str], folder: Path, **variables: str) -> "subprocess.Pop
         )
 
 
-def wait_until(happened: Callable[[], bool], seconds: float = 200) -> None:
-    """Wait for something; fail where it does not happen."""
+def wait_until(condition: Callable[[], bool], seconds: float = 200) -> None:
+    """Wait until a condition holds; fail after a time limit."""
     deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not hold in time"
         time.sleep(0.05)
 
 
-def wait_for_epochs(sweep: Path, more_than: int = 0, jobs: int = 1) -> list[Path]:
-    """Wait until so many jobs of a sweep have more than so many epochs behind them; returns their directories."""
-
-    def found() -> list[Path]:
-        return [run for run in jobs_of(sweep).values() if epochs(run) > more_than]
-
-    wait_until(lambda: len(found()) >= jobs)
-    return found()
+def count_epochs(run: Path) -> int:
+    """Return the number of epochs that a run has completed."""
+    return int((read_results(run) or {}).get("epochs", 0))
 
 
-def tasks(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The processes in which submitit runs the jobs of a sweep."""
+def wait_for_epochs(sweep_dir: Path, more_than: int = 0, jobs: int = 1) -> list[Path]:
+    """Wait until jobs of a sweep have trained; returns the directories of those that have.
+
+    Args:
+        sweep_dir: The directory of the sweep.
+        more_than: A job has trained when it has completed more epochs than this.
+        jobs: The number of jobs to wait for.
+    """
+
+    def find_trained() -> list[Path]:
+        return [run for run in find_jobs(sweep_dir).values() if count_epochs(run) > more_than]
+
+    wait_until(lambda: len(find_trained()) >= jobs)
+    return find_trained()
+
+
+def find_tasks(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Find the processes in which submitit runs the jobs of a sweep."""
     children = psutil.Process(driver.pid).children(recursive=True)
     return [child for child in children if "submitit.core._submit" in child.cmdline()]
 
@@ -63,62 +73,65 @@ def tasks(driver: "subprocess.Popen[str]") -> list[psutil.Process]:
 SUBMITIT = ["hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]
 
 
-def test_a_job_that_submitit_requeues_goes_on_bitwise(words: list[str], tmp_path: Path) -> None:
-    """Preempted while it trains, each time it was begun: it ends as an undisturbed one, in one sweep."""
-    command = ["-m", *KMEANS, *words, "seed=0", "trainer.max_epochs=200"]
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "cut").mkdir()
-    assert begin([*command, "hydra.sweep.dir=sweep"], tmp_path / "whole").wait(200) == 0
-    driver = begin([*command, *SUBMITIT], tmp_path / "cut")
-    sweep, reached, times = tmp_path / "cut" / "sweep", 0, 2
-    for _ in range(times):
-        (run,) = wait_for_epochs(sweep, reached)
-        (task,) = tasks(driver)
+def test_a_job_that_submitit_requeues_resumes_bitwise(overrides: list[str], tmp_path: Path) -> None:
+    """A job that is preempted twice while it trains ends as an uninterrupted one, in one sweep."""
+    command = ["-m", *KMEANS, *overrides, "seed=0", "trainer.max_epochs=200"]
+    uninterrupted, preempted = tmp_path / "uninterrupted", tmp_path / "preempted"
+    uninterrupted.mkdir()
+    preempted.mkdir()
+    assert start_driver([*command, "hydra.sweep.dir=sweep"], uninterrupted).wait(200) == 0
+    driver = start_driver([*command, *SUBMITIT], preempted)
+    completed_epochs, preemptions = 0, 2
+    for _ in range(preemptions):
+        (run,) = wait_for_epochs(preempted / "sweep", completed_epochs)
+        (task,) = find_tasks(driver)
         task.send_signal(signal.SIGUSR2)
         task.wait(60)
-        reached = epochs(run)
-    assert results(run)["status"] == "interrupted"
-    assert driver.wait(200) == 0, (tmp_path / "cut" / "err").read_text()
-    (expected,) = jobs_of(tmp_path / "whole" / "sweep").values()
+        completed_epochs = count_epochs(run)
+    assert load_results(run)["status"] == "interrupted"
+    assert driver.wait(200) == 0, (preempted / "err").read_text()
+    (expected,) = find_jobs(uninterrupted / "sweep").values()
     assert_same(expected, run)
     log = (run / "train.log").read_text()
-    assert log.count("Resuming from") == times, log
+    assert log.count("Resuming from") == preemptions, log
     assert "Traceback" not in log
 
 
-def epochs(run: Path) -> int:
-    """How many epochs a run has behind it."""
-    return int((runs.read_results(run) or {}).get("epochs", 0))
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_jobs_of_submitit_local_end_with_their_driver(number: int, words: list[str], tmp_path: Path) -> None:
-    """Whether it is told to end or hears Ctrl-C: no job trains on, and the driver says how to go on."""
-    command = ["-m", *KMEANS, *words, "seed=0,1", "trainer.max_epochs=5000", *SUBMITIT]
-    driver = begin(command, tmp_path)
-    sweep = tmp_path / "sweep"
-    wait_for_epochs(sweep, jobs=2)
-    jobs = tasks(driver)
+def test_the_jobs_of_submitit_local_end_with_their_driver(
+    number: int, overrides: list[str], tmp_path: Path
+) -> None:
+    """After SIGTERM or Ctrl-C no job trains further, and the driver says how to continue."""
+    command = ["-m", *KMEANS, *overrides, "seed=0,1", "trainer.max_epochs=5000", *SUBMITIT]
+    driver = start_driver(command, tmp_path)
+    sweep_dir = tmp_path / "sweep"
+    wait_for_epochs(sweep_dir, jobs=2)
+    jobs = find_tasks(driver)
     assert len(jobs) == 2
     driver.send_signal(number)
     assert driver.wait(60) == 130
-    assert "Interrupted; the same command goes on with sweep" in (tmp_path / "err").read_text()
+    assert f"Interrupted; the same command continues {sweep_dir}" in (tmp_path / "err").read_text()
     assert psutil.wait_procs(jobs, timeout=10)[1] == []
-    assert {runs.state(run) for run in jobs_of(sweep).values()} == {"interrupted"}
+    assert {run_state(run) for run in find_jobs(sweep_dir).values()} == {"interrupted"}
 
 
-# -- a Ray cluster ----------------------------------------------------------------------------------------
+# -- a Ray cluster -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Two nodes of a core each, started in the folders first and second; `kill` on stdin kills the second."""
+    """Start a cluster of two nodes with one core each in the folders first and second.
+
+    A line on the stdin of this process kills the second node.
+    """
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
     with (
-        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as sockets,  # their names must be short
-        subprocess.Popen(  # whose end closes its stdin, and waits for it
+        # The paths of sockets must be short.
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as sockets,
+        # The end of the block closes stdin, which ends the process, and waits for that.
+        subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "ray_cluster.py"), *map(str, folders)],
             env=os.environ | {"RAY_TMPDIR": sockets},
             stdin=subprocess.PIPE,
@@ -132,21 +145,29 @@ def cluster(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.fixture
 def address(cluster: "subprocess.Popen[str]") -> str:
+    """Read the address of the cluster."""
     assert cluster.stdout is not None
     return cluster.stdout.readline().strip()
 
 
 @pytest.fixture
 def home(tmp_path: Path, tiny: Path) -> Path:
-    """A third folder, with the data in it."""
+    """Copy the data into the folder in which the driver runs; returns that folder."""
     shutil.copytree(tiny, tmp_path / "home" / "images")
     return tmp_path / "home"
 
 
-def on_ray(words: list[str]) -> list[str]:
-    """A sweep of six jobs on Ray, with relative paths; the data is named by the environment."""
-    sizes = [word for word in words if not word.startswith(("data.root", "data.source"))]
-    return ["-m", *KMEANS, *sizes, "seed=0,1,2,3,4,5", "hydra/launcher=ray", "hydra.sweep.dir=outputs/mine"]
+def on_ray(overrides: list[str]) -> list[str]:
+    """Return a sweep of six jobs on Ray with a relative path; the environment names the data."""
+    sizes = [word for word in overrides if not word.startswith(("data.root", "data.source"))]
+    return [
+        "-m",
+        *KMEANS,
+        *sizes,
+        "seed=0,1,2,3,4,5",
+        "hydra/launcher=ray",
+        "hydra.sweep.dir=outputs/mine",
+    ]
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "a node killed"])
@@ -155,56 +176,75 @@ def test_a_cluster_whose_nodes_were_started_elsewhere(
     cluster: "subprocess.Popen[str]",
     address: str,
     home: Path,
-    words: list[str],
+    overrides: list[str],
     tmp_path: Path,
 ) -> None:
-    """Results are where the command was given, of the data that was named there, all six; nothing is elsewhere."""
-    epochs_each = 100 if killed else 3
-    command = [*on_ray(words), f"trainer.max_epochs={epochs_each}"]
-    # Found through RAY_ADDRESS, or named in the command.
+    """Relative paths refer to the driver's folder: all six results and their data are in it.
+
+    The folders of the nodes stay empty.
+    """
+    max_epochs = 100 if killed else 3
+    command = [*on_ray(overrides), f"trainer.max_epochs={max_epochs}"]
+    # The address comes from RAY_ADDRESS in one case and from the command in the other.
     if killed:
-        driver = begin(command, home, DIGITLAB_DATA="images", RAY_ADDRESS=address)
+        driver = start_driver(command, home, DIGITLAB_DATA="images", RAY_ADDRESS=address)
         wait_for_epochs(home / "outputs" / "mine", jobs=2)
         assert cluster.stdin is not None
         cluster.stdin.write("kill\n")
         cluster.stdin.flush()
     else:
         command.append(f"hydra.launcher.ray.init.address={address}")
-        driver = begin(command, home, DIGITLAB_DATA="images")
+        driver = start_driver(command, home, DIGITLAB_DATA="images")
     code, out = driver.wait(400), (home / "out").read_text()
     assert code == 0, out + (home / "err").read_text()
     assert "6 jobs: 6 completed." in out
-    made = jobs_of(home / "outputs" / "mine").values()
-    assert [results(run)["data"]["source"] for run in made] == ["files"] * 6
-    assert len({results(run)["data"]["digest"] for run in made}) == 1
+    runs = find_jobs(home / "outputs" / "mine").values()
+    assert [load_results(run)["data"]["source"] for run in runs] == ["files"] * 6
+    assert len({load_results(run)["data"]["digest"] for run in runs}) == 1
     assert sorted(path.name for path in home.iterdir()) == ["err", "images", "out", "outputs"]
     assert not [*(tmp_path / "first").iterdir(), *(tmp_path / "second").iterdir()]
     for job in range(1, 7):
-        assert re.search(rf"Job {job} of 6 \| epoch +{epochs_each}/{epochs_each} ", out)
-        # Lines that are alike but for their job are not hidden.
+        assert re.search(rf"Job {job} of 6 \| epoch +{max_epochs}/{max_epochs} ", out)
+        # Ray does not merge lines that differ only in their job.
         assert re.search(rf"Job {job} of 6 \|   test/accuracy", out)
 
 
-def test_a_worker_that_does_not_see_the_data_says_so(address: str, home: Path, words: list[str]) -> None:
-    """A folder that is not there: each job fails with the reason, none trains on other images."""
-    command = [*on_ray(words), f"hydra.launcher.ray.init.address={address}"]
-    driver = begin(command, home, DIGITLAB_DATA="typo")
+def test_a_worker_without_the_data_fails_with_the_reason(
+    address: str, home: Path, overrides: list[str]
+) -> None:
+    """If the folder of the data is missing, each job says so and none trains on other images."""
+    command = [*on_ray(overrides), f"hydra.launcher.ray.init.address={address}"]
+    driver = start_driver(command, home, DIGITLAB_DATA="typo")
     assert driver.wait(400) == 1
     out = (home / "out").read_text()
     assert "6 jobs: 6 failed." in out
-    assert len(re.findall(r"data\.root=\S+/home/typo: is no folder, and with", out)) >= 6
-    made = jobs_of(home / "outputs" / "mine").values()
-    assert [results(run)["status"] for run in made] == ["failed"] * 6
+    assert len(re.findall(r"data\.root=\S+/home/typo: is not a folder, and with", out)) >= 6
+    runs = find_jobs(home / "outputs" / "mine").values()
+    assert [load_results(run)["status"] for run in runs] == ["failed"] * 6
 
 
-def test_sigterm_of_a_driver_on_ray_ends_in_a_line(address: str, home: Path, words: list[str]) -> None:
-    """The line and the exit code of every other launcher, without Ray's stack traces; its jobs end."""
-    command = [*on_ray(words), "trainer.max_epochs=5000", f"hydra.launcher.ray.init.address={address}"]
-    driver, sweep = begin(command, home, DIGITLAB_DATA="images"), home / "outputs" / "mine"
-    wait_for_epochs(sweep, jobs=2)
+def test_sigterm_of_a_driver_on_ray_ends_it_with_one_line(
+    address: str, home: Path, overrides: list[str]
+) -> None:
+    """The line and the exit code are those of all launchers, without Ray's stack traces.
+
+    The jobs end as well.
+    """
+    command = [
+        *on_ray(overrides),
+        "trainer.max_epochs=5000",
+        f"hydra.launcher.ray.init.address={address}",
+    ]
+    driver = start_driver(command, home, DIGITLAB_DATA="images")
+    sweep_dir = home / "outputs" / "mine"
+    wait_for_epochs(sweep_dir, jobs=2)
     driver.terminate()
     assert driver.wait(60) == 130
-    last = (home / "err").read_text().splitlines()
-    assert last[-1].startswith("Interrupted; the same command goes on with outputs/mine; scripts/report.py")
-    assert "SIGTERM received" not in "\n".join(last)
-    wait_until(lambda: all(runs.state(run) == "interrupted" for run in jobs_of(sweep).values()), 30)
+    lines = (home / "err").read_text().splitlines()
+    assert lines[-1] == f"Interrupted; the same command continues {sweep_dir}"
+    assert "SIGTERM received" not in "\n".join(lines)
+
+    def are_interrupted() -> bool:
+        return all(run_state(run) == "interrupted" for run in find_jobs(sweep_dir).values())
+
+    wait_until(are_interrupted, 30)

@@ -2,8 +2,8 @@
 
 
 class RunFailed(RuntimeError):
-    """A run ended without its results; why is in its results.json and train.log, and has been said."""
+    """A run ended without results, and has said why on the terminal and in results.json."""
 
 
-class Busy(RuntimeError):
+class Busy(RunFailed):
     """Another process works on the run."""

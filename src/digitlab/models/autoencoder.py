@@ -1,0 +1,398 @@
+"""A convolutional autoencoder with a decoder that inverts the encoder stage by stage.
+
+Encoder stage i is a 3 x 3 convolution of stride 2 to channels[i]; 28 x 28 becomes 14, 7, 4, 2, 1.
+Then the tensor is flattened, optionally passed through a dense layer, and mapped to the latent z.
+The decoder runs the same stages backwards: each transposed convolution restores exactly the size
+before its convolution. The loss is the mean squared error over pixels and images.
+B images, C channels, H x W pixels, Z latent dimensions.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from digitlab import figures
+from digitlab.data.idx import IMAGE_SHAPE
+from digitlab.data.images import PIXELS, Images, Source, Split, scale
+from digitlab.data.loaders import Batch, Chunks
+from digitlab.formatting import format_loss
+from digitlab.models.base import Model
+from digitlab.models.digit_classifier import load_or_train, score_samples
+from digitlab.models.prior import Prior
+from digitlab.runs.results import is_no_better
+from digitlab.runtime.seeds import Stream, generator
+
+# Samples that the generated/... metrics are computed from.
+SCORED_SAMPLES = 10_000
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish}
+OUTPUTS = {"sigmoid": nn.Sigmoid, "linear": nn.Identity}
+# The choices of experiment=autoencoder_best, which warnings recommend.
+BEST_CHOICES = {"optimizer": "adamw", "scheduler": "one_cycle"}
+
+
+def edge_lengths(n_layers: int) -> list[int]:
+    """Edge lengths before and after each of n stride-2 convolutions: 28, 14, 7, 4, 2, 1."""
+    edges = [IMAGE_SHAPE[0]]
+    for _ in range(n_layers):
+        edges.append((edges[-1] + 1) // 2)
+    return edges
+
+
+class Stages(nn.Sequential):
+    """Named stages in the order they are applied."""
+
+    def shapes(self, x: Tensor) -> list[tuple[str, tuple[int, ...]]]:
+        """Run x (1, ...) through; return each stage's name and output shape without the batch."""
+        shapes = []
+        for name, stage in self.named_children():
+            x = stage(x)
+            shapes.append((name, tuple(x.shape[1:])))
+        return shapes
+
+
+def build_stages(
+    channels: Sequence[int],
+    latent_dim: int,
+    hidden: int | None,
+    norm: str,
+    activation: str,
+    output: str,
+) -> tuple[Stages, Stages]:
+    """Build the encoder (B, 1, 28, 28) -> (B, Z) and the decoder back.
+
+    Args:
+        channels: The output channels of each convolution.
+        latent_dim: Z.
+        hidden: The width of the dense layer, or None for no dense layer.
+        norm: "group" or "none".
+        activation: A key of `ACTIVATIONS`.
+        output: What the decoder ends with, a key of `OUTPUTS`.
+    """
+    edges = edge_lengths(len(channels))
+    flat = channels[-1] * edges[-1] ** 2
+
+    def has_norm(width: int) -> bool:
+        # Group normalisation of a single number would always give 0.
+        return norm == "group" and width > 1
+
+    def activate(layer: nn.Module, width: int, *, image: bool) -> nn.Sequential:
+        """Append the normalisation (of images only) and the activation to a layer."""
+        # Groups of 16 channels, if they divide evenly. Unlike batch normalisation it normalises
+        # each image by itself, so training, evaluation and DDP compute the same.
+        groups = width // 16 if width % 16 == 0 else 1
+        norms = [nn.GroupNorm(groups, width)] if image and has_norm(width) else []
+        return nn.Sequential(layer, *norms, ACTIVATIONS[activation]())
+
+    # Both lists run from the image to the latent; the decoder applies its stages in reverse.
+    encoder_stages: list[tuple[str, nn.Module]] = []
+    decoder_stages: list[tuple[str, nn.Module]] = []
+    for i, (before, after) in enumerate(zip([1, *channels], channels, strict=False)):
+        name = f"conv{i + 1}"
+        # Normalisation adds its own bias; the gradient of a transposed convolution's bias is slow
+        # on CPUs.
+        down = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=not has_norm(after))
+        encoder_stages.append((name, activate(down, after, image=True)))
+        up = nn.ConvTranspose2d(
+            after,
+            before,
+            3,
+            stride=2,
+            padding=1,
+            # 1 for an even edge, 0 for an odd one.
+            output_padding=edges[i] - (2 * edges[i + 1] - 1),
+            bias=not has_norm(before),
+        )
+        if i == 0:
+            decoder_stages.append((name, nn.Sequential(up, OUTPUTS[output]())))
+        else:
+            decoder_stages.append((name, activate(up, before, image=True)))
+    unflatten = nn.Unflatten(1, (channels[-1], edges[-1], edges[-1]))
+    encoder_stages.append(("flatten", nn.Flatten()))
+    decoder_stages.append(("flatten", nn.Sequential(ACTIVATIONS[activation](), unflatten)))
+    if hidden is not None:
+        encoder_stages.append(("dense", activate(nn.Linear(flat, hidden), hidden, image=False)))
+        decoder_stages.append(("dense", nn.Linear(hidden, flat)))
+    encoder_stages.append(("latent", nn.Linear(hidden or flat, latent_dim)))
+    from_latent: nn.Module = nn.Linear(latent_dim, hidden or flat)
+    if hidden is not None:
+        from_latent = activate(from_latent, hidden, image=False)
+    decoder_stages.append(("latent", from_latent))
+    encoder, decoder = Stages(), Stages()
+    for name, stage in encoder_stages:
+        encoder.add_module(name, stage)
+    for name, stage in reversed(decoder_stages):
+        decoder.add_module(name, stage)
+    return encoder, decoder
+
+
+class ShapeRow(NamedTuple):
+    """An encoder stage and the decoder stage that inverts it, with shapes without the batch."""
+
+    name: str
+    # After the encoder stage and before the decoder stage.
+    inner: tuple[int, ...]
+    # Before the encoder stage and after the decoder stage.
+    outer: tuple[int, ...]
+
+
+class Autoencoder(Model):
+    """Encoder, decoder, and the densities that z can be drawn from.
+
+    Args:
+        channels, latent_dim, hidden, norm, activation, output: See `build_stages`.
+        channels_last: Whether images and weights have torch's memory format channels_last.
+        compile: Whether to train with torch.compile.
+        prior: The values of conf/prior.
+        optimizer, scheduler, seed: See `Model`.
+    """
+
+    bf16 = True
+
+    def __init__(
+        self,
+        channels: list[int],
+        latent_dim: int,
+        hidden: int | None,
+        norm: str,
+        activation: str,
+        output: str,
+        channels_last: bool,
+        compile: bool,
+        prior: dict[str, Any],
+        optimizer: dict[str, Any],
+        scheduler: dict[str, Any],
+        seed: int,
+    ) -> None:
+        super().__init__(optimizer, scheduler, seed)
+        self.save_hyperparameters(logger=False)
+        self.latent_dim, self.prior_name = latent_dim, prior["name"]
+        self.encoder, self.decoder = build_stages(
+            channels, latent_dim, hidden, norm, activation, output
+        )
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
+        self.priors = nn.ModuleDict(
+            {
+                "standard_normal": Prior(1, latent_dim, fitted=True),
+                "gaussian": Prior(1, latent_dim),
+            }
+        )
+        if self.prior_name == "mixture":
+            self.priors["mixture"] = Prior(prior["n_components"], latent_dim, prior["temperature"])
+        self.compiled = compile
+
+    def setup(self, stage: str) -> None:
+        """Compile in place, which leaves the names of the weights unchanged."""
+        if stage == "fit" and self.compiled:
+            self.encoder.compile()
+            self.decoder.compile()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Convert uint8 (B, 28, 28) to float (B, 1, 28, 28) in [0, 1], in the memory format."""
+        return scale(images)[:, None].contiguous(memory_format=self.memory_format)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruct x (B, 1, 28, 28)."""
+        reconstruction: Tensor = self.decoder(self.encoder(x))
+        return reconstruction
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Compute the mean squared error of the minibatch.
+
+        Under DDP this process's part is weighted to make the mean over processes the global loss.
+        """
+        x = self.prepare(batch.images)
+        squared = (self(x).float() - x).square().sum()
+        loss: Tensor = squared * (self.trainer.world_size / (batch.total * PIXELS))
+        return loss
+
+    def validation_step(self, chunk: Batch, _: int) -> None:
+        """Log the loss of held-out images."""
+        distributed = self.trainer.world_size > 1
+        self.log("val/loss", self.loss(chunk), batch_size=chunk.total, sync_dist=distributed)
+
+    @torch.no_grad()
+    def encode(self, data: Images) -> Tensor:
+        """Compute the latents of images, float (N, Z) on the CPU."""
+        parts = []
+        for chunk in Chunks(data):
+            parts.append(self.encoder(self.prepare(chunk.images.to(self.device))).float().cpu())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Compute the images of latents (N, Z), float (N, 28, 28) in [0, 1], on the CPU."""
+        parts = [
+            self.decoder(part.to(self.device)).float().cpu()[:, 0]  # (n, 28, 28)
+            for part in z.split(1000)
+        ]
+        return torch.cat(parts).clamp_(0, 1)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Encode and decode images (N, 28, 28), uint8; the result is float on the CPU."""
+        reconstruction: Tensor = self(self.prepare(images.to(self.device)))
+        return reconstruction.float().cpu()[:, 0]
+
+    def mean_loss(self, data: Images) -> float:
+        """Compute the mean squared error over pixels and images."""
+        total = 0.0
+        for chunk in Chunks(data):
+            difference = self.reconstruct(chunk.images) - scale(chunk.images.cpu())
+            total += float(difference.square().double().sum())
+        return total / (len(data.labels) * PIXELS)
+
+    def priors_to_fit(self) -> list[Prior]:
+        """The densities that are fitted to the latents of the training images."""
+        priors = []
+        for name, prior in self.priors.items():
+            if name != "standard_normal":
+                assert isinstance(prior, Prior)
+                priors.append(prior)
+        return priors
+
+    def check_data(self, data: Split) -> None:
+        """Raise ValueError if the images are too few for the densities or for the scores."""
+        for prior in self.priors_to_fit():
+            prior.check_size(len(data.train.labels))
+        if len(data.test.labels) < 2:
+            raise ValueError(
+                "data.test_size: the Frechet distance needs two test images or more, here is one"
+            )
+
+    def complete(self, data: Split) -> None:
+        """Fit the densities of z to the latents of the training images."""
+        latents = self.encode(data.train)
+        for prior in self.priors_to_fit():
+            prior.fit(latents, self.seed)
+
+    def generate(self, n: int, seed: int, prior: str | None = None) -> Tensor:
+        """Decode digits from random z.
+
+        Args:
+            n: The number of digits.
+            seed: The seed of z.
+            prior: The density of z; by default that of the configuration.
+
+        Returns:
+            The digits, float (n, 28, 28) in [0, 1] on the CPU.
+
+        Raises:
+            ValueError: The run did not fit this density.
+        """
+        name = prior or self.prior_name
+        if name not in self.priors:
+            available = ", ".join(self.priors)
+            raise ValueError(f"prior={name}: this run has {available}; train one with prior={name}")
+        density = self.priors[name]
+        assert isinstance(density, Prior)
+        return self.decode(density.sample(n, generator(seed, Stream.PRIOR)))
+
+    def evaluate(self, source: Source, data: Split) -> dict[str, float]:
+        """Compute the losses, and the scores of 10,000 generated digits.
+
+        With fewer training images, the number of generated digits is theirs.
+        """
+        metrics = {"train/loss": self.mean_loss(data.train)}
+        if len(data.val.labels):
+            metrics["val/loss"] = self.mean_loss(data.val)
+        metrics["test/loss"] = self.mean_loss(data.test)
+        samples = self.generate(min(SCORED_SAMPLES, len(data.train.labels)), self.seed)
+        train_size = len(data.train.labels) + len(data.val.labels)
+        classifier = load_or_train(source, train_size=train_size)
+        self.classifier_id = classifier.identity
+        scores = score_samples(classifier, samples, data.train, data.test)
+        return metrics | {f"generated/{name}": value for name, value in scores.items()}
+
+    def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
+        """Warn if the model does not beat the baselines, or reconstructs but does not generate."""
+        loss, advice = metrics["test/loss"], self._training_advice()
+        if is_no_better(loss, baselines["mean_image"]):
+            return [
+                "The decoder ignores the image: at best it outputs the mean image"
+                f" (the seed report's white fog). {advice}"
+            ]
+        messages = []
+        if is_no_better(loss, baselines["pca"]):
+            messages.append(
+                f"No better than PCA with the same {self.latent_dim} numbers an image: test loss"
+                f" {format_loss(loss)}, PCA {format_loss(baselines['pca'])}. {advice}"
+            )
+        recognized, real = metrics["generated/recognized"], metrics["generated/recognized_real"]
+        if real < 0.5:
+            messages.append(
+                f"The digit classifier recognises only {real:.0%} of real digits: the generated/..."
+                " metrics mean little. It learns from all training images; more of them may help."
+            )
+        elif recognized < 0.5 * real:
+            messages.append(
+                f"Only {recognized:.0%} of the generated digits are recognised ({real:.0%} of real"
+                f" ones) with z from {self.prior_name.replace('_', ' ')}:"
+                f" {self._generation_advice()}."
+            )
+        return messages
+
+    def _training_advice(self) -> str:
+        """The settings that give a lower loss and that the run does not have already."""
+        current = {"optimizer": self.optimizer["name"], "scheduler": self.scheduler["name"]}
+        changes = [
+            f"{group}={name}" for group, name in BEST_CHOICES.items() if current[group] != name
+        ]
+        if not changes:
+            return "Train longer."
+        return f"Train longer, or try {' '.join(changes)} (experiment=autoencoder_best)."
+
+    def _generation_advice(self) -> str:
+        """How to generate better digits with the same reconstructions."""
+        match self.prior_name:
+            case "mixture":
+                return "the autoencoder itself is too coarse, or model.prior.n_components too few"
+            case "gaussian":
+                return "follow the shape of the data's latents, prior=mixture"
+            case _:
+                return "draw z from where the encoder puts the data, prior=mixture"
+
+    def pictures(self) -> dict[str, Tensor | Figure]:
+        """Reconstructions next to their originals, generated digits and a map of the latents.
+
+        The images are held out, or training images if none are; never test images.
+        """
+        training = self.training
+        self.eval()
+        data = self.datamodule.val if len(self.datamodule.val.labels) > 1 else self.datamodule.train
+        sample = data.take(torch.arange(min(1000, len(data.labels)), device=data.labels.device))
+        originals = scale(sample.images[:10]).cpu()
+        restored = self.reconstruct(sample.images[:10])
+        pairs = torch.stack([originals, restored], dim=1).flatten(0, 1)
+        latents = self.encode(sample)
+        # A mixture takes seconds to fit; its moments suffice here.
+        prior = Prior(1, self.latent_dim, fitted=True)
+        if self.prior_name != "standard_normal":
+            prior.fit(latents, self.seed)
+        digits = self.decode(prior.sample(20, generator(self.seed, Stream.PRIOR)))
+        self.train(training)
+        return {
+            "reconstructions": pairs[:, None],
+            "generated": digits[:, None],
+            "latents": figures.latents(latents.numpy(), sample.labels.cpu().numpy(), "Latents"),
+        }
+
+    def shape_table(self) -> list[ShapeRow]:
+        """The stages from the image to the latent, with shapes measured by running an image."""
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            x = torch.zeros(1, 1, *IMAGE_SHAPE, device=self.device)
+            encoder_shapes = self.encoder.shapes(x)
+            decoder_shapes = self.decoder.shapes(self.encoder(x))
+        self.train(training)
+        rows = []
+        outer: tuple[int, ...] = (1, *IMAGE_SHAPE)
+        for (name, inner), inverse in zip(encoder_shapes, decoder_shapes[::-1], strict=True):
+            assert inverse == (name, outer), "a decoder stage does not invert its encoder stage"
+            rows.append(ShapeRow(name, inner, outer))
+            outer = inner
+        return rows

@@ -1,0 +1,132 @@
+"""Initial centres of k-means: the choices of conf/init, each a function registered with @init.
+
+K centres of D = 784 pixels are drawn from N training images.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from digitlab.data.images import PIXELS, Images, scale
+from digitlab.models.distances import nearest
+
+Initializer = Callable[[Images, int, torch.Generator], Tensor]
+INITS: dict[str, Initializer] = {}
+
+
+def init(name: str) -> Callable[[Initializer], Initializer]:
+    """Register a function as the choice `name` of conf/init.
+
+    The function takes the training images (uint8; `scale` converts them to [0, 1]), K, and the
+    run's random generator, and returns K centres, float (K, 784) in [0, 1].
+    """
+
+    def register(function: Initializer) -> Initializer:
+        if name in INITS:
+            raise ValueError(
+                f"@init({name!r}): {INITS[name].__name__} already has this name; choose another"
+            )
+        INITS[name] = function
+        return function
+
+    return register
+
+
+def find_init(name: str) -> Initializer:
+    """Return the function of a choice of conf/init. Raises ValueError if it has none."""
+    if name not in INITS:
+        raise ValueError(
+            f"init={name}: {__name__} has {', '.join(INITS)};"
+            f" write a function @init({name!r}) there"
+        )
+    return INITS[name]
+
+
+def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """Draw the initial centres by a choice of conf/init.
+
+    Args:
+        name: The choice, a key of `INITS`.
+        data: The training images, on the CPU.
+        n_clusters: K.
+        rng: The random generator to draw with.
+
+    Returns:
+        The centres, float (K, 784) in [0, 1].
+
+    Raises:
+        ValueError: The choice does not exist, the training images are too few for it, or its
+            function returns something else.
+    """
+    centers = find_init(name)(data, n_clusters, rng)
+    expected = f"{n_clusters, PIXELS} in [0, 1]"
+    if not isinstance(centers, Tensor) or not centers.numel():
+        is_empty = centers is None or isinstance(centers, Tensor)
+        kind = "nothing" if is_empty else f"a {type(centers).__name__}"
+        raise ValueError(f"init={name}: gives {kind}, must be a tensor of {expected}")
+    low, high = float(centers.min()), float(centers.max())
+    if centers.shape != (n_clusters, PIXELS) or not 0 <= low <= high <= 1:
+        shape = tuple(centers.shape)
+        raise ValueError(f"init={name}: gives {shape} from {low:g} to {high:g}, must be {expected}")
+    return centers
+
+
+@init("random")
+def uniform_noise(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """Draw uniform noise in [0, 1)."""
+    return torch.rand(n_clusters, PIXELS, generator=rng)
+
+
+@init("digit")
+def one_per_digit(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """Draw a random image of each digit, from 0 to 9."""
+    rows = []
+    for digit in range(10):
+        members = (data.labels == digit).nonzero().flatten()
+        if not len(members):
+            raise ValueError(
+                f"init=digit: no training image shows a {digit}; use init=sample or more data"
+            )
+        rows.append(members[torch.randint(len(members), (), generator=rng)])
+    return scale(data.images[torch.stack(rows)]).flatten(1)
+
+
+@init("sample")
+def forgy(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """Draw distinct random images (Forgy, 1965)."""
+    _check_size("sample", data, n_clusters)
+    rows = torch.randperm(len(data.images), generator=rng)[:n_clusters]
+    return scale(data.images[rows]).flatten(1)
+
+
+@init("kmeans++")
+def kmeans_plus_plus(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
+    """Draw images with probability proportional to D(x)^2 (Arthur and Vassilvitskii, 2007)."""
+    _check_size("kmeans++", data, n_clusters)
+    # In whole grey values every product is an integer, and every sum below 2^24 is exact in
+    # float32: equal images are at distance 0, however bright they are.
+    grey = data.images.flatten(1).float()
+    grey -= grey.mean(0).round()
+    norms = grey.square().sum(1)
+    weights = torch.ones(len(grey))
+    rows: list[Tensor] = []
+    for _ in range(n_clusters):
+        # All weights are 0 if there are fewer distinct images than centres.
+        if not weights.any():
+            weights = torch.ones(len(grey))
+        drawn = torch.multinomial(weights, 1, generator=rng)
+        _, distances = nearest(grey, grey[drawn])
+        squared = (norms + distances).clamp_(min=0)
+        weights = torch.minimum(weights, squared) if rows else squared
+        rows.append(drawn)
+    return scale(data.images[torch.cat(rows)]).flatten(1)
+
+
+def _check_size(name: str, data: Images, n_clusters: int) -> None:
+    """Raise ValueError if there are fewer images than centres."""
+    n = len(data.images)
+    if n_clusters > n:
+        raise ValueError(
+            f"model.n_clusters={n_clusters}: init={name} needs as many images, here are {n}"
+        )

@@ -1,0 +1,82 @@
+"""The inputs of a result: its configuration, the code and the libraries."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# Where the data lies and whether it is checked; these change no result.
+DATA_PLACE = ("data.root", "data.verify")
+
+
+def make_run_id(config: Mapping[str, Any]) -> str:
+    """Twelve hex digits that identify the values which determine a result."""
+    kept = dict(config)
+    kept["data"] = {
+        key: value for key, value in config["data"].items() if f"data.{key}" not in DATA_PLACE
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested values to dotted keys, as on a command line; lists stay lists."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# Cached because the loaded code stays the same while its files may change.
+@cache
+def code_version() -> dict[str, Any]:
+    """Identify the code.
+
+    Returns:
+        `digest` of the package's files, `sha` of the git commit, and `dirty`: whether the files
+        differ from it. `sha` and `dirty` are None without git.
+    """
+    package, content = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        content.update(f"{name} {path.stat().st_size}\n".encode() + path.read_bytes())
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=package, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    commit: dict[str, Any] = {"sha": None, "dirty": None}
+    with suppress(OSError, subprocess.CalledProcessError):
+        sha = git("rev-parse", "HEAD")
+        commit = {"sha": sha, "dirty": bool(git("status", "--porcelain", "--", "*.py"))}
+    return commit | {"digest": content.hexdigest()[:12]}
+
+
+def describe_other_code(results: Mapping[str, Any]) -> str:
+    """Say which other code made a run; empty if the code is the same.
+
+    Only the package's files count: a commit to other files changes no result.
+    """
+    code, now = results.get("code") or {}, code_version()
+    if code.get("digest") == now["digest"]:
+        return ""
+    sha = str(code.get("sha"))[:12]
+    # Equal commits with different files: one of the two had uncommitted changes.
+    changes = " with other changes" if str(now["sha"]).startswith(sha) else ""
+    return f"by other code, commit {sha}{changes}"
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that results depend on."""
+    names = ("digitlab", "torch", "lightning", "hydra-core", "numpy", "scikit-learn")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}

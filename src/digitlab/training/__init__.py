@@ -1,0 +1,1 @@
+"""The stages of an experiment, from its data to its figures."""

