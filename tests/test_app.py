@@ -360,12 +360,12 @@ def test_a_sweep_frees_the_memory_of_its_completed_jobs(
 
 @pytest.mark.slow
 def test_a_forced_sweep_runs_each_job_once(
-    run_train: RunTrain, grid: list[str], tmp_path: Path
+    run_train: RunTrain, grid: list[str], tiny: Path, tmp_path: Path
 ) -> None:
     """force=true reruns all four jobs once, also if a seed is named twice.
 
     If it is interrupted after one job, the same command runs the other three, and once these are
-    completed, all four. A dry run says so before.
+    completed, all four. A dry run says so before. With other data all four run again, too.
     """
     forced, sweep_dir = [*grid, "force=true"], tmp_path / "sweep"
     assert run_train(*grid).returncode == 0
@@ -388,6 +388,14 @@ def test_a_forced_sweep_runs_each_job_once(
     assert run_train(*forced).stdout.count(" s of training (data:") == 3
     assert (rerun / "results.json").stat().st_mtime_ns == modified
     assert "4 to run again" in run_train(*forced, "dry_run=true").stdout
+    extend_plan(sweep_dir, jobs, force=True)
+    for run in find_jobs(sweep_dir).values():
+        (run / "results.json").touch()
+        (run / ".hydra" / "config.yaml").touch()
+    shutil.copytree(tiny, tmp_path / "copy")
+    moved = run_train(*forced, f"data.root={tmp_path / 'copy'}")
+    assert moved.returncode == 0, moved.stderr
+    assert moved.stdout.count(" s of training (data:") == 4
 
 
 @pytest.mark.slow

@@ -472,6 +472,8 @@ def test_an_invalid_metric_is_reported_as_different(
         "3",
         '{"jobs": [{"name": [], "lines": ["a"]}]}',
         '{"jobs": [{"name": "a", "lines": ["a"], "epochs": 1}]}',
+        '{"jobs": [{"name": "a", "lines": ["a"], "requested": "now"}]}',
+        '{"jobs": [{"name": "a", "lines": "a"}]}',
     ],
 )
 def test_an_invalid_plan_of_a_sweep_has_no_jobs(text: str, tmp_path: Path) -> None:

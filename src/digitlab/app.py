@@ -81,12 +81,16 @@ def run_sweep_job(cfg: DictConfig, directory: Path, settings: HydraConf) -> floa
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     sweep_dir, name = Path(settings.sweep.dir), settings.sweep.subdir
     job = read_plan(sweep_dir).get(name)
+    since = job.since if job else 0.0
+    if describe_origin(directory, cfg.data.root):
+        # Other code or data made it, so no part of a forced sweep is done.
+        since = 0.0
     opening = progress.opening(sweep_dir, name)
     log.info(opening)
     if launcher in ("joblib", "ray"):
         launchers.prefix_console_logs(opening.partition(":")[0])
     try:
-        objective = run(cfg, directory, job.since if job else 0.0)
+        objective = run(cfg, directory, since)
     except Busy:
         # The sweeper waits for the other process.
         return float("nan")

@@ -1,6 +1,6 @@
 """Small Hydra applications, made on the spot and run as processes of their own.
 
-Nothing here or in the tests beside it knows another application than these. Run with any Python
+These tests know no other application. Run them with any Python
 that has Hydra, from the root of the repository:
 
     python -m pytest -c /dev/null --rootdir . --confcutdir tests/resumable_sweeper

@@ -1,9 +1,9 @@
 """The jobs of a sweep: composed, named by their values, recorded on disk.
 
 A grid of overrides becomes jobs whose directories are named by a digest of their configuration, so
-that the same values lead to the same directory from any command. The plan, a file in
-the sweep's directory, is the union of all commands given for it. Unless the application says how a
-job stands, each job keeps a record and a lock in its directory.
+that the same values lead to the same directory from any command. The plan, a file in the sweep's
+directory, is the union of all commands given for it. Unless the application says how a job stands,
+each job keeps a record and a lock in its directory.
 """
 
 import errno
@@ -113,7 +113,8 @@ class Composer:
             return self.loader.load_sweep_config(self.master, lines)
         application = [override for override in parsed if not override.is_hydra_override()]
         cfg.hydra.overrides.task = [override.input_line for override in application]
-        if not OmegaConf.is_interpolation(cfg.hydra.job, "override_dirname"):  # Hydra before 1.4
+        # From Hydra 1.4 on it is an interpolation, which needs no update.
+        if not OmegaConf.is_interpolation(cfg.hydra.job, "override_dirname"):
             cfg.hydra.job.override_dirname = override_dirname(cfg, application)
         OmegaConf.copy_cache(from_config=self.master, to_config=cfg)
         return cfg
@@ -394,7 +395,17 @@ def read_plan(directory: Path) -> dict[str, Planned]:
         jobs = [Planned(**job) for job in content["jobs"]]
     except (KeyError, TypeError):
         return {}
-    return {job.name: job for job in jobs if isinstance(job.name, str)}
+    return {job.name: job for job in jobs if _is_written_here(job)}
+
+
+def _is_written_here(job: Planned) -> bool:
+    """Whether the values of a job in the plan have the types that this module writes."""
+    texts, times = (job.name, job.digest), (job.requested, job.since)
+    return (
+        isinstance(job.lines, list)
+        and all(isinstance(text, str) for text in (*texts, *job.lines))
+        and all(isinstance(moment, float | int) for moment in times)
+    )
 
 
 def short_lines(jobs: Mapping[str, Planned]) -> dict[str, str]:
@@ -516,9 +527,9 @@ class SweepTask:
             log.error("Failed: %s; all workers need the file system of the sweep", reason)
             raise FileNotFoundError(reason)
         try:
-            return (
-                self.run_recorded(cfg, directory, planned) if self.keeps_record else self.task(cfg)
-            )
+            if self.keeps_record:
+                return self.run_recorded(cfg, directory, planned)
+            return self.task(cfg)
         except Exception:
             failures.exception("Failed: %s", " ".join(planned.lines))
             raise
