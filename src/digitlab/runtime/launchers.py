@@ -6,6 +6,7 @@ Imports no torch.
 import logging
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -69,9 +70,11 @@ def prefix_console_logs(prefix: str) -> None:
 
 def end_local_jobs() -> None:
     """End the jobs that submitit runs on this machine, which outlive their driver."""
-    children = psutil.Process().children()
-    controllers = [child for child in children if "submitit.local._local" in child.cmdline()]
-    for process in controllers:
-        # As submitit's LocalJob.cancel does; the controller ends its tasks.
-        process.send_signal(signal.SIGINT)
+    controllers = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # the child has ended since
+            if "submitit.local._local" in child.cmdline():
+                # As submitit's LocalJob.cancel does; the controller ends its tasks.
+                child.send_signal(signal.SIGINT)
+                controllers.append(child)
     psutil.wait_procs(controllers, timeout=10)
