@@ -45,10 +45,8 @@ OPTIONS = [f"{group}={name}" for group in schema.groups() for name in schema.cho
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the tests that take minutes, so that all workers end at about the same time."""
-    items.sort(
-        key=lambda item: [item.get_closest_marker(name) is None for name in ("long", "slow")]
-    )
+    """Start with the slow tests, so that all workers end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

@@ -56,6 +56,7 @@ def grid(overrides: list[str], tmp_path: Path) -> list[str]:
 # -- the jobs and the directory of a sweep -----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_runs(name: str, overrides: list[str], tmp_path: Path) -> None:
     """The jobs of each YAML in conf/sweep differ, and the shortest trains on small data."""
@@ -145,6 +146,7 @@ def test_a_mistake_in_the_last_job_is_reported_before_the_first_starts(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_equal_jobs_are_reported_and_run_once(run_train: RunTrain, overrides: list[str]) -> None:
     """A seed that is named twice is one job; a dry run and the sweep say so before it starts."""
     message = (
@@ -157,6 +159,7 @@ def test_equal_jobs_are_reported_and_run_once(run_train: RunTrain, overrides: li
     assert "2 jobs: 2 completed." in done.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_says_how_to_continue(
     start_train: StartTrain, overrides: list[str], tmp_path: Path
 ) -> None:
@@ -274,6 +277,7 @@ def test_the_best_loss_so_far_has_significant_digits(tmp_path: Path) -> None:
 # -- repeating a sweep -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_command_skips_its_completed_jobs(
     run_train: RunTrain, grid: list[str], tmp_path: Path
 ) -> None:
@@ -304,6 +308,7 @@ def test_the_same_command_skips_its_completed_jobs(
     assert "1 to run again" in dry_run
 
 
+@pytest.mark.slow
 def test_a_failed_job_stops_no_other_and_runs_again(
     run_train: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
@@ -470,6 +475,7 @@ def test_a_completed_sweep_survives_force_without_its_data(
     assert all(after[path] == before[path] for path in of_jobs)
 
 
+@pytest.mark.slow
 def test_the_directory_of_a_sweep_may_contain_the_time(
     run_train: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
@@ -561,6 +567,7 @@ def test_two_processes_on_one_sweep_run_each_job_once(grid: list[str], tmp_path:
         assert len(find_jobs(tmp_path / "sweep")) == 4
 
 
+@pytest.mark.slow
 def test_a_second_command_in_a_folder_adds_to_the_plan(
     run_train: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
@@ -584,7 +591,7 @@ def test_a_second_command_in_a_folder_adds_to_the_plan(
 def test_a_sweep_killed_many_times_ends_like_an_undisturbed_one(
     start_train: StartTrain, overrides: list[str], tmp_path: Path
 ) -> None:
-    """A sweep that receives SIGKILL at 20 random moments ends with the same bits.
+    """A sweep that receives SIGKILL at 10 random moments ends with the same bits.
 
     No completed job runs again.
     """
@@ -603,7 +610,7 @@ def test_a_sweep_killed_many_times_ends_like_an_undisturbed_one(
     assert process.exitcode == 0, output.read_text()
     completed: dict[Path, int] = {}
     rng, counts = random.Random(0), set()
-    for _ in range(20):
+    for _ in range(10):
         process = start_sweep(killed)
         time.sleep(rng.uniform(0.1, 0.5) * duration)
         process.kill()

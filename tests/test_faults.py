@@ -346,6 +346,7 @@ def try_to_load(path: Path) -> Model | ValueError:
         return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_a_crafted_checkpoint_is_refused_or_is_a_model(
     model: str, completed: dict[str, Path], tmp_path: Path
@@ -411,7 +412,7 @@ def test_an_invalid_results_json_causes_no_traceback(
     for part in parts:
         for key in list(part):
             original = part[key]
-            for number, value in enumerate(rng.sample((*INVALID, MISSING), 4)):
+            for number, value in enumerate(rng.sample((*INVALID, MISSING), 2)):
                 set_or_delete(part, key, value)
                 (run / "results.json").write_text(json.dumps(content))
                 # The sweep has a plan, the run alone has none.
@@ -723,7 +724,7 @@ def test_an_output_directory_that_cannot_be_written_is_refused(
     """A directory in /sys, where even root cannot write, gives exit code 2 and a remedy."""
     done = run_train(*command.split(), "model=kmeans", *overrides)
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: /sys/")
+    assert "Error: /sys/" in done.stderr
     assert "choose another place" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
@@ -783,6 +784,7 @@ def test_an_error_of_the_machine_fails_the_run_with_a_remedy(
     assert run_in_process(command, tmp_path)["status"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_a_clock_that_jumps_changes_no_result(
     model: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -839,7 +841,7 @@ def test_a_run_killed_at_any_moment_ends_like_an_undisturbed_one(
 ) -> None:
     """A run that a signal ends at a random moment ends, when it is repeated, with the same bits.
 
-    Each model has 18 runs, which receive SIGKILL, SIGTERM or Ctrl-C once.
+    Each model has 9 runs, which receive SIGKILL, SIGTERM or Ctrl-C once.
     """
     command, rng = [*SMALL[model], *overrides, "trainer.max_epochs=4"], random.Random(model)
     undisturbed = tmp_path / "undisturbed"
@@ -848,7 +850,7 @@ def test_a_run_killed_at_any_moment_ends_like_an_undisturbed_one(
     start = time.monotonic()
     start_train([*command, f"hydra.run.dir={undisturbed}"]).join()
     duration, states = time.monotonic() - start, set()
-    for number in range(18):
+    for number in range(9):
         run = tmp_path / str(number)
         sent = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3]
         process = start_train([*command, f"hydra.run.dir={run}"])
@@ -909,7 +911,8 @@ def test_a_full_disk_fails_the_run_with_a_remedy_and_loses_nothing(
     sizes = sorted(set(file_sizes(undisturbed).values()))
     limits = [0, 1, *(size - 1 for size in sizes if size > 2)]
     if model == "autoencoder":
-        limits = limits[::2]
+        # Each costs seconds; those of k-means are complete.
+        limits = limits[::4]
     for limit in limits:
         run = tmp_path / str(limit)
         output_file.unlink()

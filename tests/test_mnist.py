@@ -1,6 +1,7 @@
-"""README's claims about k-means on the real MNIST, over seeds, and about autoencoder_best.
+"""README's claims about k-means on the real MNIST, over seeds, and a short autoencoder_best.
 
-The seed report's autoencoders take too long; `make reproduce` runs them.
+The whole autoencoder_best and the seed report's autoencoders take minutes; `make reproduce` runs
+them and compares each number with README's.
 """
 
 from pathlib import Path
@@ -17,7 +18,7 @@ from .conftest import run_in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.mnist]
 
-SEEDS = range(5)
+SEEDS = range(3)
 
 
 def run_seeds(mnist: Path, directory: Path, *words: str) -> list[dict[str, Any]]:
@@ -30,7 +31,7 @@ def run_seeds(mnist: Path, directory: Path, *words: str) -> list[dict[str, Any]]
 def test_q1b_agrees_with_the_report(mnist: Path, tmp_path: Path) -> None:
     """The report has a loss of 0.087 and a diagonal of 47.8 %.
 
-    Over five seeds the means are within 0.084 to 0.089 and 36 to 50 %.
+    Over three seeds the means are within 0.084 to 0.089 and 36 to 50 %.
     """
     runs = run_seeds(mnist, tmp_path, "experiment=q1b")
     assert 0.084 <= mean(metrics["test/loss"] for metrics in runs) <= 0.089
@@ -44,7 +45,7 @@ def test_q1c_collapses_as_in_the_report(mnist: Path, tmp_path: Path) -> None:
     """
     runs = run_seeds(mnist, tmp_path, "experiment=q1c")
     assert 0.205 <= mean(metrics["test/loss"] for metrics in runs) <= 0.22
-    assert [metrics["active_centers"] for metrics in runs] == [1] * 5
+    assert [metrics["active_centers"] for metrics in runs] == [1] * len(SEEDS)
 
 
 def test_kmeans_best_reaches_the_best_of_many_lloyd_runs(mnist: Path, tmp_path: Path) -> None:
@@ -68,22 +69,27 @@ def test_reassignment_prevents_the_collapse(mnist: Path, tmp_path: Path) -> None
         assert metrics["test/loss"] <= 0.052
 
 
-@pytest.mark.long
-def test_autoencoder_best_reconstructs_and_generates_digits(
+def test_autoencoder_best_reconstructs_and_generates_digits_after_few_epochs(
     mnist: Path, tmp_path: Path, full_classifier: None
 ) -> None:
-    """The test loss is at most 0.0050 at latent 16.
+    """Five epochs of 7,000 images give a test loss at latent 16 of half of PCA's at most.
 
-    10,000 samples have at most twice the floor's distance, and are recognized nearly as often as
-    real digits.
+    Of its samples nine tenths as many are recognized as of real digits, and no class is missing.
     """
-    outcome = run_in_process(["experiment=autoencoder_best", f"data.root={mnist}"], tmp_path)
+    sizes = ["data.train_size=8000", "data.val_size=1000", "trainer.max_epochs=5"]
+    command = ["experiment=autoencoder_best", f"data.root={mnist}", *sizes]
+    outcome = run_in_process(command, tmp_path)
     metrics = outcome["metrics"]
-    assert metrics["test/loss"] <= 0.0050
-    assert metrics["generated/fid"] <= 2 * metrics["generated/fid_floor"]
-    assert metrics["generated/recognized"] >= 0.97 * metrics["generated/recognized_real"]
-    assert 0.07 <= metrics["generated/rarest"] <= metrics["generated/commonest"] <= 0.13
+    assert metrics["test/loss"] <= 0.5 * outcome["baselines"]["pca"]
+    assert metrics["generated/recognized"] >= 0.9 * metrics["generated/recognized_real"]
+    assert 0.05 <= metrics["generated/rarest"] <= metrics["generated/commonest"] <= 0.16
     assert outcome["warnings"] == []
+
+
+def test_the_digit_classifier_recognizes_the_test_images(
+    mnist: Path, full_classifier: None
+) -> None:
+    """Trained on all training images, it is right for 98.5 % of the test images or more."""
     source = load(str(mnist))
     classifier = load_or_train(source)
     predictions = classifier.predict(scale(source.test.images))[1].argmax(1)

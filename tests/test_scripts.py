@@ -107,6 +107,7 @@ def test_moments_agree_with_hand_calculation(script: Any) -> None:
     assert c.spread.tolist() == [1, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [8, 64])
 def test_the_closed_form_agrees_with_simulation(script: Any, batch_size: int) -> None:
     """Three uneven clusters: the formula and 20,000 minibatches agree within 5 %."""
@@ -132,6 +133,7 @@ def test_the_closed_form_agrees_with_simulation(script: Any, batch_size: int) ->
     )
 
 
+@pytest.mark.slow
 def test_step_size_prints_and_draws(
     script: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -152,6 +154,7 @@ def test_step_size_prints_and_draws(
 # -- benchmark -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_contender_of_the_benchmark_trains(
     script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +195,7 @@ def test_the_benchmark_computes_ratios(script: Any) -> None:
     assert rows[1] == ["theirs", "4.00", "0.62 (0.50 to 0.75)", "", "9"]
 
 
+@pytest.mark.slow
 def test_contenders_take_turns(script: Any) -> None:
     """Over two rounds each contender stays in its own process."""
     benchmark = script("benchmark")

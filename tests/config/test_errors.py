@@ -403,6 +403,7 @@ def test_an_optimizer_without_a_schema_is_checked_by_torch(
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["lr 0.1\nalpha: 0.9\n", "lr:\t0.1\n\tb: 1\n", "lr: 0.1\nlr: 0.2\n"]
 )

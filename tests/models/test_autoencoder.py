@@ -109,6 +109,7 @@ def test_mean_loss_is_over_pixels_and_images() -> None:
     assert model.mean_loss(black) == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_as_many_digits_are_generated_as_the_floor_is_computed_from(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_as_many_digits_are_generated_as_the_floor_is_computed_from(
     assert sizes == [(500, 500)]
 
 
+@pytest.mark.slow
 def test_a_run_writes_all_its_files_and_warns_of_a_poor_model(
     overrides: list[str], tmp_path: Path
 ) -> None:
@@ -287,6 +289,7 @@ def test_compiling_does_not_change_the_metrics(
     assert outcome["metrics"] == pytest.approx(plain["metrics"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_generate_needs_only_the_checkpoint(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

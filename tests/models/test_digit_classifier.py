@@ -42,6 +42,7 @@ def test_a_frechet_distance_is_never_negative() -> None:
         assert digit_classifier.frechet(x, x) >= 0
 
 
+@pytest.mark.slow
 def test_training_is_reproducible(tiny: Path, tmp_path: Path) -> None:
     """Loaded from the cache or trained again after damage to it, the weights are the same.
 
@@ -61,6 +62,7 @@ def test_training_is_reproducible(tiny: Path, tmp_path: Path) -> None:
         assert_same_weights(trained, other)
 
 
+@pytest.mark.slow
 def test_a_classifier_that_cannot_be_saved_is_used_with_a_warning(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -86,6 +88,7 @@ def test_scores_of_real_digits_and_of_noise(tiny: Path) -> None:
     assert noise["fid"] > 10 * max(real["fid_floor"], 0.1)
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_data_has_its_own_classifier(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,12 +328,12 @@ def test_a_process_takes_over_the_jobs_of_one_that_died(app: Application) -> Non
 
 def test_a_job_that_another_process_runs_is_waited_for(app: Application) -> None:
     """A command whose only job runs elsewhere ends when the job is completed."""
-    first = app.start("seed=1", "sleep=1.5")
+    first = app.start("seed=1", "sleep=4")
     try:
         while not app.jobs():
             time.sleep(0.01)
         assert (
-            "Waiting for another process, which runs 1 job" in app.run("seed=1", "sleep=1.5").stdout
+            "Waiting for another process, which runs 1 job" in app.run("seed=1", "sleep=4").stdout
         )
         assert app.lines() == ["0.1 1"]
     finally:
@@ -477,6 +477,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=needs("joblib"))])
 def test_an_application_may_have_structured_configs_only(app: Application, launcher: str) -> None:
     """Typed values and enumerations are swept; there is no YAML at all."""

@@ -197,6 +197,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "place"), STAGES)
 def test_a_signal_inside_a_library_interrupts_the_run(
     command: list[str],

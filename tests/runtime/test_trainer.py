@@ -44,10 +44,10 @@ LIGHTNING = {"PL_TRAINER_LIMIT_TRAIN_BATCHES": "1", "PL_TRAINER_MAX_STEPS": "2"}
 ENVIRONMENTS = {"slurm": SLURM, "torchrun": ELASTIC, "lsf": LSF, "lightning": LIGHTNING}
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
 def test_the_variables_of_a_scheduler_change_nothing(
-    name: str, model: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does another run's checkpoint in the working directory, with Slurm's name for it."""
     command = [*(KMEANS if model == "kmeans" else AUTOENCODER), *overrides]
@@ -57,32 +57,33 @@ def test_the_variables_of_a_scheduler_change_nothing(
     folder.mkdir()
     shutil.copy(tmp_path / "other" / "checkpoints" / "last.ckpt", folder / "hpc_ckpt_1.ckpt")
     monkeypatch.chdir(folder)
-    for variable, value in ENVIRONMENTS[name].items():
-        monkeypatch.setenv(variable, value)
-    run_in_process(command, tmp_path / "run")
-    assert_same(tmp_path / "expected", tmp_path / "run")
+    for name, variables in ENVIRONMENTS.items():
+        with monkeypatch.context() as patch:
+            for variable, value in variables.items():
+                patch.setenv(variable, value)
+            run_in_process(command, tmp_path / name)
+        assert_same(tmp_path / "expected", tmp_path / name)
     assert [path.name for path in folder.iterdir()] == ["hpc_ckpt_1.ckpt"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["slurm", "torchrun"])
-def test_ddp_ignores_the_variables_of_a_scheduler(
-    name: str,
+def test_ddp_ignores_the_variables_of_schedulers(
     run_train_process: RunTrain,
     overrides: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Checked in a new process, because some variables are read when it starts."""
+    """Slurm's and torchrun's are set together, for a new process: it reads some when it starts."""
     command = [*KMEANS, *overrides, "trainer=ddp"]
     assert run_train_process(*command, f"hydra.run.dir={tmp_path / 'expected'}").returncode == 0
-    for variable, value in ENVIRONMENTS[name].items():
+    for variable, value in (SLURM | ELASTIC).items():
         monkeypatch.setenv(variable, value)
     done = run_train_process(*command, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "expected", tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_from_slurm_interrupts_a_run(
     number: int, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -67,6 +67,7 @@ def assert_same(first: Path, second: Path) -> None:
         assert all(torch.equal(mine[key], yours[key]) for key in mine | yours)
 
 
+@pytest.mark.slow
 def test_the_command_of_the_readme_writes_all_files_of_a_run(
     run_train_process: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
@@ -204,6 +205,7 @@ def test_an_epoch_on_similar_images_has_the_correct_losses(
         assert table[name] == pytest.approx(metrics[name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_repeats_bitwise_after_other_work(
     run_train_process: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
@@ -234,6 +236,7 @@ RESUMED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", RESUMED)
 def test_an_interrupted_run_resumes_bitwise(
     command: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -324,11 +327,11 @@ def test_an_empty_resume_is_refused_in_one_line(run_train: RunTrain, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_leaves_a_run_that_resume_completes(
-    number: signal.Signals, run_train_process: RunTrain, overrides: list[str], tmp_path: Path
+    number: signal.Signals, run_train: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
     """After Ctrl-C, SIGTERM and SIGKILL, `resume=RUN` equals an uninterrupted run bitwise."""
     run, uninterrupted = tmp_path / "cut", tmp_path / "uninterrupted"
-    command = [*KMEANS, *overrides, "trainer.max_epochs=100"]
+    command = [*KMEANS, *overrides, "trainer.max_epochs=50"]
     arguments = [sys.executable, str(ROOT / "train.py"), *command, f"hydra.run.dir={run}"]
     process = subprocess.Popen(
         arguments,
@@ -349,7 +352,7 @@ def test_a_signal_leaves_a_run_that_resume_completes(
     # Recorded even by a killed process.
     assert load_results(run)["fit_seconds"] > 0
     assert "Traceback" not in output + errors
-    done = run_train_process(f"resume={run}")
+    done = run_train(f"resume={run}")
     assert done.returncode == 0, done.stderr
     run_in_process(command, uninterrupted)
     assert_same(run, uninterrupted)
@@ -617,6 +620,7 @@ def test_the_training_loss_of_an_epoch_is_the_mean_over_its_images(
         assert mean == pytest.approx(sum(loss * images for loss, images in steps) / 515, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice", ["model=kmeans", "trainer.precision=32-true", "trainer.precision=bf16-mixed"]
 )
@@ -700,6 +704,7 @@ def test_losses_of_dark_images_are_logged_with_three_digits(
     assert "0.0000" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [KMEANS, ["model=autoencoder", "model.channels=[2]", "model.latent_dim=2", "optimizer=adamw"]],
@@ -815,6 +820,7 @@ def test_two_processes_equal_one_on_the_same_global_batches(
 EXPERIMENTS = schema.choices("experiment")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_an_epoch(name: str, overrides: list[str], tmp_path: Path) -> None:
     """Each YAML of conf/experiment completes a run on tiny data."""
@@ -908,6 +914,7 @@ def test_other_files_in_its_directory_do_not_belong_to_a_run(
     assert run_state(tmp_path) == "completed"
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_action_for_a_single_run(
     run_train: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
@@ -931,6 +938,7 @@ def test_a_dry_run_prints_the_action_for_a_single_run(
         assert output.endswith(f"1 job in {run}: 1 to {action}\n")
 
 
+@pytest.mark.slow
 def test_a_directory_accepts_only_its_configuration(
     run_train: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
@@ -1054,6 +1062,7 @@ def test_a_completed_run_can_be_rerun_in_its_directory(
     assert (tmp_path / "run" / "results.json").stat().st_mtime_ns > before
 
 
+@pytest.mark.slow
 def test_a_run_whose_path_has_an_equals_sign_is_resumed(
     run_train: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
@@ -1068,6 +1077,7 @@ def test_a_run_whose_path_has_an_equals_sign_is_resumed(
     assert "Already completed, not rerun" in done.stdout
 
 
+@pytest.mark.slow
 def test_training_starts_over_if_a_checkpoint_lacks_the_state_of_training(
     overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -39,6 +39,7 @@ def mark_interrupted(run: Path, **more: Any) -> None:
 # -- damaged and incomplete runs ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damaged_file", ["results.json", "checkpoints/best.ckpt", "figures/loss.png", "metrics.csv"]
 )
@@ -125,6 +126,7 @@ def test_force_repeats_a_completed_run(overrides: list[str], tmp_path: Path) -> 
     assert all(torch.equal(before[key], value) for key, value in weights(tmp_path).items())
 
 
+@pytest.mark.slow
 def test_a_run_does_not_depend_on_the_state_of_torch(overrides: list[str], tmp_path: Path) -> None:
     """Another default dtype, thread count and random state change no bit of a run.
 
@@ -230,6 +232,7 @@ def test_two_paths_of_one_folder_are_the_same_data_root(
     assert describe_origin(tmp_path, "elsewhere") == f"from data.root={tiny}"
 
 
+@pytest.mark.slow
 def test_resume_accepts_a_new_folder_of_the_data(
     run_train: RunTrain, overrides: list[str], tiny: Path, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def request_page(tmp_path: Path) -> Iterator[Request]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_the_names_of_event_files_of_one_second_sort_in_the_order_of_writing(
     tmp_path: Path,
 ) -> None:
@@ -73,6 +74,7 @@ def test_the_names_of_event_files_of_one_second_sort_in_the_order_of_writing(
     assert [name[-2:] for name in names] == [f"{n:02}" for n in range(12)]
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_every_run_with_its_settings_and_metrics(
     request_page: Request, overrides: list[str], tmp_path: Path
 ) -> None:
