@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from digitlab import figures
 from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.data.images import PIXELS, Images, Source, Split, scale
-from digitlab.data.loaders import Batch, Chunks
+from digitlab.data.loaders import Chunks
 from digitlab.formatting import format_loss
 from digitlab.models.base import Model
 from digitlab.models.digit_classifier import load_or_train, score_samples
@@ -199,20 +199,22 @@ class Autoencoder(Model):
         reconstruction: Tensor = self.decoder(self.encoder(x))
         return reconstruction
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Compute the mean squared error of the minibatch.
-
-        Under DDP this process's part is weighted to make the mean over processes the global loss.
-        """
-        x = self.prepare(batch.images)
-        squared = (self(x).float() - x).square().sum()
-        loss: Tensor = squared * (self.trainer.world_size / (batch.total * PIXELS))
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Compute and log the loss of a minibatch."""
+        loss = self._loss(batch)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
-    def validation_step(self, chunk: Batch, _: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Log the loss of held-out images."""
-        distributed = self.trainer.world_size > 1
-        self.log("val/loss", self.loss(chunk), batch_size=chunk.total, sync_dist=distributed)
+        self.log("val/loss", self._loss(batch), sync_dist=True)
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The mean squared error over pixels and images."""
+        images, _ = batch
+        x = images.contiguous(memory_format=self.memory_format)
+        squared: Tensor = (self(x).float() - x).square().sum()
+        return squared * (1 / x.numel())
 
     @torch.no_grad()
     def encode(self, data: Images) -> Tensor:

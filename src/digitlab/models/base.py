@@ -1,18 +1,15 @@
-"""The base class of the models: what training expects of them, and the loop over minibatches."""
+"""The base class of the models: a LightningModule and what the laboratory asks of it."""
 
 import logging
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 
 from digitlab.data.images import Source, Split
-from digitlab.data.loaders import Batch, MNISTData
+from digitlab.data.loaders import MNISTData
 from digitlab.models.optimizers import make_optimizer, make_scheduler
 
 # Lightning logs the same hints for every job and every checkpoint.
@@ -25,8 +22,8 @@ warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.p
 class Model(LightningModule):
     """A LightningModule with an evaluation, warnings and pictures.
 
-    The optimizer steps inside `training_step`, over a block of minibatches, since Lightning's own
-    work for one step takes longer than the step of a small model.
+    A model defines `training_step(self, batch, index)` and `validation_step(self, batch, index)`
+    with `images, labels = batch`: float32 (B, C, H, W) in [0, 1] and int64 (B,).
 
     Args:
         optimizer: The values of the config group `optimizer`.
@@ -34,43 +31,18 @@ class Model(LightningModule):
         seed: The seed of all random streams.
     """
 
-    # Minibatches in one item of the training loader.
-    block = 8
     # CPU threads to train with; None leaves torch's choice.
     threads: int | None = None
     # Whether trainer.precision=auto may choose bfloat16.
     bf16 = False
+    # Minibatches in an item of the training loader, see `data.loaders.Batches`; 0 for single ones.
+    block = 0
     # The digit classifier that scored the generated images; `evaluate` sets it.
     classifier_id: str | None = None
 
     def __init__(self, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
-        # The sum of the losses of the epoch's images so far, and the number of these images.
-        self.loss_sum: Tensor | float = 0.0
-        self.n_images = 0
-
-    def on_train_epoch_start(self) -> None:
-        """Reset the epoch's mean loss."""
-        self.loss_sum, self.n_images = 0.0, 0
-
-    def accumulate_loss(self, loss: Tensor, images: int) -> None:
-        """Add the mean loss of `images` images to the epoch's mean; log it after the last block.
-
-        Lightning's own log would take as long for each minibatch as a step of k-means.
-        """
-        self.loss_sum = self.loss_sum + loss.detach() * images
-        self.n_images += images
-        if self.trainer.is_last_batch:
-            self.log(
-                "train/loss",
-                self.loss_sum / self.n_images,
-                on_step=False,
-                on_epoch=True,
-                batch_size=self.n_images,
-                sync_dist=self.trainer.world_size > 1,
-            )
 
     @property
     def datamodule(self) -> MNISTData:
@@ -80,46 +52,25 @@ class Model(LightningModule):
         return data
 
     def configure_optimizers(self) -> Any:
-        """Make the optimizer, and its schedule over all minibatches of the run."""
+        """Make the optimizer, and its schedule over all steps of the run."""
         optimizer = make_optimizer(self.parameters(), **self.optimizer)
-        total_steps = self.datamodule.steps * (self.trainer.max_epochs or 0)
+        total_steps = self.total_steps()
         scheduler = make_scheduler(optimizer, total_steps=total_steps, **self.scheduler)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}] if scheduler else []
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Compute the loss of one minibatch; for a model that is trained by autograd."""
-        raise NotImplementedError
+    def total_steps(self) -> int:
+        """The number of optimizer steps of the whole run."""
+        return int(self.trainer.estimated_stepping_batches)
 
-    def training_step(self, block: Batch, index: int) -> Tensor:
-        """Take one optimizer step for each minibatch of the block; return their mean loss."""
-        optimizer, scheduler = self.optimizer_and_scheduler()
-        total = torch.zeros((), device=self.device)
-        for batch in self.minibatches(block):
-            loss = self.loss(batch)
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
-            total += loss.detach() * batch.total
-        mean = total / block.total
-        self.accumulate_loss(mean, block.total)
-        return mean
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Under DDP, weight this process's loss by its share of the images of the minibatch.
 
-    def optimizer_and_scheduler(self) -> tuple[Any, LRScheduler | None]:
-        """Return torch's own objects: Lightning's wrapper takes as long as a step of k-means."""
-        scheduler = self.lr_schedulers()
-        assert scheduler is None or isinstance(scheduler, LRScheduler)
-        return self.optimizers(use_pl_optimizer=False), scheduler
-
-    def minibatches(self, block: Batch) -> Iterator[Batch]:
-        """Yield this process's part of each minibatch of the block."""
-        size = self.datamodule.batch_size
-        local_size = size // self.trainer.world_size
-        for step in range(block.steps):
-            rows = slice(step * local_size, (step + 1) * local_size)
-            total = min(size, block.total - step * size)
-            yield Batch(block.images[rows], block.labels[rows], 1, total)
+        The mean of the gradients over processes is then that of the whole minibatch.
+        """
+        if self.trainer.world_size > 1:
+            loader: Any = self.trainer.train_dataloader
+            loss = loss * loader.weight(self.trainer.fit_loop.epoch_loop.batch_idx)
+        super().backward(loss, *args, **kwargs)
 
     def check_data(self, data: Split) -> None:
         """Raise ValueError if the data is too small for `complete` or `evaluate`."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from digitlab.data.images import Images, Source, Split, hold_out, scale
-from digitlab.data.loaders import Batch, MNISTData
+from digitlab.data.loaders import MNISTData
 from digitlab.models import checkpoints
 from digitlab.models.base import Model
 from digitlab.runs.files import directory_lock
@@ -76,10 +76,11 @@ class DigitClassifier(Model):
         logits: Tensor = self.classes(self.features(x))
         return logits
 
-    def loss(self, batch: Batch) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Compute the cross entropy of one minibatch."""
-        x = scale(batch.images)[:, None].contiguous(memory_format=torch.channels_last)
-        return functional.cross_entropy(self(x).float(), batch.labels)
+        images, labels = batch
+        logits = self(images.contiguous(memory_format=torch.channels_last))
+        return functional.cross_entropy(logits.float(), labels)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,12 +153,8 @@ def _train(train: Images) -> DigitClassifier:
         seed_everything(RECIPE["seed"], verbose=False)
         classifier = DigitClassifier(**RECIPE)
         empty = train.take(torch.arange(0))
-        data = MNISTData(
-            Split(train, empty, empty),
-            batch_size=BATCH_SIZE,
-            block=DigitClassifier.block,
-            seed=RECIPE["seed"],
-        )
+        parts = Split(train, empty, empty)
+        data = MNISTData(parts, batch_size=BATCH_SIZE, seed=RECIPE["seed"])
         # An empty directory, since the trainer must not read the files of other programs.
         # On the CPU the weights are the same with or without a GPU.
         trainer = make_trainer(

@@ -18,6 +18,7 @@ Images and centres are moved by the same vector, to where the mean image is near
 distance, gradient or k(x), and keeps the digits of float32, see `distances`.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,10 +26,11 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.data.images import PIXELS, Images, Source, Split, scale
-from digitlab.data.loaders import Batch, Chunks
+from digitlab.data.loaders import Block, Chunks
 from digitlab.models.base import Model, sentence
 from digitlab.models.distances import nearest, squared_distances
 from digitlab.models.initialization import draw_centers
@@ -76,6 +78,9 @@ def rate_factors(name: str, wins: Wins, total_counts: Tensor) -> Tensor:
 class MiniBatchKMeans(Model):
     """K-means with the centres as the parameters of a gradient descent.
 
+    It asks for blocks of minibatches and steps by hand, since Lightning's own work for one step
+    takes longer than the step.
+
     Args:
         n_clusters: K.
         init: The values of conf/init; `name` is the choice.
@@ -98,6 +103,7 @@ class MiniBatchKMeans(Model):
     ) -> None:
         super().__init__(optimizer, scheduler, seed)
         self.save_hyperparameters(logger=False)
+        self.automatic_optimization = False
         self.n_clusters, self.init, self.reassignment_ratio = n_clusters, init, reassignment_ratio
         self.centers = nn.Parameter(torch.zeros(n_clusters, PIXELS))
         # n_k, for the rate 1/n_k.
@@ -106,6 +112,9 @@ class MiniBatchKMeans(Model):
         # About minus the mean training image. `setup` computes it; no checkpoint needs it.
         self.register_buffer("shift", torch.zeros(PIXELS), persistent=False)
         self.shift: Tensor
+        # The sum of the losses of the epoch's images so far, and the number of these images.
+        self.loss_sum: Tensor | float = 0.0
+        self.n_images = 0
         # The confusion matrix of the training images, int (10, K), set by `evaluate`.
         self.confusion: np.ndarray | None = None
         # The number of distinct training images, set by `evaluate` if there are idle centres.
@@ -122,9 +131,13 @@ class MiniBatchKMeans(Model):
             self.shift.copy_(-scale(sample).mean(0).flatten())
             self.centers.copy_(draw_centers(self.init["name"], train, self.n_clusters, rng))
 
+    def total_steps(self) -> int:
+        """The number of minibatches of the whole run."""
+        return self.datamodule.steps * (self.trainer.max_epochs or 0)
+
     def on_train_epoch_start(self) -> None:
-        """Reassign centres if the configuration says so."""
-        super().on_train_epoch_start()
+        """Reset the epoch's mean loss; reassign centres if the configuration says so."""
+        self.loss_sum, self.n_images = 0.0, 0
         if self.reassignment_ratio > 0:
             self._reassign()
 
@@ -132,17 +145,20 @@ class MiniBatchKMeans(Model):
         """Convert uint8 (n, 28, 28) to points (n, D) in [0, 1], moved by `shift`, in one pass."""
         return torch.add(self.shift, images.flatten(1).float(), alpha=1 / 255)
 
-    def training_step(self, block: Batch, index: int) -> Tensor:
+    def training_step(self, block: Block, index: int) -> Tensor:
         """Take one step for each minibatch of the block; return their mean loss."""
-        # Attributes of modules and parameters are slow to look up.
+        # Attributes of modules and parameters are slow to look up, and Lightning's wrapper of the
+        # optimizer takes as long as a step.
         parameter, shift, name = self.centers, self.shift, self.optimizer["name"]
-        optimizer, scheduler = self.optimizer_and_scheduler()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler = self.lr_schedulers()
+        assert scheduler is None or isinstance(scheduler, LRScheduler)
         squared = self.won.new_zeros(())
         won = torch.zeros_like(self.won)
         with torch.no_grad():
-            for batch in self.minibatches(block):
+            for images in self._minibatches(block):
                 centers = parameter + shift  # (K, D)
-                wins = self._reduce(assign(self.shifted(batch.images), centers))
+                wins = self._reduce(assign(self.shifted(images), centers))
                 parameter.grad = gradient(wins, centers)
                 won += wins.counts
                 if name != "sgd":
@@ -153,8 +169,40 @@ class MiniBatchKMeans(Model):
                 squared += wins.squared
             self.won += won
         loss = squared.clamp(min=0) / (won.sum() * PIXELS)
-        self.accumulate_loss(loss, block.total)
+        self._count_steps(block.steps)
+        self._accumulate_loss(loss, block.total)
         return loss
+
+    def _minibatches(self, block: Block) -> Iterator[Tensor]:
+        """Yield this process's images of each minibatch of the block."""
+        size = self.datamodule.batch_size // self.trainer.world_size
+        for step in range(block.steps):
+            yield block.images[step * size : (step + 1) * size]
+
+    def _count_steps(self, steps: int) -> None:
+        """Add minibatches to the trainer's global_step, which its wrapper would count."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for tracker in (progress.total, progress.current):
+            tracker.ready += steps
+            tracker.completed += steps
+
+    def _accumulate_loss(self, loss: Tensor, images: int) -> None:
+        """Add the mean loss of `images` images to the epoch's mean; log it after the last block.
+
+        Lightning's own log would take as long for each minibatch as a step.
+        """
+        self.loss_sum = self.loss_sum + loss.detach() * images
+        self.n_images += images
+        if self.trainer.is_last_batch:
+            loss = self.loss_sum / self.n_images
+            self.log(
+                "train/loss",
+                loss,
+                on_step=False,
+                on_epoch=True,
+                batch_size=self.n_images,
+                sync_dist=True,
+            )
 
     def _reduce(self, wins: Wins) -> Wins:
         """Under DDP, sum the wins of all processes in one message."""
@@ -185,17 +233,11 @@ class MiniBatchKMeans(Model):
         if momentum is not None:
             momentum[moved] = 0
 
-    def validation_step(self, chunk: Batch, _: int) -> None:
+    def validation_step(self, chunk: Images, index: int) -> None:
         """Log the loss of held-out images."""
-        x, centers = self.shifted(chunk.images), self.centers + self.shift
-        squared = squared_distances(x, centers)[1]
-        sums = torch.stack([squared.sum(), squared.new_tensor(len(x))])
-        distributed = self.trainer.world_size > 1
-        if distributed:
-            dist.all_reduce(sums)
-        n = int(sums[1])
-        # All processes log the same value; without sync_dist Lightning would warn.
-        self.log("val/loss", sums[0] / (n * PIXELS), batch_size=n, sync_dist=distributed)
+        squared = squared_distances(self.shifted(chunk.images), self.centers + self.shift)[1]
+        n = len(chunk.labels)
+        self.log("val/loss", squared.sum() / (n * PIXELS), batch_size=n, sync_dist=True)
 
     @torch.no_grad()
     def predict(self, data: Images) -> tuple[Tensor, float]:

@@ -22,6 +22,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from digitlab import figures
+from digitlab.data.loaders import Block
 from digitlab.formatting import format_loss
 from digitlab.models.base import Model
 from digitlab.runs.files import write_csv, write_json
@@ -35,13 +36,45 @@ class Diverged(ArithmeticError):
     """Raised when the loss becomes NaN or infinite."""
 
 
-def epoch_losses(trainer: Trainer) -> dict[str, float]:
-    """Return the epoch's mean training loss, and the validation loss if images are held out."""
+def epoch_metrics(trainer: Trainer) -> dict[str, float]:
+    """Return all that the model logged by epoch: train/... first, then val/..., then the others.
+
+    Under DDP every process must call it: it returns the mean over processes.
+    """
     metrics = trainer.callback_metrics
-    return {name: float(metrics[name]) for name in ("train/loss", "val/loss") if name in metrics}
+    values = {}
+    for name in sorted(metrics, key=lambda name: (_part_order(name), name)):
+        # Of a name that is logged by step and by epoch, Lightning keeps two more, with a suffix.
+        stem, _, suffix = name.rpartition("_")
+        if stem in metrics and suffix in ("step", "epoch"):
+            continue
+        value = metrics[name].detach().clone()
+        if trainer.world_size > 1:
+            value = trainer.strategy.reduce(value, reduce_op="mean")
+        values[name] = float(value)
+    return values
 
 
-class DivergenceCheck(Callback):
+def _part_order(name: str) -> int:
+    """0 for training metrics, 1 for validation metrics, 2 for others."""
+    for order, part in enumerate(("train", "val")):
+        if name.startswith(part):
+            return order
+    return 2
+
+
+class EpochCallback(Callback):
+    """A callback that `Record` calls with the metrics of each epoch, before it saves them.
+
+    Lightning itself would call some callbacks before the model's own on_train_epoch_end, which may
+    log as well.
+    """
+
+    def on_epoch_row(self, trainer: Trainer, module: Model, row: dict[str, float]) -> None:
+        """Act on the epoch's row of metrics.csv."""
+
+
+class DivergenceCheck(EpochCallback):
     """Stop as soon as a loss is not finite.
 
     Reading the loss waits for the device, so on a GPU only about every 50th minibatch is checked.
@@ -50,20 +83,27 @@ class DivergenceCheck(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Check the loss that the step returned."""
-        if module.device.type == "cpu" or index % max(1, 50 // batch.steps) == 0:
+        """Check the loss that the step returned, if it returned one."""
+        is_due = module.device.type == "cpu" or index % max(1, 50 // minibatches(batch)) == 0
+        if is_due and outputs and "loss" in outputs:
             self._check("train/loss", float(outputs["loss"]), trainer, module)
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_epoch_row(self, trainer: Trainer, module: Model, row: dict[str, float]) -> None:
         """Check the epoch's losses before they are recorded."""
-        for name, value in epoch_losses(trainer).items():
-            self._check(name, value, trainer, module)
+        for name in ("train/loss", "val/loss"):
+            if name in row:
+                self._check(name, row[name], trainer, module)
 
     def _check(self, name: str, value: float, trainer: Trainer, module: LightningModule) -> None:
         if not math.isfinite(value):
             assert isinstance(module, Model)
             epoch, remedy = trainer.current_epoch + 1, module.steadier_steps()
             raise Diverged(f"{name} is {value} in epoch {epoch}: {remedy}")
+
+
+def minibatches(item: Any) -> int:
+    """The number of minibatches in an item of the training loader."""
+    return item.steps if isinstance(item, Block) else 1
 
 
 class DestroyProcessGroup(Callback):
@@ -84,6 +124,12 @@ def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
     return min(reversed(rows), key=lambda row: row.get("val/loss", -row["epoch"]))
 
 
+def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write metrics.csv: a column for every metric that any epoch has, empty where it is absent."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    write_csv(path, columns, [[row.get(name, "") for name in columns] for row in rows])
+
+
 class Record(Checkpoint):
     """Write metrics.csv, results.json and the checkpoints after each epoch.
 
@@ -99,17 +145,20 @@ class Record(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Record the epoch; all processes take part in saving, the first one writes."""
-        row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
-        row["steps"] = row["epoch"] * trainer.datamodule.steps  # type: ignore[attr-defined]
-        row |= epoch_losses(trainer)
+        assert isinstance(module, Model)
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "steps": trainer.global_step}
+        row |= epoch_metrics(trainer)
+        callbacks: Any = getattr(trainer, "callbacks")  # noqa: B009
+        for callback in callbacks:
+            if isinstance(callback, EpochCallback):
+                callback.on_epoch_row(trainer, module, row)
         self.rows.append(row)
         folder = self.directory / "checkpoints"
         if best_row(self.rows) is row:
             trainer.save_checkpoint(folder / "best.ckpt")
         trainer.save_checkpoint(folder / "last.ckpt")
         if trainer.is_global_zero:
-            table = [list(row.values()) for row in self.rows]
-            write_csv(self.directory / "metrics.csv", list(row), table)
+            write_rows(self.directory / "metrics.csv", self.rows)
             elapsed = time.perf_counter() - self.start
             results = self.results | {"epochs": int(row["epoch"]), "steps": int(row["steps"])}
             for name in ("fit_seconds", "seconds"):
@@ -131,7 +180,7 @@ class Record(Checkpoint):
         self.rows = state["rows"]
 
 
-class Progress(Callback):
+class Progress(EpochCallback):
     """Log a line for each epoch; on a terminal, show a bar over all of training below them."""
 
     def __init__(self, mean_image: float, directory: Path) -> None:
@@ -175,15 +224,15 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Advance the bar by the minibatches of the block."""
+        """Advance the bar by the minibatches of the item."""
         if self.bar is not None and not self.bar.disable:
-            self.bar.update(batch.steps)
+            self.bar.update(minibatches(batch))
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_epoch_row(self, trainer: Trainer, module: Model, row: dict[str, float]) -> None:
         """Log the epoch's losses, with the mean image's loss if they are no better."""
         if self.bar is None:
             return
-        losses = epoch_losses(trainer)
+        losses = {name: row[name] for name in ("train/loss", "val/loss") if name in row}
         hint = ""
         if is_no_better(min(losses.values()), self.mean_image):
             hint = f"  (no better than the mean image, {format_loss(self.mean_image)})"
@@ -206,7 +255,7 @@ class Progress(Callback):
             self.bar = None
 
 
-class TensorBoard(Callback):
+class TensorBoard(EpochCallback):
     """Log the scalars, the baselines and the model's pictures of each epoch to TensorBoard."""
 
     def __init__(
@@ -247,13 +296,14 @@ class TensorBoard(Callback):
                 self.writer.add_image(tag, grid, epoch)
 
     @torch.no_grad()
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log the epoch's losses, learning rate, baselines and pictures."""
+    def on_epoch_row(self, trainer: Trainer, module: Model, row: dict[str, float]) -> None:
+        """Log the epoch's metrics, learning rate, baselines and pictures."""
         if self.writer is None:
             return
         epoch = trainer.current_epoch + 1
-        for name, value in epoch_losses(trainer).items():
-            self.writer.add_scalar(name, value, epoch)
+        for name, value in row.items():
+            if name not in ("epoch", "steps"):
+                self.writer.add_scalar(name, value, epoch)
         self.writer.add_scalar("lr", trainer.optimizers[0].param_groups[0]["lr"], epoch)
         self._log_epoch(epoch, module)
 

@@ -27,7 +27,7 @@ from digitlab.formatting import format_loss
 from digitlab.models import baselines, checkpoints
 from digitlab.models.autoencoder import Autoencoder
 from digitlab.models.base import Model, sentence
-from digitlab.runs.files import atomic_write, write_csv, write_json
+from digitlab.runs.files import atomic_write, write_json
 from digitlab.runs.provenance import flatten
 from digitlab.runs.results import is_no_better
 from digitlab.runtime import signals
@@ -42,6 +42,7 @@ from digitlab.training.callbacks import (
     Record,
     TensorBoard,
     best_row,
+    write_rows,
     write_summary,
 )
 from digitlab.training.event_files import open_writer
@@ -230,8 +231,7 @@ def fit(
             rows = checkpoints.read_rows(last)
             results["epochs"], results["steps"] = int(rows[-1]["epoch"]), int(rows[-1]["steps"])
             results["best_epoch"] = int(best_row(rows)["epoch"])
-            table = [list(row.values()) for row in rows]
-            write_csv(directory / "metrics.csv", list(rows[0]), table)
+            write_rows(directory / "metrics.csv", rows)
     return rows
 
 
