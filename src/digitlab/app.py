@@ -53,7 +53,9 @@ def run_job(cfg: DictConfig) -> float:
     """Run one job in the directory that Hydra made for it.
 
     Returns:
-        The objective: val/loss, or train/loss without held-out images.
+        The model's objective as results.json has it: for the models here val/loss, or train/loss
+        without held-out images. If its direction is max, the value is not negated: a sweeper that
+        searches has to maximise it.
 
     Raises:
         RunFailed: The run failed and has said why.

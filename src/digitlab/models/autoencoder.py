@@ -19,9 +19,10 @@ from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.data.images import PIXELS, Images, Source, Split, scale
 from digitlab.data.loaders import Chunks
 from digitlab.formatting import format_loss
-from digitlab.models.base import Model
+from digitlab.models import baselines
 from digitlab.models.digit_classifier import load_or_train, score_samples
 from digitlab.models.prior import Prior
+from digitlab.models.reconstruction import ReconstructionModel
 from digitlab.runs.results import is_no_better
 from digitlab.runtime.seeds import Stream, generator
 
@@ -138,7 +139,7 @@ class ShapeRow(NamedTuple):
     outer: tuple[int, ...]
 
 
-class Autoencoder(Model):
+class Autoencoder(ReconstructionModel):
     """Encoder, decoder, and the densities that z can be drawn from.
 
     Args:
@@ -265,6 +266,10 @@ class Autoencoder(Model):
                 "data.test_size: the Frechet distance needs two test images or more, here is one"
             )
 
+    def baselines(self, data: Split) -> dict[str, float]:
+        """Compute the losses of the mean image, and of PCA with the same latent size."""
+        return super().baselines(data) | {"pca": baselines.pca(data, self.latent_dim)}
+
     def complete(self, data: Split) -> None:
         """Fit the densities of z to the latents of the training images."""
         latents = self.encode(data.train)
@@ -311,6 +316,8 @@ class Autoencoder(Model):
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
         """Warn if the model does not beat the baselines, or reconstructs but does not generate."""
+        if exploded := super().warnings(metrics, baselines):
+            return exploded
         loss, advice = metrics["test/loss"], self._training_advice()
         if is_no_better(loss, baselines["mean_image"]):
             return [

@@ -11,6 +11,7 @@ from torch import Tensor
 from digitlab.data.images import Source, Split
 from digitlab.data.loaders import MNISTData
 from digitlab.models.optimizers import make_optimizer, make_scheduler
+from digitlab.runs.results import Objective
 
 # Lightning logs the same hints for every job and every checkpoint.
 for library in ("lightning.pytorch", "lightning.fabric"):
@@ -31,6 +32,11 @@ class Model(LightningModule):
         seed: The seed of all random streams.
     """
 
+    # The metric that selects the best epoch and ranks runs, and its direction, min or max. Without
+    # held-out images, train/... takes the place of val/...
+    objective: tuple[str, str] = ("val/loss", "min")
+    # What the loss measures, for the axis of its figure.
+    loss_label = "loss"
     # CPU threads to train with; None leaves torch's choice.
     threads: int | None = None
     # Whether trainer.precision=auto may choose bfloat16.
@@ -75,6 +81,14 @@ class Model(LightningModule):
     def check_data(self, data: Split) -> None:
         """Raise ValueError if the data is too small for `complete` or `evaluate`."""
 
+    def baselines(self, data: Split) -> dict[str, float]:
+        """Compute trivial rivals of the objective's metric on the test images, by name.
+
+        The first one is what any model has to beat: a run that does not is told so in its log.
+        A name is read after "the", as `majority_class` in "no better than the majority class".
+        """
+        return {}
+
     def complete(self, data: Split) -> None:
         """Finish the best checkpoint once after training; the default does nothing."""
 
@@ -101,6 +115,11 @@ class Model(LightningModule):
     def pictures(self) -> dict[str, Tensor | Figure]:
         """Pictures to log after each epoch: figures, or images (N, 1, 28, 28) in [0, 1]."""
         return {}
+
+
+def find_objective(model: LightningModule) -> Objective:
+    """The objective of a model. Raises ValueError if it is not a metric and its direction."""
+    return Objective(*getattr(model, "objective", Model.objective))
 
 
 def sentence(clause: str) -> str:

@@ -31,10 +31,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.data.images import PIXELS, Images, Source, Split, scale
 from digitlab.data.loaders import Block, Chunks
-from digitlab.models.base import Model, sentence
+from digitlab.models.base import sentence
 from digitlab.models.distances import nearest, squared_distances
 from digitlab.models.initialization import draw_centers
 from digitlab.models.reassignment import reassign, smallest_cluster
+from digitlab.models.reconstruction import ReconstructionModel
 from digitlab.runtime.seeds import Stream, generator
 
 # Images in the sample that shows whether any cluster is small.
@@ -75,7 +76,7 @@ def rate_factors(name: str, wins: Wins, total_counts: Tensor) -> Tensor:
     return size * (wins.sums.shape[1] / 2) / n.clamp(min=1)
 
 
-class MiniBatchKMeans(Model):
+class MiniBatchKMeans(ReconstructionModel):
     """K-means with the centres as the parameters of a gradient descent.
 
     It asks for blocks of minibatches and steps by hand, since Lightning's own work for one step
@@ -274,6 +275,8 @@ class MiniBatchKMeans(Model):
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
         """Warn of idle centres, with a remedy."""
+        if exploded := super().warnings(metrics, baselines):
+            return exploded
         k, active, messages = self.n_clusters, int(metrics["active_centers"]), []
         most = k if self.distinct is None else min(k, self.distinct)
         if most < k:

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from digitlab import figures
 from digitlab.data.loaders import Block
 from digitlab.formatting import format_loss
-from digitlab.models.base import Model
+from digitlab.models.base import Model, find_objective
 from digitlab.runs.files import write_csv, write_json
-from digitlab.runs.results import is_no_better
+from digitlab.runs.results import LOSS, Objective, find_unbeaten
 from digitlab.training.event_files import open_writer
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,11 @@ def _part_order(name: str) -> int:
     return 2
 
 
+def logged(row: dict[str, float]) -> dict[str, float]:
+    """A row of metrics.csv without the columns that the model did not log."""
+    return {name: value for name, value in row.items() if name not in ("epoch", "steps")}
+
+
 class EpochCallback(Callback):
     """A callback that `Record` calls with the metrics of each epoch, before it saves them.
 
@@ -89,8 +94,10 @@ class DivergenceCheck(EpochCallback):
             self._check("train/loss", float(outputs["loss"]), trainer, module)
 
     def on_epoch_row(self, trainer: Trainer, module: Model, row: dict[str, float]) -> None:
-        """Check the epoch's losses before they are recorded."""
-        for name in ("train/loss", "val/loss"):
+        """Check the epoch's losses and its objective before they are recorded."""
+        objective = find_objective(module)
+        checked = (LOSS.on("train"), LOSS.name, objective.on("train"), objective.name)
+        for name in dict.fromkeys(checked):
             if name in row:
                 self._check(name, row[name], trainer, module)
 
@@ -119,9 +126,20 @@ class DestroyProcessGroup(Callback):
             distributed.destroy_process_group()
 
 
-def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Return the row with the lowest val/loss; the last of equal ones, or of rows without it."""
-    return min(reversed(rows), key=lambda row: row.get("val/loss", -row["epoch"]))
+def best_row(rows: list[dict[str, float]], objective: Objective = LOSS) -> dict[str, float]:
+    """Return the row with the best objective; the last of equal ones, or of rows without it."""
+    scored = [row for row in rows if objective.name in row] or rows[-1:]
+    return min(reversed(scored), key=lambda row: objective.cost(row.get(objective.name, 0.0)))
+
+
+def require_objective(row: dict[str, float], objective: Objective) -> None:
+    """Raise ValueError if an epoch's metrics on held-out images lack the objective."""
+    held_out = [name for name in row if name.startswith("val/")]
+    if held_out and objective.name.startswith("val/") and objective.name not in row:
+        raise ValueError(
+            f"objective {objective.name}: the model logs {', '.join(held_out)}; log it in"
+            " validation_step, or set `objective` of the model to one of these"
+        )
 
 
 def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
@@ -133,7 +151,7 @@ def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
 class Record(Checkpoint):
     """Write metrics.csv, results.json and the checkpoints after each epoch.
 
-    best.ckpt is written when val/loss is the lowest so far, last.ckpt always.
+    best.ckpt is written when the objective is the best so far, last.ckpt always.
     The rows are part of the checkpoint, so a resumed run continues its table. results.json gets the
     epochs and the time so far, because a killed process cannot write them later.
     """
@@ -148,13 +166,15 @@ class Record(Checkpoint):
         assert isinstance(module, Model)
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "steps": trainer.global_step}
         row |= epoch_metrics(trainer)
+        objective = find_objective(module)
+        require_objective(row, objective)
         callbacks: Any = getattr(trainer, "callbacks")  # noqa: B009
         for callback in callbacks:
             if isinstance(callback, EpochCallback):
                 callback.on_epoch_row(trainer, module, row)
         self.rows.append(row)
         folder = self.directory / "checkpoints"
-        if best_row(self.rows) is row:
+        if best_row(self.rows, objective) is row:
             trainer.save_checkpoint(folder / "best.ckpt")
         trainer.save_checkpoint(folder / "last.ckpt")
         if trainer.is_global_zero:
@@ -183,8 +203,8 @@ class Record(Checkpoint):
 class Progress(EpochCallback):
     """Log a line for each epoch; on a terminal, show a bar over all of training below them."""
 
-    def __init__(self, mean_image: float, directory: Path) -> None:
-        self.mean_image, self.directory = mean_image, directory
+    def __init__(self, baselines: dict[str, float], directory: Path) -> None:
+        self.baselines, self.directory = baselines, directory
         self.bar: Any = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -229,14 +249,12 @@ class Progress(EpochCallback):
             self.bar.update(minibatches(batch))
 
     def on_epoch_row(self, trainer: Trainer, module: Model, row: dict[str, float]) -> None:
-        """Log the epoch's losses, with the mean image's loss if they are no better."""
+        """Log the epoch's metrics, with the first baseline if the objective is no better."""
         if self.bar is None:
             return
-        losses = {name: row[name] for name in ("train/loss", "val/loss") if name in row}
-        hint = ""
-        if is_no_better(min(losses.values()), self.mean_image):
-            hint = f"  (no better than the mean image, {format_loss(self.mean_image)})"
-        summary = "  ".join(f"{name} {format_loss(value)}" for name, value in losses.items())
+        metrics = logged(row)
+        summary = "  ".join(f"{name} {format_loss(value)}" for name, value in metrics.items())
+        hint = self._compare(metrics, find_objective(module))
         # The next update draws the bar again, below the line.
         self.bar.clear()
         log.info(
@@ -247,6 +265,16 @@ class Progress(EpochCallback):
             summary,
             hint,
         )
+
+    def _compare(self, metrics: dict[str, float], objective: Objective) -> str:
+        """Say that an epoch is no better than the first baseline, if so."""
+        names = (objective.on("train"), objective.name)
+        values = [metrics[name] for name in names if name in metrics]
+        best = min(values, key=objective.cost, default=None)
+        if best is None or not (name := find_unbeaten(best, self.baselines, objective)):
+            return ""
+        words = name.replace("_", " ")
+        return f"  (no better than the {words}, {format_loss(self.baselines[name])})"
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Close the bar, also after an error."""
@@ -270,9 +298,12 @@ class TensorBoard(EpochCallback):
             return
         purge = trainer.current_epoch + 1 if trainer.current_epoch else None
         self.writer = open_writer(self.directory, purge_step=purge)
-        # The same in every run, so that one chart shows all runs.
-        chart = ["Multiline", ["train/loss", "val/loss", "baseline/.*"]]
-        self.writer.add_custom_scalars({"loss": {"compared with the baselines": chart}})
+        if self.baselines:
+            # The same in every run, so that one chart shows all runs.
+            objective = find_objective(module)
+            chart = ["Multiline", [objective.on("train"), objective.name, "baseline/.*"]]
+            layout = {objective.measure: {"compared with the baselines": chart}}
+            self.writer.add_custom_scalars(layout)
         # A session without an experiment: TensorBoard's HParams page then takes its columns from
         # all runs and the metrics from their scalars. With an experiment in each run, as
         # add_hparams writes it, the page would show only the first run's columns.
@@ -301,9 +332,8 @@ class TensorBoard(EpochCallback):
         if self.writer is None:
             return
         epoch = trainer.current_epoch + 1
-        for name, value in row.items():
-            if name not in ("epoch", "steps"):
-                self.writer.add_scalar(name, value, epoch)
+        for name, value in logged(row).items():
+            self.writer.add_scalar(name, value, epoch)
         self.writer.add_scalar("lr", trainer.optimizers[0].param_groups[0]["lr"], epoch)
         self._log_epoch(epoch, module)
 

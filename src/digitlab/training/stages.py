@@ -24,12 +24,12 @@ from digitlab.data.images import Source, Split, data_warnings, split
 from digitlab.data.loaders import MNISTData
 from digitlab.data.mnist import load
 from digitlab.formatting import format_loss
-from digitlab.models import baselines, checkpoints
+from digitlab.models import checkpoints
 from digitlab.models.autoencoder import Autoencoder
-from digitlab.models.base import Model, sentence
+from digitlab.models.base import Model, find_objective, sentence
 from digitlab.runs.files import atomic_write, write_json
 from digitlab.runs.provenance import flatten
-from digitlab.runs.results import is_no_better
+from digitlab.runs.results import LOSS, Objective, describe_baseline, find_unbeaten
 from digitlab.runtime import signals
 from digitlab.runtime.threads import busy_cores_warning, cpu_threads, keep_freed_memory
 from digitlab.runtime.trainer import hidden_variables, make_trainer
@@ -65,13 +65,13 @@ def run_stages(config: dict[str, Any], directory: Path, results: dict[str, Any])
     with cpu_threads(model.threads):
         source, data = read_data(config, expected=results["data"])
         results["data"] = {"source": source.name, "digest": source.digest}
+        results["objective"] = describe_objective(find_objective(model), data)
         model.check_data(data)
         # If the process is killed, this identifies the data of its checkpoints.
         write_json(directory / "results.json", results)
         results["warnings"] += source.warnings
-        results["baselines"] = {"mean_image": baselines.mean_image(data)}
+        results["baselines"] = model.baselines(data)
         if isinstance(model, Autoencoder):
-            results["baselines"]["pca"] = baselines.pca(data, model.latent_dim)
             log_shapes(model)
         signals.safe_point()
         history = fit(model, data, config, directory, results)
@@ -81,6 +81,12 @@ def run_stages(config: dict[str, Any], directory: Path, results: dict[str, Any])
         signals.safe_point()
         checkpoints.save_weights(path, best)
         evaluate_and_save(best, source, data, history, directory, results)
+
+
+def describe_objective(objective: Objective, data: Split) -> dict[str, Any]:
+    """The entry `objective` of results.json, before it has a value."""
+    name = objective.name if len(data.val.labels) else objective.on("train")
+    return {"name": name, "value": None, "direction": objective.direction}
 
 
 def read_data(
@@ -188,7 +194,7 @@ def fit(
         callbacks=[
             DivergenceCheck(),
             Record(directory, config["model"]["name"], results),
-            Progress(results["baselines"]["mean_image"], directory),
+            Progress(results["baselines"], directory),
             TensorBoard(directory, results["baselines"], flatten(config)),
             DestroyProcessGroup(),
         ],
@@ -230,7 +236,7 @@ def fit(
         if last.is_file():
             rows = checkpoints.read_rows(last)
             results["epochs"], results["steps"] = int(rows[-1]["epoch"]), int(rows[-1]["steps"])
-            results["best_epoch"] = int(best_row(rows)["epoch"])
+            results["best_epoch"] = int(best_row(rows, find_objective(model))["epoch"])
             write_rows(directory / "metrics.csv", rows)
     return rows
 
@@ -317,31 +323,68 @@ def evaluate_and_save(
         results: The content of results.json; gets metrics and warnings.
 
     Raises:
-        Diverged: If the test loss is not finite.
+        Diverged: If the objective is not finite.
+        ValueError: If the objective was neither logged nor evaluated.
     """
-    metrics, trivial = results["metrics"], results["baselines"]
+    metrics, baselines, objective = results["metrics"], results["baselines"], find_objective(model)
     metrics |= model.evaluate(source, data)
     results["classifier"] = model.classifier_id
-    test_loss = metrics["test/loss"]
-    if not math.isfinite(test_loss):
-        raise Diverged(f"test/loss is {test_loss} after training: {model.smaller_steps()}")
+    record_objective(best_row(history, objective), results)
+    for name in (objective.on("test"), results["objective"]["name"]):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            reason = f"{name} is {metrics[name]} after training"
+            raise Diverged(f"{reason}: {model.smaller_steps()}")
+    no_better = warn_if_no_better(metrics, baselines, objective)
     warnings = results["warnings"]
-    warnings += warn_if_worse(history, trivial["mean_image"], model.steadier_steps())
-    no_better = warn_if_no_better(test_loss, trivial["mean_image"])
+    warnings += warn_if_worse(history, baselines, objective, model.steadier_steps())
     warnings += no_better
-    if test_loss > 1:
-        remedy = sentence(model.smaller_steps())
-        warnings.append(f"The loss exploded: pixels cannot differ by more than 1. {remedy}")
-    else:
-        warnings += model.warnings(metrics, trivial)
+    warnings += model.warnings(metrics, baselines)
 
     signals.safe_point()
-    name, seed, loss = results["model"], results["seed"], format_loss(test_loss)
-    title = f"{name}, seed {seed}: test loss {loss}"
+    title = f"{results['model']}, seed {results['seed']}"
+    if objective.on("test") in metrics:
+        title += f": {in_words(objective)} {format_loss(metrics[objective.on('test')])}"
     title += "".join(f"\n{warning.partition(':')[0]}" for warning in no_better)
-    pictures = {"loss": figures.loss(history, results["best_epoch"], test_loss, trivial, title)}
-    pictures |= artifacts.WRITERS[name](model, data, directory, title)
+    pictures = draw_curves(model, history, results, title)
+    pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
     save_summary(pictures, metrics, len(history), directory)
+
+
+def record_objective(best_epoch: dict[str, float], results: dict[str, Any]) -> None:
+    """Add the objective's value to the results: that of `evaluate`, else of the best epoch."""
+    entry, metrics = results["objective"], results["metrics"]
+    name = entry["name"]
+    if name not in metrics | best_epoch:
+        raise ValueError(
+            f"objective {name}: is not among the metrics that the model logs and `evaluate`"
+            " returns; add it to one of them"
+        )
+    entry["value"] = metrics[name] = (best_epoch | metrics)[name]
+
+
+def in_words(objective: Objective) -> str:
+    """The objective on test images, as in "test loss"."""
+    return objective.on("test").replace("/", " ")
+
+
+def draw_curves(
+    model: Model, history: list[dict[str, float]], results: dict[str, Any], title: str
+) -> dict[str, Figure]:
+    """Draw the objective by epoch with its baselines; also the loss, if it is another metric."""
+    objective, curves = find_objective(model), {}
+    for measure, metric in {each.measure: each for each in (LOSS, objective)}.items():
+        if any({metric.on("train"), metric.name} & row.keys() for row in history):
+            label = model.loss_label if measure == LOSS.measure else measure
+            curves[measure.replace("/", "_")] = figures.training_curve(
+                history,
+                results["best_epoch"],
+                results["metrics"].get(metric.on("test")),
+                results["baselines"] if metric == objective else {},
+                title,
+                metric,
+                label,
+            )
+    return curves
 
 
 def save_summary(
@@ -366,24 +409,39 @@ def save_summary(
         write_summary(writer, hparams({}, {})[2])
 
 
-def warn_if_worse(history: list[dict[str, float]], mean_image: float, remedy: str) -> list[str]:
-    """Warn if training ended with a much higher val/loss than in its best epoch."""
-    best = best_row(history)
-    lowest, final = (row.get("val/loss", 0.0) for row in (best, history[-1]))
-    if final <= max(2 * lowest, mean_image):
+def warn_if_worse(
+    history: list[dict[str, float]], baselines: dict[str, float], objective: Objective, remedy: str
+) -> list[str]:
+    """Warn if training ended much worse than in its best epoch, and worse than a trivial model.
+
+    Much worse is twice the loss, or half of what is maximised.
+    """
+    best_epoch, name = best_row(history, objective), objective.name
+    if name not in best_epoch or name not in history[-1]:
         return []
+    best, final = best_epoch[name], history[-1][name]
+    limits = [best - abs(best) / 2 if objective.direction == "max" else best + abs(best)]
+    limits += list(baselines.values())[:1]
+    if objective.cost(final) <= max(map(objective.cost, limits)):
+        return []
+    moved = "fell" if objective.direction == "max" else "rose"
     return [
-        f"Training got worse after its best epoch, {best['epoch']:.0f}, which the results describe:"
-        f" val/loss rose from {format_loss(lowest)} to {format_loss(final)}. {sentence(remedy)}"
+        f"Training got worse after its best epoch, {best_epoch['epoch']:.0f}, which the results"
+        f" describe: {name} {moved} from {format_loss(best)} to {format_loss(final)}."
+        f" {sentence(remedy)}"
     ]
 
 
-def warn_if_no_better(test_loss: float, mean_image: float) -> list[str]:
-    """Warn if the model is no better than the mean image."""
-    if not is_no_better(test_loss, mean_image):
+def warn_if_no_better(
+    metrics: dict[str, float], baselines: dict[str, float], objective: Objective
+) -> list[str]:
+    """Warn if the model is no better than the first baseline."""
+    value = metrics.get(objective.on("test"))
+    if value is None or not (name := find_unbeaten(value, baselines, objective)):
         return []
-    comparison = "Less than 1 % better" if test_loss < mean_image else "Not better"
+    is_better = objective.cost(value) < objective.cost(baselines[name])
+    comparison = "Less than 1 % better" if is_better else "Not better"
     return [
-        f"{comparison} than predicting the mean image: test loss {format_loss(test_loss)},"
-        f" the mean image alone gives {format_loss(mean_image)}."
+        f"{comparison} than {describe_baseline(name)}: {in_words(objective)} {format_loss(value)},"
+        f" the {name.replace('_', ' ')} alone gives {format_loss(baselines[name])}."
     ]
