@@ -86,6 +86,7 @@ def train(config: dict[str, Any], data: Split) -> tuple[Model, float]:
         "baselines": {"mean_image": baselines.mean_image(data)},
     }
     model = stages.build_model(config)
+    assert isinstance(model, Model)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
         stages.fit(model, data, config, Path(folder), results)
     return model, float(results["fit_seconds"])

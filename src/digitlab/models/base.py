@@ -1,17 +1,24 @@
 """The base class of the models: a LightningModule and what the laboratory asks of it."""
 
 import logging
+import tempfile
 import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
-from digitlab.data.images import Source, Split
-from digitlab.data.loaders import MNISTData
+from digitlab.data.images import Images, Split
+from digitlab.data.loaders import EvaluationBatches, MNISTData
 from digitlab.models.optimizers import make_optimizer, make_scheduler
 from digitlab.runs.results import Objective
+from digitlab.runtime.trainer import make_trainer
 
 # Lightning logs the same hints for every job and every checkpoint.
 for library in ("lightning.pytorch", "lightning.fabric"):
@@ -21,15 +28,22 @@ warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.p
 
 
 class Model(LightningModule):
-    """A LightningModule with an evaluation, warnings and pictures.
+    """A LightningModule, and what the laboratory asks of it; all of that has a default.
 
     A model defines `training_step(self, batch, index)` and `validation_step(self, batch, index)`
-    with `images, labels = batch`: float32 (B, C, H, W) in [0, 1] and int64 (B,).
+    with `images, labels = batch`: float32 (B, C, H, W) in [0, 1] and int64 (B,). They log by epoch
+    what they measure, the objective among it. The arguments of the constructor are the values of
+    its YAML; it passes the others on:
+
+        def __init__(self, width: int, **options: Any) -> None:
+            super().__init__(**options)
 
     Args:
         optimizer: The values of the config group `optimizer`.
         scheduler: The values of the config group `scheduler`.
         seed: The seed of all random streams.
+        image_shape: C, H, W.
+        n_classes: The number of labels.
     """
 
     # The metric that selects the best epoch and ranks runs, and its direction, min or max. Without
@@ -42,13 +56,24 @@ class Model(LightningModule):
     # Whether trainer.precision=auto may choose bfloat16.
     bf16 = False
     # Minibatches in an item of the training loader, see `data.loaders.Batches`; 0 for single ones.
-    block = 0
+    block_steps = 0
+    # The name of the run and its test result, for the headings of `figures`; set before it.
+    heading = ""
     # The digit classifier that scored the generated images; `evaluate` sets it.
     classifier_id: str | None = None
 
-    def __init__(self, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        optimizer: dict[str, Any],
+        scheduler: dict[str, Any],
+        seed: int,
+        image_shape: Sequence[int] = (1, 28, 28),
+        n_classes: int = 10,
+    ) -> None:
         super().__init__()
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
+        self.image_shape, self.n_classes = tuple(image_shape), n_classes
 
     @property
     def datamodule(self) -> MNISTData:
@@ -81,6 +106,10 @@ class Model(LightningModule):
     def check_data(self, data: Split) -> None:
         """Raise ValueError if the data is too small for `complete` or `evaluate`."""
 
+    def summary(self) -> list[str]:
+        """Lines to log before training, such as a table of the layers."""
+        return []
+
     def baselines(self, data: Split) -> dict[str, float]:
         """Compute trivial rivals of the objective's metric on the test images, by name.
 
@@ -92,34 +121,80 @@ class Model(LightningModule):
     def complete(self, data: Split) -> None:
         """Finish the best checkpoint once after training; the default does nothing."""
 
-    def evaluate(self, source: Source, data: Split) -> dict[str, float]:
-        """Compute the metrics of the finished model; only here does a model see the test images."""
-        raise NotImplementedError
+    def evaluate(self, data: Split) -> dict[str, float]:
+        """Compute the metrics of the finished model; only here does a model see the test images.
+
+        What it returns adds to the metrics that the best epoch logged. By default these are the
+        metrics of `test_step` on the test images; without one those of `validation_step`, with
+        test/... in place of val/...
+        """
+        return test_metrics(self, data.test)
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
-        """Describe each problem of the finished model and its remedy, one message each."""
-        raise NotImplementedError
+        """Describe each problem of the finished model and its remedy, one message each.
+
+        A run that is no better than the first baseline is warned of without it.
+        """
+        return []
+
+    def figures(self, data: Split) -> dict[str, Figure]:
+        """Draw the figures of the finished model, by file name without suffix."""
+        return {}
+
+    def write_files(self, data: Split, directory: Path, writer: SummaryWriter) -> None:
+        """Write other files of the finished model, or log to TensorBoard; before `figures`."""
 
     def smaller_steps(self) -> str:
         """How to take smaller steps, as a clause without capital and full stop."""
-        if "lr" in self.optimizer:
-            return "lower optimizer.lr"
-        return "choose optimizer=sgd and lower its lr"
+        options = getattr(self, "optimizer", None)
+        if not isinstance(options, dict):
+            return "lower the learning rate"
+        return "lower optimizer.lr" if "lr" in options else "choose optimizer=sgd and lower its lr"
 
     def steadier_steps(self) -> str:
         """How to take smaller steps, or to add a decay if there is none yet."""
-        if self.scheduler["name"] == "constant":
-            return f"{self.smaller_steps()}, or let it decay (scheduler=linear)"
-        return self.smaller_steps()
+        smaller, schedule = trait(self, "smaller_steps")(), getattr(self, "scheduler", None)
+        if isinstance(schedule, dict) and schedule.get("name") == "constant":
+            return f"{smaller}, or let it decay (scheduler=linear)"
+        return str(smaller)
 
     def pictures(self) -> dict[str, Tensor | Figure]:
         """Pictures to log after each epoch: figures, or images (N, 1, 28, 28) in [0, 1]."""
         return {}
 
 
+def trait(model: LightningModule, name: str) -> Any:
+    """An attribute or a method of `Model`; the default for any other LightningModule.
+
+    Such a module may use the same name for something else.
+    """
+    if isinstance(model, Model):
+        return getattr(model, name)
+    default = getattr(Model, name)
+    return partial(default, model) if callable(default) else default
+
+
 def find_objective(model: LightningModule) -> Objective:
     """The objective of a model. Raises ValueError if it is not a metric and its direction."""
-    return Objective(*getattr(model, "objective", Model.objective))
+    return Objective(*trait(model, "objective"))
+
+
+def test_metrics(model: LightningModule, images: Images) -> dict[str, float]:
+    """Run Lightning's test loop, or its validation loop if the model has no test_step.
+
+    Returns:
+        What the model logs; val/... of a validation_step is renamed to test/...
+    """
+    has_test = is_overridden("test_step", model)
+    if not has_test and not is_overridden("validation_step", model):
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(Path(folder), accelerator="cpu", enable_checkpointing=False)
+        run = trainer.test if has_test else trainer.validate
+        (logged,) = run(model, EvaluationBatches(images), verbose=False)
+    if has_test:
+        return dict(logged)
+    return {f"test/{name.removeprefix('val/')}": value for name, value in logged.items()}
 
 
 def sentence(clause: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,11 +52,8 @@ class DigitClassifier(Model):
     # Equal for equal classifiers only; `load_or_train` sets it.
     identity = ""
 
-    def __init__(
-        self, features: int, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int
-    ) -> None:
-        super().__init__(optimizer, scheduler, seed)
-        self.save_hyperparameters(logger=False)
+    def __init__(self, features: int, **options: Any) -> None:
+        super().__init__(**options)
         self.features = nn.Sequential(
             nn.Conv2d(1, 16, 5, padding=2),  # (N, 16, 28, 28)
             nn.ReLU(),
@@ -114,13 +111,13 @@ def load_or_train(
         _, train = hold_out(train, train_size, generator(0, Stream.CLASSIFIER))
     identity = _identify(source.digest, len(train.labels))
     path = (cache or CACHE) / f"{identity}.ckpt"
-    classifier: Model | None = None
+    classifier: LightningModule | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # One of several processes trains; the others wait and load.
         with directory_lock(path.parent, wait=True):
             try:
-                classifier = checkpoints.load_model(path, ("judge",))
+                classifier = checkpoints.load_model(path, {"judge": DigitClassifier})
             except ValueError:
                 # The file does not exist, or is damaged and replaced in less than a minute.
                 log.info("Training the digit classifier, once for this data (half a minute)")

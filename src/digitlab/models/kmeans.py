@@ -19,6 +19,7 @@ distance, gradient or k(x), and keeps the digits of float32, see `distances`.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,15 +28,19 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.tensorboard import SummaryWriter
 
+from digitlab import figures
 from digitlab.data.idx import IMAGE_SHAPE
-from digitlab.data.images import PIXELS, Images, Source, Split, scale
+from digitlab.data.images import PIXELS, Images, Split, scale
 from digitlab.data.loaders import Block, Chunks
 from digitlab.models.base import sentence
 from digitlab.models.distances import nearest, squared_distances
 from digitlab.models.initialization import draw_centers
 from digitlab.models.reassignment import reassign, smallest_cluster
 from digitlab.models.reconstruction import ReconstructionModel
+from digitlab.registry import register_model
+from digitlab.runs.files import atomic_write, write_csv
 from digitlab.runtime.seeds import Stream, generator
 
 # Images in the sample that shows whether any cluster is small.
@@ -76,6 +81,7 @@ def rate_factors(name: str, wins: Wins, total_counts: Tensor) -> Tensor:
     return size * (wins.sums.shape[1] / 2) / n.clamp(min=1)
 
 
+@register_model("kmeans")
 class MiniBatchKMeans(ReconstructionModel):
     """K-means with the centres as the parameters of a gradient descent.
 
@@ -86,10 +92,10 @@ class MiniBatchKMeans(ReconstructionModel):
         n_clusters: K.
         init: The values of conf/init; `name` is the choice.
         reassignment_ratio: See `reassignment.reassign`; 0 turns it off.
-        optimizer, scheduler, seed: See `Model`.
+        options: See `Model`.
     """
 
-    block = 64
+    block_steps = 64
     # A product of 64 x 784 x 10 finishes before a second thread has started.
     threads = 1
 
@@ -98,12 +104,9 @@ class MiniBatchKMeans(ReconstructionModel):
         n_clusters: int,
         init: dict[str, Any],
         reassignment_ratio: float,
-        optimizer: dict[str, Any],
-        scheduler: dict[str, Any],
-        seed: int,
+        **options: Any,
     ) -> None:
-        super().__init__(optimizer, scheduler, seed)
-        self.save_hyperparameters(logger=False)
+        super().__init__(**options)
         self.automatic_optimization = False
         self.n_clusters, self.init, self.reassignment_ratio = n_clusters, init, reassignment_ratio
         self.centers = nn.Parameter(torch.zeros(n_clusters, PIXELS))
@@ -255,7 +258,7 @@ class MiniBatchKMeans(ReconstructionModel):
             total += float(squared.float().sum(dtype=torch.double))
         return torch.cat(labels), total / (len(data.labels) * PIXELS)
 
-    def evaluate(self, source: Source, data: Split) -> dict[str, float]:
+    def evaluate(self, data: Split) -> dict[str, float]:
         """Compute the metrics of the finished model.
 
         A centre is active if it wins a training image.
@@ -309,6 +312,31 @@ class MiniBatchKMeans(ReconstructionModel):
         if not choices:
             choices = [self.steadier_steps() + ",", "use fewer clusters (model.n_clusters)"]
         return sentence(" or ".join(choices))
+
+    def write_files(self, data: Split, directory: Path, writer: SummaryWriter) -> None:
+        """Write centers.npy, and confusion_matrix.csv of the training images."""
+        assert self.confusion is not None, "evaluate must run first"
+        with atomic_write(directory / "centers.npy") as part:
+            np.save(part, self._center_images())
+        columns = [f"center {k}" for k in range(self.n_clusters)]
+        rows = [[digit, *counts] for digit, counts in enumerate(self.confusion.tolist())]
+        write_csv(directory / "confusion_matrix.csv", ["digit", *columns], rows)
+
+    def figures(self, data: Split) -> dict[str, Figure]:
+        """Draw the centres and the confusion matrix of the training images."""
+        assert self.confusion is not None, "evaluate must run first"
+        heading = f"Final centres, {self.heading}"
+        return {
+            "centers": figures.centers(self._center_images(), self.confusion, heading),
+            "confusion_matrix": figures.confusion_matrix(
+                self.confusion, "Training images by digit and centre"
+            ),
+        }
+
+    def _center_images(self) -> np.ndarray:
+        """The centres as images, float32 (K, 28, 28)."""
+        images: np.ndarray = self.centers.detach().view(-1, *IMAGE_SHAPE).cpu().numpy()
+        return images
 
     def pictures(self) -> dict[str, Tensor | Figure]:
         """The centres as images (K, 1, 28, 28)."""

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from digitlab import figures
 from digitlab.data.loaders import Block
 from digitlab.formatting import format_loss
-from digitlab.models.base import Model, find_objective
+from digitlab.models.base import find_objective, trait
 from digitlab.runs.files import write_csv, write_json
 from digitlab.runs.results import LOSS, Objective, find_unbeaten
 from digitlab.training.event_files import open_writer
@@ -75,7 +75,9 @@ class EpochCallback(Callback):
     log as well.
     """
 
-    def on_epoch_row(self, trainer: Trainer, module: Model, row: dict[str, float]) -> None:
+    def on_epoch_row(
+        self, trainer: Trainer, module: LightningModule, row: dict[str, float]
+    ) -> None:
         """Act on the epoch's row of metrics.csv."""
 
 
@@ -93,7 +95,9 @@ class DivergenceCheck(EpochCallback):
         if is_due and outputs and "loss" in outputs:
             self._check("train/loss", float(outputs["loss"]), trainer, module)
 
-    def on_epoch_row(self, trainer: Trainer, module: Model, row: dict[str, float]) -> None:
+    def on_epoch_row(
+        self, trainer: Trainer, module: LightningModule, row: dict[str, float]
+    ) -> None:
         """Check the epoch's losses and its objective before they are recorded."""
         objective = find_objective(module)
         checked = (LOSS.on("train"), LOSS.name, objective.on("train"), objective.name)
@@ -103,8 +107,7 @@ class DivergenceCheck(EpochCallback):
 
     def _check(self, name: str, value: float, trainer: Trainer, module: LightningModule) -> None:
         if not math.isfinite(value):
-            assert isinstance(module, Model)
-            epoch, remedy = trainer.current_epoch + 1, module.steadier_steps()
+            epoch, remedy = trainer.current_epoch + 1, trait(module, "steadier_steps")()
             raise Diverged(f"{name} is {value} in epoch {epoch}: {remedy}")
 
 
@@ -154,16 +157,23 @@ class Record(Checkpoint):
     best.ckpt is written when the objective is the best so far, last.ckpt always.
     The rows are part of the checkpoint, so a resumed run continues its table. results.json gets the
     epochs and the time so far, because a killed process cannot write them later.
+
+    Args:
+        directory: The run's directory.
+        results: The content of results.json so far.
+        model: What `checkpoints.load_model` rebuilds the model from: its registered name and the
+            values for its constructor.
     """
 
-    def __init__(self, directory: Path, model_name: str, results: dict[str, Any]) -> None:
-        self.directory, self.model_name, self.results = directory, model_name, results
+    def __init__(
+        self, directory: Path, results: dict[str, Any], model: tuple[str, dict[str, Any]]
+    ) -> None:
+        self.directory, self.results, self.model = directory, results, model
         self.start = time.perf_counter()
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Record the epoch; all processes take part in saving, the first one writes."""
-        assert isinstance(module, Model)
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "steps": trainer.global_step}
         row |= epoch_metrics(trainer)
         objective = find_objective(module)
@@ -188,8 +198,8 @@ class Record(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the model's name, so that the file can be loaded without a configuration."""
-        checkpoint["model"] = self.model_name
+        """Add the model's name and values, so that the file loads without a configuration."""
+        checkpoint["model"], checkpoint["hyper_parameters"] = self.model
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far."""
@@ -248,7 +258,9 @@ class Progress(EpochCallback):
         if self.bar is not None and not self.bar.disable:
             self.bar.update(minibatches(batch))
 
-    def on_epoch_row(self, trainer: Trainer, module: Model, row: dict[str, float]) -> None:
+    def on_epoch_row(
+        self, trainer: Trainer, module: LightningModule, row: dict[str, float]
+    ) -> None:
         """Log the epoch's metrics, with the first baseline if the objective is no better."""
         if self.bar is None:
             return
@@ -318,7 +330,7 @@ class TensorBoard(EpochCallback):
         assert self.writer is not None
         for name, value in self.baselines.items():
             self.writer.add_scalar(f"baseline/{name}", value, epoch)
-        for name, picture in module.pictures().items():
+        for name, picture in trait(module, "pictures")().items():
             tag = f"epochs/{name}"
             if isinstance(picture, Figure):
                 self.writer.add_image(tag, figures.render(picture), epoch, dataformats="HWC")
@@ -327,7 +339,9 @@ class TensorBoard(EpochCallback):
                 self.writer.add_image(tag, grid, epoch)
 
     @torch.no_grad()
-    def on_epoch_row(self, trainer: Trainer, module: Model, row: dict[str, float]) -> None:
+    def on_epoch_row(
+        self, trainer: Trainer, module: LightningModule, row: dict[str, float]
+    ) -> None:
         """Log the epoch's metrics, learning rate, baselines and pictures."""
         if self.writer is None:
             return

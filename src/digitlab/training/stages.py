@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -20,20 +20,20 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.tensorboard.summary import hparams
 
 from digitlab import figures
+from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.data.images import Source, Split, data_warnings, split
 from digitlab.data.loaders import MNISTData
 from digitlab.data.mnist import load
 from digitlab.formatting import format_loss
 from digitlab.models import checkpoints
-from digitlab.models.autoencoder import Autoencoder
-from digitlab.models.base import Model, find_objective, sentence
+from digitlab.models.base import Model, find_objective, sentence, trait
+from digitlab.registry import MODELS
 from digitlab.runs.files import atomic_write, write_json
 from digitlab.runs.provenance import flatten
 from digitlab.runs.results import LOSS, Objective, describe_baseline, find_unbeaten
 from digitlab.runtime import signals
 from digitlab.runtime.threads import busy_cores_warning, cpu_threads, keep_freed_memory
 from digitlab.runtime.trainer import hidden_variables, make_trainer
-from digitlab.training import artifacts
 from digitlab.training.callbacks import (
     DestroyProcessGroup,
     Diverged,
@@ -42,6 +42,7 @@ from digitlab.training.callbacks import (
     Record,
     TensorBoard,
     best_row,
+    logged,
     write_rows,
     write_summary,
 )
@@ -62,25 +63,25 @@ def run_stages(config: dict[str, Any], directory: Path, results: dict[str, Any])
     model = build_model(config)
     # Around all stages: threads on busy cores cost more than they help, and a sum over another
     # number of threads ends in other bits.
-    with cpu_threads(model.threads):
+    with cpu_threads(trait(model, "threads")):
         source, data = read_data(config, expected=results["data"])
         results["data"] = {"source": source.name, "digest": source.digest}
         results["objective"] = describe_objective(find_objective(model), data)
-        model.check_data(data)
+        trait(model, "check_data")(data)
         # If the process is killed, this identifies the data of its checkpoints.
         write_json(directory / "results.json", results)
         results["warnings"] += source.warnings
-        results["baselines"] = model.baselines(data)
-        if isinstance(model, Autoencoder):
-            log_shapes(model)
+        results["baselines"] = trait(model, "baselines")(data)
+        for line in trait(model, "summary")():
+            log.info("%s", line)
         signals.safe_point()
         history = fit(model, data, config, directory, results)
         path = directory / "checkpoints" / "best.ckpt"
         best = checkpoints.load_model(path)
-        best.complete(data)
+        trait(best, "complete")(data)
         signals.safe_point()
         checkpoints.save_weights(path, best)
-        evaluate_and_save(best, source, data, history, directory, results)
+        evaluate_and_save(best, data, history, directory, results)
 
 
 def describe_objective(objective: Objective, data: Split) -> dict[str, Any]:
@@ -154,15 +155,24 @@ def _load_expected(options: dict[str, Any], expected: dict[str, Any], remedy: st
     return source
 
 
-def build_model(config: dict[str, Any]) -> Model:
+def build_model(config: dict[str, Any]) -> LightningModule:
     """Build the model from plain values."""
-    options = {key: value for key, value in config["model"].items() if key != "name"}
+    return checkpoints.build(MODELS.find(config["model"]["name"]), model_values(config))
+
+
+def model_values(config: dict[str, Any]) -> dict[str, Any]:
+    """The values that the model's constructor gets, or that a checkpoint keeps for it."""
+    values = {key: value for key, value in config["model"].items() if key != "name"}
     common = {key: config[key] for key in ("optimizer", "scheduler", "seed")}
-    return checkpoints.model_class(config["model"]["name"])(**options, **common)
+    return values | common | {"image_shape": (1, *IMAGE_SHAPE), "n_classes": 10}
 
 
 def fit(
-    model: Model, data: Split, config: dict[str, Any], directory: Path, results: dict[str, Any]
+    model: LightningModule,
+    data: Split,
+    config: dict[str, Any],
+    directory: Path,
+    results: dict[str, Any],
 ) -> list[dict[str, float]]:
     """Train to the last epoch, starting from last.ckpt if it exists.
 
@@ -193,7 +203,7 @@ def fit(
         precision=choose_precision(options["precision"], options["accelerator"], model),
         callbacks=[
             DivergenceCheck(),
-            Record(directory, config["model"]["name"], results),
+            Record(directory, results, (config["model"]["name"], model_values(config))),
             Progress(results["baselines"], directory),
             TensorBoard(directory, results["baselines"], flatten(config)),
             DestroyProcessGroup(),
@@ -207,7 +217,10 @@ def fit(
         log.info("Resuming from %s", last)
     record_machine(trainer, results)
     batches = MNISTData(
-        data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"]
+        data,
+        batch_size=config["data"]["batch_size"],
+        block=trait(model, "block_steps"),
+        seed=config["seed"],
     )
     keep_freed_memory()
     if trainer.strategy.root_device.type == "cpu" and (warning := busy_cores_warning()):
@@ -281,11 +294,11 @@ def record_machine(trainer: Trainer, results: dict[str, Any]) -> None:
     results["machine"] = machine
 
 
-def choose_precision(requested: str, accelerator: str, model: Model) -> Any:
+def choose_precision(requested: str, accelerator: str, model: LightningModule) -> Any:
     """Resolve `auto`: bfloat16 if the model benefits and the hardware computes in it."""
     if requested != "auto":
         return requested
-    return "bf16-mixed" if model.bf16 and has_native_bfloat16(accelerator) else "32-true"
+    return "bf16-mixed" if trait(model, "bf16") and has_native_bfloat16(accelerator) else "32-true"
 
 
 def has_native_bfloat16(accelerator: str) -> bool:
@@ -296,17 +309,8 @@ def has_native_bfloat16(accelerator: str) -> bool:
     return accelerator != "mps" and bool(capabilities.get("avx512_bf16", False))
 
 
-def log_shapes(model: Autoencoder) -> None:
-    """Log each encoder stage of an autoencoder with the decoder stage that inverts it."""
-    log.info("%-8s %24s    %s", "stage", "encoder", "decoder")
-    for name, inside, outside in model.shape_table():
-        before, after = ("x".join(map(str, shape)) for shape in (outside, inside))
-        log.info("%-8s %24s    %s", name, f"{before} -> {after}", f"{after} -> {before}")
-
-
 def evaluate_and_save(
-    model: Model,
-    source: Source,
+    model: LightningModule,
     data: Split,
     history: list[dict[str, float]],
     directory: Path,
@@ -316,8 +320,7 @@ def evaluate_and_save(
 
     Args:
         model: The model of the best epoch.
-        source: The data set.
-        data: Its split.
+        data: The split.
         history: The rows of metrics.csv.
         directory: The run's directory.
         results: The content of results.json; gets metrics and warnings.
@@ -327,18 +330,19 @@ def evaluate_and_save(
         ValueError: If the objective was neither logged nor evaluated.
     """
     metrics, baselines, objective = results["metrics"], results["baselines"], find_objective(model)
-    metrics |= model.evaluate(source, data)
-    results["classifier"] = model.classifier_id
-    record_objective(best_row(history, objective), results)
+    best_epoch = best_row(history, objective)
+    metrics |= logged(best_epoch) | trait(model, "evaluate")(data)
+    results["classifier"] = trait(model, "classifier_id")
+    record_objective(best_epoch, results)
+    smaller, steadier = (trait(model, name)() for name in ("smaller_steps", "steadier_steps"))
     for name in (objective.on("test"), results["objective"]["name"]):
         if not math.isfinite(metrics.get(name, 0.0)):
-            reason = f"{name} is {metrics[name]} after training"
-            raise Diverged(f"{reason}: {model.smaller_steps()}")
+            raise Diverged(f"{name} is {metrics[name]} after training: {smaller}")
     no_better = warn_if_no_better(metrics, baselines, objective)
     warnings = results["warnings"]
-    warnings += warn_if_worse(history, baselines, objective, model.steadier_steps())
+    warnings += warn_if_worse(history, baselines, objective, steadier)
     warnings += no_better
-    warnings += model.warnings(metrics, baselines)
+    warnings += trait(model, "warnings")(metrics, baselines)
 
     signals.safe_point()
     title = f"{results['model']}, seed {results['seed']}"
@@ -346,7 +350,11 @@ def evaluate_and_save(
         title += f": {in_words(objective)} {format_loss(metrics[objective.on('test')])}"
     title += "".join(f"\n{warning.partition(':')[0]}" for warning in no_better)
     pictures = draw_curves(model, history, results, title)
-    pictures |= artifacts.WRITERS[results["model"]](model, data, directory, title)
+    if isinstance(model, Model):
+        model.heading = title
+        with open_writer(directory) as writer:
+            model.write_files(data, directory, writer)
+        pictures |= model.figures(data)
     save_summary(pictures, metrics, len(history), directory)
 
 
@@ -368,13 +376,13 @@ def in_words(objective: Objective) -> str:
 
 
 def draw_curves(
-    model: Model, history: list[dict[str, float]], results: dict[str, Any], title: str
+    model: LightningModule, history: list[dict[str, float]], results: dict[str, Any], title: str
 ) -> dict[str, Figure]:
     """Draw the objective by epoch with its baselines; also the loss, if it is another metric."""
     objective, curves = find_objective(model), {}
     for measure, metric in {each.measure: each for each in (LOSS, objective)}.items():
         if any({metric.on("train"), metric.name} & row.keys() for row in history):
-            label = model.loss_label if measure == LOSS.measure else measure
+            label = trait(model, "loss_label") if measure == LOSS.measure else measure
             curves[measure.replace("/", "_")] = figures.training_curve(
                 history,
                 results["best_epoch"],
