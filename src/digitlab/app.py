@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 logging.raiseExceptions = False
 
 # Keys that do not name a sweep.
-UNNAMED = ("seed", "force", "dry_run", *DATA_PLACE)
+UNNAMED = ("seed", "plugins", "force", "dry_run", *DATA_PLACE)
 # The jobs that the command requests, by directory.
 requested: dict[Path, DictConfig] = {}
 
@@ -114,10 +114,10 @@ def run(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
 
     if cfg.resume is not None:
         cfg = resumed(cfg, HydraConfig.get().overrides.task)
-    validation.check(cfg)
     try:
         # Relative paths are those of the command, wherever this worker was started.
         with chdir(HydraConfig.get().runtime.cwd):
+            validation.check(cfg)
             return run_experiment(cfg, directory, since)
     except OSError as error:
         log.error("Failed: %s", format_error(error, []))

@@ -70,7 +70,7 @@ class Registry:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(
             f"{key}={name}: must be one of {', '.join(names)}, or the {self.decorator} name of a"
-            f" file of your own (plugins=[FILE.py]){hint}"
+            f" file of your own (plugins=[FILE.py], of a script --plugin FILE.py){hint}"
         )
 
     def find(self, name: str) -> Any:

@@ -166,6 +166,7 @@ class Config:
     scheduler: Any = MISSING
     data: Data = field(default_factory=Data)
     trainer: Trainer = field(default_factory=Trainer)
+    plugins: Any = field(default_factory=list)
     resume: str | None = None
     force: bool = False
     dry_run: bool = False

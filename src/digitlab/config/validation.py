@@ -10,12 +10,15 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from digitlab import plugins
 from digitlab.config.arguments import convert
 from digitlab.config.schema import OWN_RATES, RULES, SCHEMAS, Config, choices
 from digitlab.registry import INITS, MODELS, SCHEDULES
 
 # Keys that are no values of the experiment.
-ACTIONS = ("resume", "force", "dry_run")
+ACTIONS = ("plugins", "resume", "force", "dry_run")
+# The groups whose choices may be the user's own, with values of their own.
+OWN = {"model": MODELS, "scheduler": SCHEDULES}
 
 
 def register() -> None:
@@ -33,11 +36,12 @@ def name_of(schema: Any) -> str:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check the values of an experiment.
+    """Load the plugins of an experiment and check its values.
 
     Raises:
         ValueError: Some values are wrong; the message has a line for each.
     """
+    plugins.load(_plugin_entries(cfg.get("plugins")))
     for group in ("model", "optimizer", "scheduler", "data", "trainer"):
         if not isinstance(cfg.get(group), DictConfig):
             raise ValueError(f"{group}={cfg.get(group)}: must be a choice of conf/{group}")
@@ -47,6 +51,10 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"optimizer.name={name}: {rule}")
     errors = list(_find_key_errors(cfg))
     for key, is_valid, rule in RULES:
+        group = key.partition(".")[0]
+        if group in OWN and not OWN[group].is_builtin(cfg[group].get("name")):
+            # A model of the user's own may give another meaning to the same key.
+            continue
         value = OmegaConf.select(cfg, key, default=MISSING)
         if value != MISSING and not _fulfils(is_valid, value):
             errors.append(f"{key}={value}: {rule}")
@@ -60,6 +68,14 @@ def check(cfg: DictConfig) -> None:
 
         try_optimizer(to_plain(cfg)["optimizer"])
     _check_arguments(to_plain(cfg))
+
+
+def _plugin_entries(value: Any) -> list[str]:
+    """The value of the key `plugins` as a list. Raises ValueError if it holds anything but text."""
+    entries = [value] if isinstance(value, str) else list(value or [])
+    if not all(isinstance(entry, str) and entry for entry in entries):
+        raise ValueError(f"plugins={value}: must be a list of files or modules, as [my/vae.py]")
+    return entries
 
 
 def _find_unknown_names(cfg: DictConfig) -> list[str]:
@@ -80,11 +96,12 @@ def _find_unknown_names(cfg: DictConfig) -> list[str]:
 
 def _check_arguments(config: dict[str, Any]) -> None:
     """Check the values of a model and a schedule of the user's own by the types of arguments."""
-    for group, registry, given in (("model", MODELS, 0), ("scheduler", SCHEDULES, 2)):
+    for group, registry in OWN.items():
         values = dict(config[group])
         name = values.pop("name")
         if not registry.is_builtin(name):
-            convert(registry.find(name), values, group, given)
+            # A schedule gets the optimizer and the number of steps by position.
+            convert(registry.find(name), values, group, 2 if group == "scheduler" else 0)
         elif name not in map(name_of, SCHEMAS[group]) and values:
             key, value = next(iter(values.items()))
             raise ValueError(f"{group}.{key}={value}: nothing reads this key; leave it out")

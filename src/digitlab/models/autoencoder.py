@@ -205,12 +205,12 @@ class Autoencoder(ReconstructionModel):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Compute and log the loss of a minibatch."""
         loss = self._loss(batch)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Log the loss of held-out images."""
-        self.log("val/loss", self._loss(batch), sync_dist=True)
+        self.log("val/loss", self._loss(batch))
 
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The mean squared error over pixels and images."""

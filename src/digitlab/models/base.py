@@ -25,6 +25,9 @@ for library in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(library).setLevel(logging.WARNING)
 # Lightning 2.6 uses a name that torch 2.13 deprecates; users can do nothing about it.
 warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.pytorch")
+# Record takes the mean over processes of all that is logged by epoch; Lightning's sync_dist rounds
+# the number of images to an integer.
+warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(.*sync_dist=True")
 
 
 class Model(LightningModule):

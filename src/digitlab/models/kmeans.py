@@ -198,15 +198,8 @@ class MiniBatchKMeans(ReconstructionModel):
         self.loss_sum = self.loss_sum + loss.detach() * images
         self.n_images += images
         if self.trainer.is_last_batch:
-            loss = self.loss_sum / self.n_images
-            self.log(
-                "train/loss",
-                loss,
-                on_step=False,
-                on_epoch=True,
-                batch_size=self.n_images,
-                sync_dist=True,
-            )
+            loss, n = self.loss_sum / self.n_images, self.n_images
+            self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=n)
 
     def _reduce(self, wins: Wins) -> Wins:
         """Under DDP, sum the wins of all processes in one message."""
@@ -241,7 +234,7 @@ class MiniBatchKMeans(ReconstructionModel):
         """Log the loss of held-out images."""
         squared = squared_distances(self.shifted(chunk.images), self.centers + self.shift)[1]
         n = len(chunk.labels)
-        self.log("val/loss", squared.sum() / (n * PIXELS), batch_size=n, sync_dist=True)
+        self.log("val/loss", squared.sum() / (n * PIXELS), batch_size=n)
 
     @torch.no_grad()
     def predict(self, data: Images) -> tuple[Tensor, float]:

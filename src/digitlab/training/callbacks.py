@@ -21,7 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from digitlab import figures
+from digitlab import figures, plugins
 from digitlab.data.loaders import Block
 from digitlab.formatting import format_loss
 from digitlab.models.base import find_objective, trait
@@ -114,6 +114,17 @@ class DivergenceCheck(EpochCallback):
 def minibatches(item: Any) -> int:
     """The number of minibatches in an item of the training loader."""
     return item.steps if isinstance(item, Block) else 1
+
+
+class LoadPlugins(Callback):
+    """Load the plugins of this process in those that DDP starts."""
+
+    def __init__(self) -> None:
+        self.files = plugins.files()
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Load them before the model's own setup."""
+        plugins.load(self.files)
 
 
 class DestroyProcessGroup(Callback):

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from digitlab import Busy, RunFailed
+from digitlab import Busy, RunFailed, plugins
 from digitlab.config.validation import to_plain
 from digitlab.data.origin import describe_differences
 from digitlab.formatting import format_loss
@@ -155,7 +155,7 @@ def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) ->
         "seconds": float(earlier.get("seconds") or 0.0),
         "error": None,
         "warnings": [],
-        "code": code_version(),
+        "code": code_version() | {"plugins": plugins.digests()},
         "versions": library_versions(),
         "data": earlier.get("data"),
         "machine": earlier.get("machine"),

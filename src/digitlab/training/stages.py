@@ -38,6 +38,7 @@ from digitlab.training.callbacks import (
     DestroyProcessGroup,
     Diverged,
     DivergenceCheck,
+    LoadPlugins,
     Progress,
     Record,
     TensorBoard,
@@ -202,6 +203,7 @@ def fit(
         strategy="ddp_spawn" if options["devices"] > 1 else "auto",
         precision=choose_precision(options["precision"], options["accelerator"], model),
         callbacks=[
+            LoadPlugins(),
             DivergenceCheck(),
             Record(directory, results, (config["model"]["name"], model_values(config))),
             Progress(results["baselines"], directory),
