@@ -84,6 +84,7 @@ def train(config: dict[str, Any], data: Split) -> tuple[Model, float]:
         "fit_seconds": 0.0,
         "seconds": 0.0,
         "baselines": {"mean_image": baselines.mean_image(data)},
+        "objective": {"name": "train/loss", "direction": "min"},
     }
     model = stages.build_model(config)
     assert isinstance(model, Model)

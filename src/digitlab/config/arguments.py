@@ -85,7 +85,7 @@ def convert(target: Any, values: Mapping[str, Any], group: str, given: int = 0) 
             )
             continue
         try:
-            converted[key] = _convert(value, known[key].annotation)
+            converted[key] = convert_value(value, known[key].annotation)
         except ValueError as error:
             errors.append(f"{group}.{key}={value}: {error}")
     for key, argument in known.items():
@@ -96,7 +96,7 @@ def convert(target: Any, values: Mapping[str, Any], group: str, given: int = 0) 
     return converted
 
 
-def _convert(value: Any, annotation: Any) -> Any:
+def convert_value(value: Any, annotation: Any) -> Any:
     """Convert a value to a type. Raises ValueError if it does not fit."""
     if get_origin(annotation) is Literal:
         if value not in get_args(annotation):

@@ -5,6 +5,7 @@ Hydra's composition refuses an unknown key or a wrong type. The table RULES hold
 Imports no torch.
 """
 
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,21 +22,35 @@ HIDDEN = ("pairing", "hydra")
 CONF = Path(__file__).resolve().parents[3] / "conf"
 
 
+def folders() -> list[Path]:
+    """conf/, and the folders that the command line adds by --config-dir or hydra.searchpath."""
+    found, words = [CONF], sys.argv[1:]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            found.append(Path(value or following))
+        elif flag == "hydra.searchpath":
+            places = value.strip("[]").split(",")
+            found += [Path(each.strip(" '\"").removeprefix("file://")) for each in places]
+    return found
+
+
 def groups() -> list[str]:
     """The groups of conf/ that a command line chooses from."""
     return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in HIDDEN)
 
 
 def choices(group: str) -> list[str]:
-    """The names that conf/ offers for a group, as `init` or `sweep`."""
-    folder = CONF / group
-    return sorted(
-        path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/[!_]*.yaml")
-    )
+    """The names that `folders` offer for a group, as `init` or `sweep`."""
+    names = set()
+    for folder in (path / group for path in folders()):
+        for path in folder.glob("**/[!_]*.yaml"):
+            names.add(path.relative_to(folder).with_suffix("").as_posix())
+    return sorted(names)
 
 
 def choices_text() -> str:
-    """What conf/ offers, a paragraph for each group."""
+    """What there is to choose from, a paragraph for each group."""
     lines = [f"{f'{group}:':<12}{', '.join(choices(group))}" for group in groups()]
     return "\n".join(
         textwrap.fill(line, 100, initial_indent="  ", subsequent_indent=" " * 14) for line in lines

@@ -3,7 +3,7 @@
 Imports torch only for an optimizer without a schema, and what a plugin has registered with it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from digitlab import plugins
 from digitlab.config.arguments import convert
-from digitlab.config.schema import OWN_RATES, RULES, SCHEMAS, Config, choices
+from digitlab.config.schema import OWN_RATES, RULES, SCHEMAS, Config, Trainer, choices
+from digitlab.config.trainer_options import find_option_errors
 from digitlab.registry import INITS, MODELS, SCHEDULES
 
 # Keys that are no values of the experiment.
@@ -24,7 +25,10 @@ OWN = {"model": MODELS, "scheduler": SCHEDULES}
 def register() -> None:
     """Store the schemas where the defaults lists of conf/ name them: `schema`, `/schema/<name>`."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    config = OmegaConf.structured(Config)
+    # `_check_trainer` decides which other options it may hold.
+    OmegaConf.set_struct(config.trainer, False)
+    store.store(name="schema", node=config)
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=name_of(schema), node=schema)
@@ -59,6 +63,9 @@ def check(cfg: DictConfig) -> None:
         if value != MISSING and not _fulfils(is_valid, value):
             errors.append(f"{key}={value}: {rule}")
     errors += _find_unknown_names(cfg)
+    if not errors and (options := trainer_options(cfg.trainer)):
+        known = [field.name for field in fields(Trainer)]
+        errors += find_option_errors(options, known, _has_blocks(cfg.model.name))
     errors = errors or list(_find_conflicts(cfg))
     if errors:
         raise ValueError("\n".join(errors))
@@ -68,6 +75,31 @@ def check(cfg: DictConfig) -> None:
 
         try_optimizer(to_plain(cfg)["optimizer"])
     _check_arguments(to_plain(cfg))
+    if options := trainer_options(cfg.trainer):
+        # Lightning alone knows which values it takes.
+        from digitlab.runtime.trainer import try_trainer
+
+        try_trainer(options)
+    if "callbacks" in cfg.trainer:
+        from digitlab.training.own_callbacks import make_callbacks
+
+        make_callbacks(to_plain(cfg)["trainer"]["callbacks"])
+
+
+def trainer_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of Lightning's Trainer beside those of conf/trainer."""
+    known = {"callbacks", *(field.name for field in fields(Trainer))}
+    return {key: value for key, value in trainer.items() if key not in known}
+
+
+def _has_blocks(name: str) -> bool:
+    """Whether a model steps by hand through blocks of minibatches."""
+    if MODELS.is_builtin(name):
+        return name == "kmeans"
+    from digitlab.models.base import Model
+
+    cls = MODELS.find(name)
+    return issubclass(cls, Model) and cls.block_steps > 0
 
 
 def _plugin_entries(value: Any) -> list[str]:
@@ -123,11 +155,11 @@ def _find_key_errors(node: DictConfig, path: str = "") -> Iterator[str]:
     for key, value in node.items_ex(resolve=False):
         if not path and key == "hydra":
             continue
-        if key not in known:
+        if key not in known and schema is not Trainer:
             yield f"{path}{key}={value}: nothing reads this key; leave it out"
         elif isinstance(value, DictConfig) and node[key] is None:
             yield f"{path}{key}=null: must be a choice; leave it out for the default"
-        elif isinstance(value, DictConfig):
+        elif isinstance(value, DictConfig) and f"{path}{key}" != "trainer.callbacks":
             yield from _find_key_errors(value, f"{path}{key}.")
     expected, name = name_of(schema), node.get("name")
     group = path[:-1].rpartition(".")[2]

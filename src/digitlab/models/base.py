@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from digitlab.data.images import Images, Split
+from digitlab.data.images import Split
 from digitlab.data.loaders import EvaluationBatches, MNISTData
 from digitlab.models.optimizers import make_optimizer, make_scheduler
 from digitlab.runs.results import Objective
@@ -128,10 +128,10 @@ class Model(LightningModule):
         """Compute the metrics of the finished model; only here does a model see the test images.
 
         What it returns adds to the metrics that the best epoch logged. By default these are the
-        metrics of `test_step` on the test images; without one those of `validation_step`, with
-        test/... in place of val/...
+        metrics of `validation_step` on the held-out images, and those of `test_step` on the test
+        images; without a test_step those of `validation_step`, with test/... in place of val/...
         """
-        return test_metrics(self, data.test)
+        return step_metrics(self, data)
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
         """Describe each problem of the finished model and its remedy, one message each.
@@ -182,22 +182,22 @@ def find_objective(model: LightningModule) -> Objective:
     return Objective(*trait(model, "objective"))
 
 
-def test_metrics(model: LightningModule, images: Images) -> dict[str, float]:
-    """Run Lightning's test loop, or its validation loop if the model has no test_step.
-
-    Returns:
-        What the model logs; val/... of a validation_step is renamed to test/...
-    """
-    has_test = is_overridden("test_step", model)
-    if not has_test and not is_overridden("validation_step", model):
-        return {}
+def step_metrics(model: LightningModule, data: Split) -> dict[str, float]:
+    """Run Lightning's validation and test loops; see `Model.evaluate`."""
+    has_validation, has_test = (
+        is_overridden(name, model) for name in ("validation_step", "test_step")
+    )
+    metrics: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(Path(folder), accelerator="cpu", enable_checkpointing=False)
-        run = trainer.test if has_test else trainer.validate
-        (logged,) = run(model, EvaluationBatches(images), verbose=False)
-    if has_test:
-        return dict(logged)
-    return {f"test/{name.removeprefix('val/')}": value for name, value in logged.items()}
+        if has_validation and len(data.val.labels):
+            metrics |= trainer.validate(model, EvaluationBatches(data.val), verbose=False)[0]
+        if has_test:
+            metrics |= trainer.test(model, EvaluationBatches(data.test), verbose=False)[0]
+        elif has_validation:
+            (logged,) = trainer.validate(model, EvaluationBatches(data.test), verbose=False)
+            metrics |= {f"test/{key.removeprefix('val/')}": logged[key] for key in logged}
+    return metrics
 
 
 def sentence(clause: str) -> str:

@@ -27,6 +27,7 @@ from digitlab.formatting import format_loss
 from digitlab.models.base import find_objective, trait
 from digitlab.runs.files import write_csv, write_json
 from digitlab.runs.results import LOSS, Objective, find_unbeaten
+from digitlab.runtime.seeds import Stream, seed_globally
 from digitlab.training.event_files import open_writer
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,20 @@ class LoadPlugins(Callback):
         plugins.load(self.files)
 
 
+class EpochSeed(Callback):
+    """Seed the global generators for each epoch, so that a resumed run equals an uninterrupted one.
+
+    Layers such as dropout draw from them; each process of DDP draws other numbers.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Seed by the epoch and the process."""
+        seed_globally(self.seed, Stream.EPOCH, trainer.current_epoch, trainer.global_rank)
+
+
 class DestroyProcessGroup(Callback):
     """Destroy DDP's process group before the process ends.
 
@@ -182,6 +197,12 @@ class Record(Checkpoint):
         self.directory, self.results, self.model = directory, results, model
         self.start = time.perf_counter()
         self.rows: list[dict[str, float]] = []
+        # Whether a callback has stopped the training.
+        self.stopped = False
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Do not train on a run that was stopped early."""
+        trainer.should_stop = self.stopped
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Record the epoch; all processes take part in saving, the first one writes."""
@@ -194,6 +215,7 @@ class Record(Checkpoint):
             if isinstance(callback, EpochCallback):
                 callback.on_epoch_row(trainer, module, row)
         self.rows.append(row)
+        self.stopped = trainer.should_stop
         folder = self.directory / "checkpoints"
         if best_row(self.rows, objective) is row:
             trainer.save_checkpoint(folder / "best.ckpt")
@@ -214,11 +236,11 @@ class Record(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far."""
-        return {"rows": self.rows}
+        return {"rows": self.rows, "stopped": self.stopped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from saved rows."""
-        self.rows = state["rows"]
+        self.rows, self.stopped = state["rows"], state.get("stopped", False)
 
 
 class Progress(EpochCallback):

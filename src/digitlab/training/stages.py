@@ -20,6 +20,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.tensorboard.summary import hparams
 
 from digitlab import figures
+from digitlab.config.validation import trainer_options
 from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.data.images import Source, Split, data_warnings, split
 from digitlab.data.loaders import MNISTData
@@ -38,6 +39,7 @@ from digitlab.training.callbacks import (
     DestroyProcessGroup,
     Diverged,
     DivergenceCheck,
+    EpochSeed,
     LoadPlugins,
     Progress,
     Record,
@@ -48,6 +50,7 @@ from digitlab.training.callbacks import (
     write_summary,
 )
 from digitlab.training.event_files import open_writer
+from digitlab.training.own_callbacks import make_callbacks
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,8 @@ def run_stages(config: dict[str, Any], directory: Path, results: dict[str, Any])
         history = fit(model, data, config, directory, results)
         path = directory / "checkpoints" / "best.ckpt"
         best = checkpoints.load_model(path)
+        # The same random numbers, whether training ran in this process or before.
+        seed_everything(config["seed"], verbose=False)
         trait(best, "complete")(data)
         signals.safe_point()
         checkpoints.save_weights(path, best)
@@ -192,6 +197,10 @@ def fit(
         ValueError: If the machine lacks the configured devices.
     """
     options = config["trainer"]
+    passed, entry = trainer_options(options), results["objective"]
+    objective = Objective(entry["name"], entry["direction"])
+    if not len(data.val.labels):
+        passed["limit_val_batches"] = 0
     require_devices(options["accelerator"], options["devices"])
     trainer = make_trainer(
         directory / "checkpoints",
@@ -204,15 +213,17 @@ def fit(
         precision=choose_precision(options["precision"], options["accelerator"], model),
         callbacks=[
             LoadPlugins(),
+            EpochSeed(config["seed"]),
             DivergenceCheck(),
             Record(directory, results, (config["model"]["name"], model_values(config))),
             Progress(results["baselines"], directory),
             TensorBoard(directory, results["baselines"], flatten(config)),
+            *make_callbacks(options.get("callbacks", {}), objective),
             DestroyProcessGroup(),
         ],
         plugins=[checkpoints.AtomicCheckpointIO()],
         num_sanity_val_steps=0,
-        limit_val_batches=None if len(data.val.labels) else 0,
+        **passed,
     )
     last = directory / "checkpoints" / "last.ckpt"
     if last.is_file():
