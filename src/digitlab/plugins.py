@@ -45,13 +45,11 @@ def load(entries: str | Iterable[str]) -> None:
 
 
 def digests() -> dict[str, str]:
-    """The digest of each loaded plugin's content, by the name of its module."""
+    """The digest of each loaded plugin's content, by the name of its module.
+
+    A process that inherits sys.path can `load` these names.
+    """
     return dict(_digests)
-
-
-def files() -> list[str]:
-    """The files of the loaded plugins, for `load` in another process."""
-    return [str(sys.modules[name].__file__) for name in _digests]
 
 
 def _import_file(path: Path, message: str) -> None:

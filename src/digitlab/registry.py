@@ -59,7 +59,7 @@ class Registry:
 
     def is_builtin(self, name: Any) -> bool:
         """Whether digitlab itself registers a name."""
-        return name in self.modules
+        return isinstance(name, str) and name in self.modules
 
     def check(self, key: str, name: Any) -> None:
         """Raise ValueError if nothing has the name that a configuration has at `key`."""

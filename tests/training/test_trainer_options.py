@@ -89,7 +89,7 @@ def test_gradients_are_clipped(overrides: list[str], tmp_path: Path) -> None:
             "model=kmeans +trainer.accumulate_grad_batches=2",
             "the model steps by hand through blocks of minibatches, and Lightning counts blocks",
         ),
-        ("callbacks=early", "must be one of early_stopping; did you mean"),
+        ("callbacks=early", "callbacks=early: must be one of early_stopping"),
         ("+trainer.callbacks=early_stopping", "must be callbacks by name (callbacks=...)"),
         ("+trainer.callbacks.a.patience=1", "must have a _target_, as lightning.pytorch.callbacks"),
         (

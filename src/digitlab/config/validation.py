@@ -118,11 +118,15 @@ def _find_unknown_names(cfg: DictConfig) -> list[str]:
     errors = []
     for key, registry in registries.items():
         name = OmegaConf.select(cfg, key, default=MISSING)
-        if name != MISSING:
-            try:
-                registry.check(key, name)
-            except ValueError as error:
-                errors.append(str(error))
+        if name == MISSING:
+            # A schema that needs a name has said so.
+            if not is_dataclass(OmegaConf.get_type(OmegaConf.select(cfg, key.rpartition(".")[0]))):
+                errors.append(f"{key}: has no value; its YAML must hold one, as name: mine")
+            continue
+        try:
+            registry.check(key, name)
+        except ValueError as error:
+            errors.append(str(error))
     return errors
 
 

@@ -121,11 +121,11 @@ class LoadPlugins(Callback):
     """Load the plugins of this process in those that DDP starts."""
 
     def __init__(self) -> None:
-        self.files = plugins.files()
+        self.names = list(plugins.digests())
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Load them before the model's own setup."""
-        plugins.load(self.files)
+        plugins.load(self.names)
 
 
 class EpochSeed(Callback):

@@ -52,6 +52,8 @@ def _find_class(key: str, target: Any) -> type[Callback]:
             " (plugins=[FILE.py] and FILE.Class)"
         )
     cls = getattr(importlib.import_module(module), name, None)
+    if cls is None:
+        raise ValueError(f"{key}={target}: {module} has no {name}; name a class that it has")
     if not isinstance(cls, type) or not issubclass(cls, Callback) or issubclass(cls, Checkpoint):
         reason = "no callback, or one that saves checkpoints, which a run does itself"
         raise ValueError(f"{key}={target}: is {reason}; name another class")
