@@ -29,6 +29,17 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the files of models of one's own; see `plugins.load`."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file that registers the run's model, for models of your own; may be repeated",
+    )
+
+
 def make_study_parser(description: str | None, out: str, contents: str) -> argparse.ArgumentParser:
     """Create the parser of a study on MNIST that writes `contents` to the folder `out`."""
     parser = make_parser(description)

@@ -17,7 +17,7 @@ import torch
 from contenders import plain, to_array, train
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from digitlab.data.images import Source, Split, split
+from digitlab.data.images import Split, split
 from digitlab.data.mnist import load
 from digitlab.formatting import SMALL, format_loss, format_spread
 from digitlab.models.kmeans import agreement
@@ -46,12 +46,12 @@ PLACES = {"seconds": 1, "active_centers": 1, "test/nmi": 3, "test/accuracy": 3}
 Metrics = dict[str, float]
 
 
-def measure_ours(words: list[str], seed: int, source: Source, data: Split) -> Metrics:
+def measure_ours(words: list[str], seed: int, data: Split) -> Metrics:
     """Train as train.py does and return the metrics."""
     wanted = plain(["model=kmeans", *words, f"seed={seed}"])
     with cpu_threads(1):
         model, seconds = train(wanted, data)
-        return model.evaluate(source, data) | {"seconds": seconds}
+        return model.evaluate(data) | {"seconds": seconds}
 
 
 def measure_sklearn(make: Callable[[int], Any], seed: int, data: Split) -> Metrics:
@@ -117,7 +117,7 @@ def main() -> None:
     }
     rows = []
     for name, words in OURS.items():
-        rows.append(make_row(name, [measure_ours(words, seed, source, data) for seed in seeds]))
+        rows.append(make_row(name, [measure_ours(words, seed, data) for seed in seeds]))
         print(rows[-1], file=sys.stderr)
     for name, (make, some) in estimators.items():
         rows.append(make_row(name, [measure_sklearn(make, seed, data) for seed in some]))

@@ -84,8 +84,10 @@ def train(config: dict[str, Any], data: Split) -> tuple[Model, float]:
         "fit_seconds": 0.0,
         "seconds": 0.0,
         "baselines": {"mean_image": baselines.mean_image(data)},
+        "objective": {"name": "train/loss", "direction": "min"},
     }
     model = stages.build_model(config)
+    assert isinstance(model, Model)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
         stages.fit(model, data, config, Path(folder), results)
     return model, float(results["fit_seconds"])

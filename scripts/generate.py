@@ -1,7 +1,11 @@
 """Draw digits from the checkpoint of a trained autoencoder; no data or configuration is needed."""
 
+import inspect
+from typing import Any
+
 import command
 
+from digitlab import plugins
 from digitlab.config import schema
 from digitlab.runs.files import atomic_write, check_links
 from digitlab.runs.results import best_checkpoint
@@ -29,6 +33,7 @@ def main() -> None:
         type=command.parse_path,
         help="a .png, or an .npz with images uint8 (n, 28, 28) (default: in RUN)",
     )
+    command.add_plugins(parser)
     options = parser.parse_args()
     if not 1 <= options.n <= 100_000 or options.seed < 0:
         parser.error("--n must be from 1 to 100000 and --seed >= 0")
@@ -36,6 +41,7 @@ def main() -> None:
         raise ValueError(f"--out {options.out}: must end in .png or .npz")
     check_links(options.run)
     path = best_checkpoint(options.run)
+    plugins.load(options.plugin)
     # These imports take seconds, which --help and errors in the command should not cost.
     import numpy as np
     import torch
@@ -43,14 +49,18 @@ def main() -> None:
     from torchvision.utils import make_grid
 
     from digitlab.models import checkpoints
-    from digitlab.models.autoencoder import Autoencoder
 
-    model = checkpoints.load_model(path)
-    if not isinstance(model, Autoencoder):
+    # Its method `generate` takes n, the seed and, if there is a choice, the prior; it returns
+    # images (n, 28, 28) in [0, 1].
+    model: Any = checkpoints.load_model(path)
+    if not hasattr(model, "generate"):
         raise ValueError(f"{options.run}: is no autoencoder run; only autoencoders generate images")
-    prior = options.prior or model.prior_name
+    if options.prior and "prior" not in inspect.signature(model.generate).parameters:
+        raise ValueError(f"--prior {options.prior}: the model of {options.run} has no choice")
+    prior = options.prior or getattr(model, "prior_name", "standard_normal")
+    choice = [options.prior] if options.prior else []
     out = options.out or options.run / f"generated_{prior}_n{options.n}_seed{options.seed}.png"
-    images = (model.generate(options.n, options.seed, prior) * 255).round().to(torch.uint8)
+    images = (model.generate(options.n, options.seed, *choice) * 255).round().to(torch.uint8)
     with atomic_write(out) as part:
         if out.suffix == ".npz":
             np.savez(part, images=images.numpy(), prior=prior, seed=options.seed)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,7 +29,6 @@ from digitlab.config import errors, validation
 from digitlab.data.idx import DIGESTS
 from digitlab.data.mnist import load
 from digitlab.models import checkpoints
-from digitlab.models.base import Model
 from digitlab.report import progress
 from digitlab.report.page import write_report
 from digitlab.runs.provenance import flatten, make_run_id
@@ -338,7 +338,7 @@ def test_a_damaged_checkpoint_is_refused_or_has_the_same_weights(
             assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-def try_to_load(path: Path) -> Model | ValueError:
+def try_to_load(path: Path) -> LightningModule | ValueError:
     """Return the model of a checkpoint, or the error that refuses it."""
     try:
         return checkpoints.load_model(path)

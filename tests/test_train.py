@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -261,55 +260,52 @@ def test_a_callback_of_the_user_is_called(run_train: RunTrain, overrides: list[s
 # -- extensions --------------------------------------------------------------------------------
 
 FIRST_IMAGES = """
-@init("first")
+from digitlab.data.images import scale
+from digitlab.models import register_init
+
+@register_init("first")
 def first(data, n_clusters, rng):
     return scale(data.images[:n_clusters]).flatten(1)
 """
 
 
 @pytest.mark.slow
-def test_an_optimizer_needs_one_yaml_and_an_init_one_function_and_one_yaml(
-    overrides: list[str], tmp_path: Path
+def test_an_optimizer_needs_one_yaml_and_an_init_one_file_and_one_yaml(
+    run_train: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
-    """In a copy of the program with these additions --help lists both, and both train.
+    """With these additions in a folder --help lists both, and both train.
 
-    Without the function the command is refused, and so is an invalid value of the optimizer.
+    Without the plugin the command is refused, and so is an invalid value of the optimizer.
     """
-    for part in ("conf", "src"):
-        shutil.copytree(ROOT / part, tmp_path / part)
-    shutil.copy(ROOT / "train.py", tmp_path)
-    write_rmsprop(tmp_path / "conf")
-    (tmp_path / "conf" / "init" / "first.yaml").write_text("# @package model.init\nname: first\n")
+    conf = tmp_path / "conf"
+    write_rmsprop(conf)
+    (conf / "init").mkdir()
+    (conf / "init" / "first.yaml").write_text("# @package model.init\nname: first\n")
+    (tmp_path / "first_images.py").write_text(FIRST_IMAGES)
 
     def train(*arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "train.py", *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(tmp_path / "src")},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        done = run_train(*arguments)
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
 
-    refused = train("-m", "model=kmeans", "init=digit,first", *overrides, code=2)
-    message = r"Error: init=first: .*; write a function @init\('first'\) there\n"
+    own = ["--config-dir=conf", *overrides]
+    refused = train("-m", *own, "model=kmeans", "init=digit,first", code=2)
+    names = r"random, digit, sample, kmeans\+\+"
+    message = rf"Error: model.init.name=first: must be one of {names}, or the register_init .*\n"
     assert re.fullmatch(message, refused)
-    with (tmp_path / "src" / "digitlab" / "models" / "initialization.py").open("a") as file:
-        file.write(FIRST_IMAGES)
-    text = train("--help")
+    own += ["plugins=[first_images.py]", "data.val_size=0"]
+    text = train("--help", *own)
     assert re.search(r"init: [^:]*\bfirst\b", text)
     assert re.search(r"optimizer: [^:]*\brmsprop_tested\b", text)
-    data = [*overrides, "data.val_size=0"]
-    train("model=kmeans", "init=first", "optimizer.lr=1e-9", "hydra.run.dir=kmeans", *data)
+    train(*own, "model=kmeans", "init=first", "optimizer.lr=1e-9", "hydra.run.dir=kmeans")
     images = load(overrides[0].removeprefix("data.root="), "files", verify=False).train.images
     assert np.allclose(np.load(tmp_path / "kmeans" / "centers.npy"), images[:10] / 255, atol=1e-6)
-    train("optimizer=rmsprop_tested", "optimizer.alpha=0.5", "hydra.run.dir=net", *data)
+    train(*own, "optimizer=rmsprop_tested", "optimizer.alpha=0.5", "hydra.run.dir=net")
     rows = (tmp_path / "net" / "metrics.csv").read_text().splitlines()[1:]
     losses = [float(row.split(",")[2]) for row in rows]
     assert losses[-1] < losses[0]
-    refused = train("-m", "optimizer=rmsprop_tested", "optimizer.alpha=0.5,-1", *data, code=2)
+    swept = ["optimizer=rmsprop_tested", "optimizer.alpha=0.5,-1"]
+    refused = train("-m", *own, *swept, code=2)
     message = "Error: optimizer=rmsprop: Invalid alpha value: -1 (with lr=0.001 alpha=-1)\n"
     assert refused.endswith(message)
     assert not (tmp_path / "outputs" / "sweeps").exists()

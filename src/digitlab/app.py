@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 logging.raiseExceptions = False
 
 # Keys that do not name a sweep.
-UNNAMED = ("seed", "force", "dry_run", *DATA_PLACE)
+UNNAMED = ("seed", "plugins", "force", "dry_run", *DATA_PLACE)
 # The jobs that the command requests, by directory.
 requested: dict[Path, DictConfig] = {}
 
@@ -53,7 +53,9 @@ def run_job(cfg: DictConfig) -> float:
     """Run one job in the directory that Hydra made for it.
 
     Returns:
-        The objective: val/loss, or train/loss without held-out images.
+        The model's objective as results.json has it: for the models here val/loss, or train/loss
+        without held-out images. If its direction is max, the value is not negated: a sweeper that
+        searches has to maximise it.
 
     Raises:
         RunFailed: The run failed and has said why.
@@ -112,10 +114,10 @@ def run(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
 
     if cfg.resume is not None:
         cfg = resumed(cfg, HydraConfig.get().overrides.task)
-    validation.check(cfg)
     try:
         # Relative paths are those of the command, wherever this worker was started.
         with chdir(HydraConfig.get().runtime.cwd):
+            validation.check(cfg)
             return run_experiment(cfg, directory, since)
     except OSError as error:
         log.error("Failed: %s", format_error(error, []))

@@ -1,6 +1,7 @@
 """Draw figures from arrays, without files, trainer or pyplot state."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from math import ceil
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D
 
 from digitlab.formatting import format_loss
+from digitlab.runs.results import LOSS, Objective
 
 
 def render(figure: Figure) -> np.ndarray:
@@ -254,38 +256,43 @@ def shapes(rows: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], heading
     return figure
 
 
-def loss(
+def training_curve(
     history: Sequence[Mapping[str, float]],
     best: int,
-    test: float,
+    test: float | None,
     baselines: Mapping[str, float],
     heading: str,
+    metric: Objective = LOSS,
+    label: str = "mean squared error per pixel",
 ) -> Figure:
-    """Draw training and validation loss by epoch, the test loss, and the baselines to beat.
+    """Draw a metric on training and held-out images by epoch, and on test images with baselines.
 
     Args:
         history: The metrics of each epoch.
-        best: The epoch of the test loss.
-        test: The test loss.
-        baselines: Test losses by name.
+        best: The epoch of the test value.
+        test: The value on test images; None if it is unknown.
+        baselines: The values of the baselines on test images, by name.
         heading: The title of the figure.
+        metric: The metric to draw.
+        label: What it measures, for the axis.
     """
     figure, axes = create_axes(7, 4.2, heading)
     epochs = [row["epoch"] for row in history]
-    for name, marker in (("train/loss", "o"), ("val/loss", "s")):
+    for name, marker in {metric.on("train"): "o", metric.name: "s"}.items():
         values = [row.get(name, np.nan) for row in history]
         if np.isfinite(values).any():
-            label = f"{name} (last {format_loss(values[-1])})"
-            axes.plot(epochs, values, marker=marker, markersize=4, label=label)
-    label = f"test/loss {format_loss(test)} (epoch {best})"
-    axes.plot([best], [test], "k*", markersize=11, label=label)
-    for (name, value), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
-        label = f"{name.replace('_', ' ')} {format_loss(value)}"
-        axes.axhline(value, color="gray", linestyle=style, label=label)
+            text = f"{name} (last {format_loss(values[-1])})"
+            axes.plot(epochs, values, marker=marker, markersize=4, label=text)
+    if test is not None:
+        text = f"{metric.on('test')} {format_loss(test)} (epoch {best})"
+        axes.plot([best], [test], "k*", markersize=11, label=text)
+    for (name, value), style in zip(baselines.items(), cycle(("--", ":", "-.")), strict=False):
+        text = f"{name.replace('_', ' ')} {format_loss(value)}"
+        axes.axhline(value, color="gray", linestyle=style, label=text)
         # Otherwise the frame would cover a line at the edge.
         axes.update_datalim([(epochs[-1], value)])
     axes.autoscale_view()
-    axes.set(xlabel="epoch", ylabel="mean squared error per pixel")
+    axes.set(xlabel="epoch", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -315,6 +322,7 @@ def effect(
     key: str,
     measure: str,
     baselines: Mapping[str, float],
+    direction: str = "min",
 ) -> Figure:
     """Draw the effect of one setting on a metric.
 
@@ -324,8 +332,9 @@ def effect(
         names: The values of the setting.
         key: The name of the setting.
         measure: The name of the metric.
-        baselines: Losses by name. A baseline is drawn if it is near the lines, otherwise the title
-            gives it.
+        baselines: Their test values by name. A baseline is drawn if it is near the lines, otherwise
+            the title gives it.
+        direction: With `max`, the axis says that higher is better.
     """
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -344,7 +353,7 @@ def effect(
         )
     low, high = axes.get_ylim()
     outside = []
-    for (name, value), style in zip(baselines.items(), ("--", ":"), strict=False):
+    for (name, value), style in zip(baselines.items(), cycle(("--", ":", "-.")), strict=False):
         if low - (high - low) <= value <= high + (high - low):
             axes.axhline(value, color="gray", linestyle=style, label=f"{name} (test)")
         else:
@@ -354,8 +363,10 @@ def effect(
     axes.minorticks_off()
     if max(map(len, names)) > 10:
         axes.tick_params(axis="x", rotation=15, labelsize=8)
-    has_bars = any(table["std"].gt(0).any() for table in lines.values())
-    axes.set(xlabel=key, ylabel=f"{measure} (bars: spread over seeds)" if has_bars else measure)
+    remarks = ["higher is better"] if direction == "max" else []
+    if any(table["std"].gt(0).any() for table in lines.values()):
+        remarks.append("bars: spread over seeds")
+    axes.set(xlabel=key, ylabel=f"{measure} ({', '.join(remarks)})" if remarks else measure)
     axes.set_title("off the chart: " + ", ".join(outside) if outside else "", fontsize=9)
     if axes.get_legend_handles_labels()[1]:
         # Inside the axes it would cover points.

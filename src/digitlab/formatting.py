@@ -12,7 +12,7 @@ def format_loss(loss: float) -> str:
     """Format a loss with four decimal places, a small one with three digits, a large with four."""
     if abs(loss) < SMALL:
         return f"{loss:#.3g}"
-    return f"{loss:.4f}" if loss < LARGE else f"{loss:.4g}"
+    return f"{loss:.4f}" if abs(loss) < LARGE else f"{loss:.4g}"
 
 
 def format_spread(spread: float) -> str:

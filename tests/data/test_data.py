@@ -475,3 +475,39 @@ def test_two_ranks_share_each_global_minibatch() -> None:
             together = [share.images[step * 5 : step * 5 + 5, 0, 0] for share in shares]
             expected = block.images[step * 10 : step * 10 + 10, 0, 0]
             assert sorted(torch.cat(together).tolist()) == sorted(expected.tolist())
+
+
+def test_minibatches_are_images_as_models_see_them() -> None:
+    """Without blocks an item is (images, labels), float32 (B, 1, 28, 28) in [0, 1] and int64."""
+    data = numbered(25)
+    batches = Batches(data, 10, seed=0, rank=0, world=1)
+    items = list(batches)
+    assert len(batches) == len(items) == 3
+    assert [tuple(images.shape) for images, _ in items] == [(10, 1, 28, 28)] * 2 + [(5, 1, 28, 28)]
+    images, labels = (torch.cat(parts) for parts in zip(*items, strict=True))
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    order = (images[:, 0, 0, 0] * 255).round().long()
+    assert sorted(order.tolist()) == list(range(25))
+    assert torch.equal(labels, data.labels[order])
+    (block,) = Batches(data, 10, block=8, seed=0, rank=0, world=1)
+    assert torch.equal(block.images[:, 0, 0].long(), order), "blocks have another order"
+
+
+@pytest.mark.parametrize("number", [40, 45, 41])
+def test_the_weighted_mean_over_processes_is_the_mean_over_images(number: int) -> None:
+    """Three processes share minibatches of 12; the last one has 4, 9 or 5 images.
+
+    A process without an image of it gets a stand-in, whose weight is 0.
+    """
+    data, world = numbered(number), 3
+    whole = Batches(data, 12, seed=0, rank=0, world=1)
+    parts = [Batches(data, 12, seed=0, rank=rank, world=world) for rank in range(world)]
+    for index, ((images, _), *shares) in enumerate(zip(whole, *parts, strict=True)):
+        means = [
+            share.mean() * part.weight(index)
+            for part, (share, _) in zip(parts, shares, strict=True)
+        ]
+        torch.testing.assert_close(torch.stack(means).mean(), images.mean())
+    lonely = [Batches(numbered(1), 12, seed=0, rank=rank, world=2) for rank in (0, 1)]
+    assert [len(next(iter(part))[1]) for part in lonely] == [1, 1]
+    assert [part.weight(0) for part in lonely] == [2, 0]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from digitlab.config import schema
 from digitlab.data.images import Images
 from digitlab.models import initialization
 from digitlab.models.initialization import draw_centers
+from digitlab.registry import Registry
 from digitlab.runtime.seeds import Stream, generator
 
 
@@ -97,7 +97,9 @@ def test_a_custom_init_without_valid_centres_is_refused(
     """Unscaled bytes, one centre for all, images, too few centres: copy_ would accept them."""
 
     def set_result(result: Any) -> None:
-        monkeypatch.setattr(initialization, "INITS", {"mine": lambda data, k, rng: result})
+        inits = Registry("init", "register_init", {})
+        inits.register("mine")(lambda data, k, rng: result)
+        monkeypatch.setattr(initialization, "INITS", inits)
 
     set_result(torch.full(shape, value))
     images = Images(torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
@@ -107,16 +109,3 @@ def test_a_custom_init_without_valid_centres_is_refused(
         set_result(result)
         with pytest.raises(ValueError, match=r"init=mine: gives .* must be a tensor of \(3, 784\)"):
             draw_centers("mine", images, 3, make_rng())
-
-
-def test_the_inits_of_the_schema_have_functions() -> None:
-    """A check accepts the names of schema.INITS without importing torch."""
-    assert set(schema.INITS) <= set(initialization.INITS)
-
-
-def test_two_inits_cannot_share_a_name() -> None:
-    """The second one would silently replace the first."""
-    message = r"@init\('digit'\): one_per_digit already has this name; choose another"
-    with pytest.raises(ValueError, match=message):
-        initialization.init("digit")(lambda data, k, rng: torch.zeros(k, 784))
-    assert initialization.INITS["digit"].__name__ == "one_per_digit"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from digitlab.data.images import Images, Source, Split, scale
+from digitlab.data.images import Images, Split, scale
 from digitlab.models.base import sentence
 from digitlab.models.distances import nearest
 from digitlab.models.kmeans import MiniBatchKMeans, agreement, assign, gradient, rate_factors
@@ -179,14 +179,14 @@ def test_too_few_distinct_images_are_a_reason_for_idle_centres() -> None:
     """
     distinct = random_images(6)
     data = distinct.take(torch.arange(300) % 6)
-    split, source = Split(data, data.take(torch.arange(0)), data), Source("", "", data, data)
+    split = Split(data, data.take(torch.arange(0)), data)
     kmeans = make_model(init={"name": "kmeans++"})
     images, far = scale(distinct.images).flatten(1), torch.full((9, 784), 9.0)
     reason = "10 centres for 6 distinct training images: {} win none."
     remedy = "Use fewer clusters (model.n_clusters=6)."
     for centers, idle, n_others in ((images, 4, 0), (images[:1], 9, 1)):
         kmeans.centers.data = torch.cat([centers, far])[:10]
-        first, *others = kmeans.warnings(kmeans.evaluate(source, split), {"mean_image": 0.1})
+        first, *others = kmeans.warnings(kmeans.evaluate(split), {"mean_image": 0.1})
         assert first == f"{reason.format(idle)} {remedy}"
         assert [warning.partition(":")[0] for warning in others] == ["Collapsed"] * n_others
 

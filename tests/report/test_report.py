@@ -323,7 +323,7 @@ def test_small_losses_have_significant_digits(tmp_path: Path) -> None:
     assert "| 1.21e-06   | 1e-08" in page
     assert "0.0000" not in summary + page
     history, baselines = [{"epoch": 1, "train/loss": 1.2e-6}], {"mean_image": 1.11e-6}
-    (axes,) = figures.loss(history, 1, 1.1e-6, baselines, "").axes
+    (axes,) = figures.training_curve(history, 1, 1.1e-6, baselines, "").axes
     labels = axes.get_legend_handles_labels()[1]
     assert labels[:2] == ["train/loss (last 1.20e-06)", "test/loss 1.10e-06 (epoch 1)"]
     assert labels[2] == "mean image 1.11e-06"
@@ -496,7 +496,7 @@ def test_numbers_are_placed_by_value(names: list[str], at: list[float], scale: s
 
 def test_one_epoch_has_one_tick() -> None:
     """The axis of epochs has no fractions, even for a single epoch."""
-    figure = figures.loss([{"epoch": 1, "train/loss": 0.1}], 1, 0.1, {}, "one")
+    figure = figures.training_curve([{"epoch": 1, "train/loss": 0.1}], 1, 0.1, {}, "one")
     (axes,) = figure.axes
     low, high = axes.get_xlim()
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
@@ -748,7 +748,7 @@ def test_values_at_which_runs_did_not_complete_are_named(tmp_path: Path) -> None
 def test_a_baseline_above_all_losses_is_visible() -> None:
     """The mean image is at 0.0675, the first epoch at 0.0668: matplotlib would hide the line."""
     history = [{"epoch": 1.0, "train/loss": 0.0668}, {"epoch": 2.0, "train/loss": 0.0526}]
-    (axes,) = figures.loss(history, 1, 0.0523, {"mean_image": 0.0675}, "").axes
+    (axes,) = figures.training_curve(history, 1, 0.0523, {"mean_image": 0.0675}, "").axes
     assert axes.get_ylim()[1] > 0.068
     (star,) = [line for line in axes.lines if line.get_marker() == "*"]
     assert np.asarray(star.get_xdata()).tolist() == [1], "the test loss is the best epoch's"

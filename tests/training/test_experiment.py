@@ -24,6 +24,7 @@ from digitlab.data.loaders import MNISTData
 from digitlab.data.mnist import load
 from digitlab.models import checkpoints
 from digitlab.models.kmeans import MiniBatchKMeans
+from digitlab.registry import MODELS
 from digitlab.runs.files import atomic_write, write_json
 from digitlab.runs.provenance import make_run_id
 from digitlab.runs.results import read_results, run_state
@@ -504,7 +505,7 @@ def train_kmeans(train: Images, batch_size: int, epochs: int, **changes: Any) ->
     callbacks = changes.pop("callbacks", [])
     model = MiniBatchKMeans(**options | changes)
     parts = Split(train, train.take(torch.arange(0)), train)
-    batches = MNISTData(parts, batch_size=batch_size, block=model.block, seed=0)
+    batches = MNISTData(parts, batch_size=batch_size, block=model.block_steps, seed=0)
     with cpu_threads(1):
         trainer = make_trainer(
             Path(),
@@ -598,44 +599,80 @@ def test_the_training_loss_of_an_epoch_is_the_mean_over_its_images(
 ) -> None:
     """metrics.csv has the mean of the steps' losses, weighted by their images.
 
-    The run has 515 images in blocks of 80, the last one short.
+    The run has 515 images in minibatches of 20, for k-means in blocks of 80; the last one is short.
     """
-    kind, losses = checkpoints.model_class(model), []
+    kind, losses = MODELS.find(model), []
     original: Any = kind.training_step
 
     def step(self: Any, item: Any, index: int) -> Any:
         loss = original(self, item, index)
-        losses.append((self.current_epoch, loss.item(), item.total))
+        losses.append((self.current_epoch, loss.item(), len(item[0])))
         return loss
 
     monkeypatch.setattr(kind, "training_step", step)
-    monkeypatch.setattr(kind, "block", 4)
+    monkeypatch.setattr(MiniBatchKMeans, "block_steps", 4)
     run_in_process([f"model={model}", *overrides, "data.val_size=85"], tmp_path)
     table = np.genfromtxt(tmp_path / "metrics.csv", delimiter=",", names=True, deletechars="")
     sizes = {images for _, _, images in losses}
-    assert len(sizes) == 2, "all blocks have the same size: this proves little"
+    assert len(sizes) == 2, "all items have the same size: this proves little"
     for epoch, mean in enumerate(table["train/loss"]):
         steps = [(loss, images) for at, loss, images in losses if at == epoch]
         assert sum(images for _, images in steps) == 515
         assert mean == pytest.approx(sum(loss * images for loss, images in steps) / 515, rel=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "choice", ["model=kmeans", "trainer.precision=32-true", "trainer.precision=bf16-mixed"]
-)
 def test_the_number_of_minibatches_in_a_block_changes_no_bit(
-    choice: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks of one and eight minibatches give the same weights, even if autocast caches them."""
+    """Blocks of one and eight minibatches give k-means the same weights."""
     for block in (1, 8):
-        for name in ("kmeans", "autoencoder"):
-            monkeypatch.setattr(checkpoints.model_class(name), "block", block)
-        run_in_process(
-            [choice, "optimizer.lr=0.5", "scheduler=linear", *overrides], tmp_path / str(block)
-        )
+        monkeypatch.setattr(MiniBatchKMeans, "block_steps", block)
+        command = ["model=kmeans", "optimizer.lr=0.5", "scheduler=linear", *overrides]
+        run_in_process(command, tmp_path / str(block))
     one, eight = (weights(tmp_path / name) for name in ("1", "8"))
     assert all(torch.equal(eight[name], one[name]) for name in one)
+
+
+@pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
+def test_the_trainer_counts_every_minibatch(
+    model: str, overrides: list[str], tmp_path: Path
+) -> None:
+    """Three epochs of 25 minibatches are 75 steps, also in blocks; last.ckpt counts the same."""
+    outcome = run_in_process([f"model={model}", *overrides], tmp_path)
+    last = checkpoints.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert outcome["steps"] == last["global_step"] == 75
+
+
+def test_all_that_a_model_logs_by_epoch_is_recorded(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics of any name, and one that starts in a later epoch, have columns and scalars.
+
+    Both the mean over steps and a value logged at the end of an epoch are there.
+    """
+    kind = MODELS.find("autoencoder")
+    original: Any = kind.training_step
+
+    def step(self: Any, batch: Any, index: int) -> Any:
+        self.log("train/index", float(index), on_step=True, on_epoch=True)
+        return original(self, batch, index)
+
+    def log_late(self: Any) -> None:
+        if self.current_epoch > 0:
+            self.log("val/late", 7.0 * self.current_epoch)
+
+    monkeypatch.setattr(kind, "training_step", step)
+    monkeypatch.setattr(kind, "on_train_epoch_end", log_late)
+    run_in_process(["model=autoencoder", *overrides], tmp_path)
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert rows[0] == ["epoch", "steps", "train/index", "train/loss", "val/loss", "val/late"]
+    # 25 minibatches of the same size: the mean of 0 to 24.
+    assert [float(row[2]) for row in rows[1:]] == [12, 12, 12]
+    assert [row[5] for row in rows[1:]] == ["", "7.0", "14.0"]
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.value for event in events.Scalars("val/late")] == [7, 14]
+    assert [event.value for event in events.Scalars("train/index")] == [12, 12, 12]
 
 
 def test_tensorboard_has_each_epoch_of_a_run(overrides: list[str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Hydra's composition refuses an unknown key or a wrong type. The table RULES hold
 Imports no torch.
 """
 
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +17,22 @@ from omegaconf import MISSING
 
 # Optimizers for k-means alone, which give each centre its own rate.
 OWN_RATES = ("inverse_count", "sqrt_share")
-INITS = ("digit", "kmeans++", "random", "sample")  # of k-means, those that come with it
 # Groups of conf/ that nobody chooses from.
 HIDDEN = ("pairing", "hydra")
 CONF = Path(__file__).resolve().parents[3] / "conf"
+
+
+def folders() -> list[Path]:
+    """conf/, and the folders that the command line adds by --config-dir or hydra.searchpath."""
+    found, words = [CONF], sys.argv[1:]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            found.append(Path(value or following))
+        elif flag == "hydra.searchpath":
+            places = value.strip("[]").split(",")
+            found += [Path(each.strip(" '\"").removeprefix("file://")) for each in places]
+    return found
 
 
 def groups() -> list[str]:
@@ -28,15 +41,16 @@ def groups() -> list[str]:
 
 
 def choices(group: str) -> list[str]:
-    """The names that conf/ offers for a group, as `init` or `sweep`."""
-    folder = CONF / group
-    return sorted(
-        path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("**/[!_]*.yaml")
-    )
+    """The names that `folders` offer for a group, as `init` or `sweep`."""
+    names = set()
+    for folder in (path / group for path in folders()):
+        for path in folder.glob("**/[!_]*.yaml"):
+            names.add(path.relative_to(folder).with_suffix("").as_posix())
+    return sorted(names)
 
 
 def choices_text() -> str:
-    """What conf/ offers, a paragraph for each group."""
+    """What there is to choose from, a paragraph for each group."""
     lines = [f"{f'{group}:':<12}{', '.join(choices(group))}" for group in groups()]
     return "\n".join(
         textwrap.fill(line, 100, initial_indent="  ", subsequent_indent=" " * 14) for line in lines
@@ -127,14 +141,7 @@ class SqrtShare:
 
 
 @dataclass
-class Scheduler:
-    """conf/scheduler."""
-
-    name: str = MISSING
-
-
-@dataclass
-class OneCycle(Scheduler):
+class OneCycle:
     """conf/scheduler/one_cycle.yaml."""
 
     name: str = "one_cycle"
@@ -171,9 +178,10 @@ class Config:
     seed: int = MISSING
     model: Any = MISSING
     optimizer: Any = MISSING
-    scheduler: Scheduler = field(default_factory=Scheduler)
+    scheduler: Any = MISSING
     data: Data = field(default_factory=Data)
     trainer: Trainer = field(default_factory=Trainer)
+    plugins: Any = field(default_factory=list)
     resume: str | None = None
     force: bool = False
     dry_run: bool = False
@@ -212,10 +220,9 @@ def _one_of(*names: str) -> tuple[Callable[[str], bool], str]:
 
 
 # A key, what its value must fulfil, and the rule in words. Keys that are absent are not checked.
-# Priors and schedules are listed: for another name the code has no case, which a job would notice.
+# Priors are listed: for another name the code has no case, which a job would notice.
 RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda v: 0 <= v < 2**32, "must be from 0 to 4294967295"),
-    ("model.name", *_one_of("kmeans", "autoencoder")),
     ("model.n_clusters", _at_least_one, "must be >= 1"),
     ("model.reassignment_ratio", _fraction, "must be >= 0 and < 1"),
     ("model.latent_dim", lambda v: 1 <= v <= 784, "must be from 1 to 784, the pixels of an image"),
@@ -234,7 +241,6 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("optimizer.lr", _positive, "must be > 0 and finite"),
     ("optimizer.momentum", _fraction, "must be >= 0 and < 1"),
     ("optimizer.weight_decay", _not_negative, "must be >= 0 and finite"),
-    ("scheduler.name", *_one_of("constant", "linear", "cosine", "one_cycle")),
     ("optimizer.beta2", _fraction, "must be >= 0 and < 1"),
     ("scheduler.pct_start", lambda v: 0 < v < 1, "must be > 0 and < 1"),
     ("data.root", bool, "must name a folder; unset DIGITLAB_DATA for data/"),

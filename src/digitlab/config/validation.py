@@ -1,25 +1,34 @@
 """Checks of a composed configuration, and its plain values.
 
-Imports torch only for an optimizer without a schema, or an initialization of the user's own.
+Imports torch only for an optimizer without a schema, and what a plugin has registered with it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from digitlab.config.schema import INITS, OWN_RATES, RULES, SCHEMAS, Config, choices
+from digitlab import plugins
+from digitlab.config.arguments import convert
+from digitlab.config.schema import OWN_RATES, RULES, SCHEMAS, Config, Trainer, choices
+from digitlab.config.trainer_options import find_option_errors
+from digitlab.registry import INITS, MODELS, SCHEDULES
 
 # Keys that are no values of the experiment.
-ACTIONS = ("resume", "force", "dry_run")
+ACTIONS = ("plugins", "resume", "force", "dry_run")
+# The groups whose choices may be the user's own, with values of their own.
+OWN = {"model": MODELS, "scheduler": SCHEDULES}
 
 
 def register() -> None:
     """Store the schemas where the defaults lists of conf/ name them: `schema`, `/schema/<name>`."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    config = OmegaConf.structured(Config)
+    # `_check_trainer` decides which other options it may hold.
+    OmegaConf.set_struct(config.trainer, False)
+    store.store(name="schema", node=config)
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=name_of(schema), node=schema)
@@ -31,11 +40,12 @@ def name_of(schema: Any) -> str:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check the values of an experiment.
+    """Load the plugins of an experiment and check its values.
 
     Raises:
         ValueError: Some values are wrong; the message has a line for each.
     """
+    plugins.load(_plugin_entries(cfg.get("plugins")))
     for group in ("model", "optimizer", "scheduler", "data", "trainer"):
         if not isinstance(cfg.get(group), DictConfig):
             raise ValueError(f"{group}={cfg.get(group)}: must be a choice of conf/{group}")
@@ -45,9 +55,17 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"optimizer.name={name}: {rule}")
     errors = list(_find_key_errors(cfg))
     for key, is_valid, rule in RULES:
+        group = key.partition(".")[0]
+        if group in OWN and not OWN[group].is_builtin(cfg[group].get("name")):
+            # A model of the user's own may give another meaning to the same key.
+            continue
         value = OmegaConf.select(cfg, key, default=MISSING)
         if value != MISSING and not _fulfils(is_valid, value):
             errors.append(f"{key}={value}: {rule}")
+    errors += _find_unknown_names(cfg)
+    if not errors and (options := trainer_options(cfg.trainer)):
+        known = [field.name for field in fields(Trainer)]
+        errors += find_option_errors(options, known, _has_blocks(cfg.model.name))
     errors = errors or list(_find_conflicts(cfg))
     if errors:
         raise ValueError("\n".join(errors))
@@ -56,10 +74,73 @@ def check(cfg: DictConfig) -> None:
         from digitlab.models.optimizers import try_optimizer
 
         try_optimizer(to_plain(cfg)["optimizer"])
-    if cfg.model.name == "kmeans" and cfg.model.init.name not in INITS:
-        from digitlab.models.initialization import find_init
+    _check_arguments(to_plain(cfg))
+    if options := trainer_options(cfg.trainer):
+        # Lightning alone knows which values it takes.
+        from digitlab.runtime.trainer import try_trainer
 
-        find_init(cfg.model.init.name)
+        try_trainer(options)
+    if "callbacks" in cfg.trainer:
+        from digitlab.training.own_callbacks import make_callbacks
+
+        make_callbacks(to_plain(cfg)["trainer"]["callbacks"])
+
+
+def trainer_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of Lightning's Trainer beside those of conf/trainer."""
+    known = {"callbacks", *(field.name for field in fields(Trainer))}
+    return {key: value for key, value in trainer.items() if key not in known}
+
+
+def _has_blocks(name: str) -> bool:
+    """Whether a model steps by hand through blocks of minibatches."""
+    if MODELS.is_builtin(name):
+        return name == "kmeans"
+    from digitlab.models.base import Model
+
+    cls = MODELS.find(name)
+    return issubclass(cls, Model) and cls.block_steps > 0
+
+
+def _plugin_entries(value: Any) -> list[str]:
+    """The value of the key `plugins` as a list. Raises ValueError if it holds anything but text."""
+    entries = [value] if isinstance(value, str) else list(value or [])
+    if not all(isinstance(entry, str) and entry for entry in entries):
+        raise ValueError(f"plugins={value}: must be a list of files or modules, as [my/vae.py]")
+    return entries
+
+
+def _find_unknown_names(cfg: DictConfig) -> list[str]:
+    """List the names that nothing is registered under."""
+    registries = {"model.name": MODELS, "scheduler.name": SCHEDULES}
+    if cfg.model.get("name") == "kmeans":
+        registries["model.init.name"] = INITS
+    errors = []
+    for key, registry in registries.items():
+        name = OmegaConf.select(cfg, key, default=MISSING)
+        if name == MISSING:
+            # A schema that needs a name has said so.
+            if not is_dataclass(OmegaConf.get_type(OmegaConf.select(cfg, key.rpartition(".")[0]))):
+                errors.append(f"{key}: has no value; its YAML must hold one, as name: mine")
+            continue
+        try:
+            registry.check(key, name)
+        except ValueError as error:
+            errors.append(str(error))
+    return errors
+
+
+def _check_arguments(config: dict[str, Any]) -> None:
+    """Check the values of a model and a schedule of the user's own by the types of arguments."""
+    for group, registry in OWN.items():
+        values = dict(config[group])
+        name = values.pop("name")
+        if not registry.is_builtin(name):
+            # A schedule gets the optimizer and the number of steps by position.
+            convert(registry.find(name), values, group, 2 if group == "scheduler" else 0)
+        elif name not in map(name_of, SCHEMAS[group]) and values:
+            key, value = next(iter(values.items()))
+            raise ValueError(f"{group}.{key}={value}: nothing reads this key; leave it out")
 
 
 def _fulfils(is_valid: Callable[[Any], bool], value: Any) -> bool:
@@ -78,11 +159,11 @@ def _find_key_errors(node: DictConfig, path: str = "") -> Iterator[str]:
     for key, value in node.items_ex(resolve=False):
         if not path and key == "hydra":
             continue
-        if key not in known:
+        if key not in known and schema is not Trainer:
             yield f"{path}{key}={value}: nothing reads this key; leave it out"
         elif isinstance(value, DictConfig) and node[key] is None:
             yield f"{path}{key}=null: must be a choice; leave it out for the default"
-        elif isinstance(value, DictConfig):
+        elif isinstance(value, DictConfig) and f"{path}{key}" != "trainer.callbacks":
             yield from _find_key_errors(value, f"{path}{key}.")
     expected, name = name_of(schema), node.get("name")
     group = path[:-1].rpartition(".")[2]

@@ -40,15 +40,16 @@ class Source:
     warnings: tuple[str, ...] = ()
 
 
-PART_NAMES = {"train": "training", "val": "held-out", "test": "test"}
-
-
 class Split(NamedTuple):
-    """The images to train on, to select the best epoch with (may be empty), and to test on."""
+    """The images to train on, to select the best epoch with (may be empty), and to test on.
+
+    `source` is the whole data set that they were drawn from.
+    """
 
     train: Images
     val: Images
     test: Images
+    source: Source | None = None
 
 
 def scale(images: Tensor) -> Tensor:
@@ -110,22 +111,21 @@ def split(
         _, train = hold_out(train, train_size - val_size, generator(seed, Stream.SPLIT, 1))
     if test_size is not None:
         _, test = hold_out(test, test_size, generator(seed, Stream.SPLIT, 2))
-    return Split(train, val, test)
+    return Split(train, val, test, source)
 
 
 def data_warnings(parts: Split) -> list[str]:
     """List the properties of a split that make its metrics meaningless, one sentence each."""
-    classes = torch.cat([part.labels for part in parts]).unique().tolist()
+    images = {"training": parts.train, "held-out": parts.val, "test": parts.test}
+    classes = torch.cat([part.labels for part in images.values()]).unique().tolist()
     if len(classes) == 1:
         return [f"All images show a {classes[0]}: metrics that use the labels mean nothing."]
     warnings = []
-    for name, part in parts._asdict().items():
+    for name, part in images.items():
         absent = sorted({*classes} - {*part.labels.unique().tolist()})
         if len(part.labels) and absent:
             digits = ", ".join(map(str, absent))
-            warnings.append(
-                f"The {PART_NAMES[name]} images lack {digits}, which other images show."
-            )
+            warnings.append(f"The {name} images lack {digits}, which other images show.")
     if len(parts.test.labels) == 1:
         warnings.append("There is only one test image: test/... describes no other image.")
     return warnings

@@ -7,21 +7,26 @@ before its convolution. The loss is the mean squared error over pixels and image
 B images, C channels, H x W pixels, Z latent dimensions.
 """
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from digitlab import figures
 from digitlab.data.idx import IMAGE_SHAPE
-from digitlab.data.images import PIXELS, Images, Source, Split, scale
-from digitlab.data.loaders import Batch, Chunks
+from digitlab.data.images import PIXELS, Images, Split, scale
+from digitlab.data.loaders import Chunks
 from digitlab.formatting import format_loss
-from digitlab.models.base import Model
+from digitlab.models import baselines
 from digitlab.models.digit_classifier import load_or_train, score_samples
 from digitlab.models.prior import Prior
+from digitlab.models.reconstruction import ReconstructionModel
+from digitlab.registry import register_model
 from digitlab.runs.results import is_no_better
 from digitlab.runtime.seeds import Stream, generator
 
@@ -138,7 +143,8 @@ class ShapeRow(NamedTuple):
     outer: tuple[int, ...]
 
 
-class Autoencoder(Model):
+@register_model("autoencoder")
+class Autoencoder(ReconstructionModel):
     """Encoder, decoder, and the densities that z can be drawn from.
 
     Args:
@@ -146,7 +152,7 @@ class Autoencoder(Model):
         channels_last: Whether images and weights have torch's memory format channels_last.
         compile: Whether to train with torch.compile.
         prior: The values of conf/prior.
-        optimizer, scheduler, seed: See `Model`.
+        options: See `Model`.
     """
 
     bf16 = True
@@ -162,12 +168,9 @@ class Autoencoder(Model):
         channels_last: bool,
         compile: bool,
         prior: dict[str, Any],
-        optimizer: dict[str, Any],
-        scheduler: dict[str, Any],
-        seed: int,
+        **options: Any,
     ) -> None:
-        super().__init__(optimizer, scheduler, seed)
-        self.save_hyperparameters(logger=False)
+        super().__init__(**options)
         self.latent_dim, self.prior_name = latent_dim, prior["name"]
         self.encoder, self.decoder = build_stages(
             channels, latent_dim, hidden, norm, activation, output
@@ -199,20 +202,22 @@ class Autoencoder(Model):
         reconstruction: Tensor = self.decoder(self.encoder(x))
         return reconstruction
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Compute the mean squared error of the minibatch.
-
-        Under DDP this process's part is weighted to make the mean over processes the global loss.
-        """
-        x = self.prepare(batch.images)
-        squared = (self(x).float() - x).square().sum()
-        loss: Tensor = squared * (self.trainer.world_size / (batch.total * PIXELS))
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Compute and log the loss of a minibatch."""
+        loss = self._loss(batch)
+        self.log("train/loss", loss, on_step=False, on_epoch=True)
         return loss
 
-    def validation_step(self, chunk: Batch, _: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Log the loss of held-out images."""
-        distributed = self.trainer.world_size > 1
-        self.log("val/loss", self.loss(chunk), batch_size=chunk.total, sync_dist=distributed)
+        self.log("val/loss", self._loss(batch))
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The mean squared error over pixels and images."""
+        images, _ = batch
+        x = images.contiguous(memory_format=self.memory_format)
+        squared: Tensor = (self(x).float() - x).square().sum()
+        return squared * (1 / x.numel())
 
     @torch.no_grad()
     def encode(self, data: Images) -> Tensor:
@@ -263,6 +268,10 @@ class Autoencoder(Model):
                 "data.test_size: the Frechet distance needs two test images or more, here is one"
             )
 
+    def baselines(self, data: Split) -> dict[str, float]:
+        """Compute the losses of the mean image, and of PCA with the same latent size."""
+        return super().baselines(data) | {"pca": baselines.pca(data, self.latent_dim)}
+
     def complete(self, data: Split) -> None:
         """Fit the densities of z to the latents of the training images."""
         latents = self.encode(data.train)
@@ -291,7 +300,7 @@ class Autoencoder(Model):
         assert isinstance(density, Prior)
         return self.decode(density.sample(n, generator(seed, Stream.PRIOR)))
 
-    def evaluate(self, source: Source, data: Split) -> dict[str, float]:
+    def evaluate(self, data: Split) -> dict[str, float]:
         """Compute the losses, and the scores of 10,000 generated digits.
 
         With fewer training images, the number of generated digits is theirs.
@@ -302,13 +311,16 @@ class Autoencoder(Model):
         metrics["test/loss"] = self.mean_loss(data.test)
         samples = self.generate(min(SCORED_SAMPLES, len(data.train.labels)), self.seed)
         train_size = len(data.train.labels) + len(data.val.labels)
-        classifier = load_or_train(source, train_size=train_size)
+        assert data.source is not None
+        classifier = load_or_train(data.source, train_size=train_size)
         self.classifier_id = classifier.identity
         scores = score_samples(classifier, samples, data.train, data.test)
         return metrics | {f"generated/{name}": value for name, value in scores.items()}
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
         """Warn if the model does not beat the baselines, or reconstructs but does not generate."""
+        if exploded := super().warnings(metrics, baselines):
+            return exploded
         loss, advice = metrics["test/loss"], self._training_advice()
         if is_no_better(loss, baselines["mean_image"]):
             return [
@@ -380,6 +392,43 @@ class Autoencoder(Model):
             "latents": figures.latents(latents.numpy(), sample.labels.cpu().numpy(), "Latents"),
         }
 
+    def write_files(self, data: Split, directory: Path, writer: SummaryWriter) -> None:
+        """Write latents of unseen digits for TensorBoard's projector."""
+        sample, _ = _unseen(data)
+        latents = self.encode(sample.take(torch.arange(min(1000, len(sample.labels)))))
+        # The projector would add to the files of an earlier evaluation of this run, with a warning.
+        shutil.rmtree(directory / "00000" / "latents", ignore_errors=True)
+        (directory / "projector_config.pbtxt").unlink(missing_ok=True)
+        sprites = scale(sample.images[:1000, None]).repeat(1, 3, 1, 1)
+        writer.add_embedding(latents, sample.labels[:1000].tolist(), sprites, tag="latents")
+
+    def figures(self, data: Split) -> dict[str, Figure]:
+        """Draw the shapes of the stages, and digits: restored, generated, and as latents."""
+        sample, part = _unseen(data)
+        originals = scale(sample.images[:30]).numpy()
+        restored = self.reconstruct(sample.images[:30]).numpy()
+        digits = self.generate(20, self.seed).numpy()
+        latents, labels = self.encode(sample).numpy(), sample.labels.numpy()
+        prior, title = self.prior_name.replace("_", " "), self.heading
+        return {
+            "shapes": figures.shapes(self.shape_table(), "Tensors from image to latent and back"),
+            "reconstructions": figures.reconstructions(
+                originals, restored, f"{part.capitalize()} digits restored, {title}"
+            ),
+            "generated": figures.image_grid(
+                digits, None, 10, f"Decoded from random z ({prior}), {title}"
+            ),
+            "latents": figures.latents(latents, labels, f"Latents of {part} digits, {title}"),
+        }
+
+    def summary(self) -> list[str]:
+        """Each encoder stage with the decoder stage that inverts it."""
+        lines = [f"{'stage':<8} {'encoder':>24}    decoder"]
+        for name, inside, outside in self.shape_table():
+            before, after = ("x".join(map(str, shape)) for shape in (outside, inside))
+            lines.append(f"{name:<8} {f'{before} -> {after}':>24}    {after} -> {before}")
+        return lines
+
     def shape_table(self) -> list[ShapeRow]:
         """The stages from the image to the latent, with shapes measured by running an image."""
         training = self.training
@@ -396,3 +445,9 @@ class Autoencoder(Model):
             rows.append(ShapeRow(name, inner, outer))
             outer = inner
         return rows
+
+
+def _unseen(data: Split) -> tuple[Images, str]:
+    """Up to 2,000 held-out images, or test images if none are held out, and which they are."""
+    images, part = (data.val, "held-out") if len(data.val.labels) else (data.test, "test")
+    return images.take(torch.arange(min(2000, len(images.labels)))), part

@@ -1,24 +1,19 @@
 """Checkpoints: written atomically, read without executing their content, turned into models."""
 
-import importlib
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule
 
+from digitlab.config.arguments import COMMON, arguments, convert
 from digitlab.models.base import Model
+from digitlab.registry import MODELS
 from digitlab.runs.files import atomic_write
-
-RUN_MODELS = ("kmeans", "autoencoder")
-# The models that a checkpoint may name. A name outside this table is never imported.
-MODELS = {
-    "kmeans": ("digitlab.models.kmeans", "MiniBatchKMeans"),
-    "autoencoder": ("digitlab.models.autoencoder", "Autoencoder"),
-    "judge": ("digitlab.models.digit_classifier", "DigitClassifier"),
-}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -60,10 +55,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: is damaged or not a checkpoint ({reason}); train the run again"
         ) from error
-    name = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(name, str) or name not in MODELS:
-        known = ", ".join(MODELS)
-        raise ValueError(f"{path}: is not a digitlab checkpoint (model={name!r}; known: {known})")
+    if not isinstance(content, dict) or not isinstance(content.get("model"), str):
+        raise ValueError(f"{path}: is not a digitlab checkpoint; train the run again")
     return content
 
 
@@ -78,35 +71,47 @@ def _check_archive(path: Path) -> None:
             raise ValueError(f"{damaged} has a wrong checksum")
 
 
-def model_class(name: str) -> type[Model]:
-    """Import the class of a model in MODELS."""
-    module, attribute = MODELS[name]
-    cls: type[Model] = getattr(importlib.import_module(module), attribute)
-    return cls
+def build(cls: Any, values: Mapping[str, Any]) -> LightningModule:
+    """Build a model of class `cls` from plain values, of its YAML and of `COMMON`.
+
+    A LightningModule that is no `Model` gets those of `COMMON` that its constructor names.
+    """
+    own = {key: value for key, value in values.items() if key not in COMMON}
+    named = COMMON if issubclass(cls, Model) else arguments(cls)
+    common = {key: values[key] for key in COMMON if key in values and key in named}
+    model = cls(**convert(cls, own, "model"), **common)
+    assert isinstance(model, LightningModule)
+    return model
 
 
-def load_model(path: Path, kinds: tuple[str, ...] = RUN_MODELS) -> Model:
+def load_model(path: Path, classes: Mapping[str, type[Model]] | None = None) -> LightningModule:
     """Rebuild a model from its checkpoint, on the CPU, in evaluation mode.
 
     Args:
         path: The checkpoint.
-        kinds: The models that the caller accepts, names in MODELS.
+        classes: The classes that the caller accepts, by the name in the checkpoint; by default
+            the registered models.
 
     Raises:
-        ValueError: The file is damaged, holds another kind of model, or weights that do not fit.
+        ValueError: The file is damaged, holds another model, or weights that do not fit.
     """
     content = read_checkpoint(path)
-    if content["model"] not in kinds:
-        raise ValueError(f"{path}: holds a {content['model']}, not {' or '.join(kinds)}")
+    name, known = content["model"], MODELS.names() if classes is None else list(classes)
+    if name not in known:
+        raise ValueError(
+            f"{path}: is not a checkpoint of {', '.join(known)} but of {name!r}; for a model of"
+            " your own name its file (plugins=[FILE.py], of a script --plugin FILE.py)"
+        )
+    cls = MODELS.find(name) if classes is None else classes[name]
     try:
-        cls, weights = model_class(content["model"]), content["state_dict"]
+        values, weights = content["hyper_parameters"], content["state_dict"]
         if any(weight.untyped_storage().nbytes() < weight.nbytes for weight in weights.values()):
             raise ValueError("a weight claims more numbers than the file holds")
         # The arguments in the file may describe a model of any size. On the meta device the weights
         # are compared with it before any memory is allocated.
         with torch.device("meta"):
-            cls(**content["hyper_parameters"]).load_state_dict(weights, assign=True)
-        model = cls(**content["hyper_parameters"])
+            build(cls, values).load_state_dict(weights, assign=True)
+        model = build(cls, values)
         model.load_state_dict(weights)
     # Foreign arguments raise exceptions of many unrelated classes.
     except Exception as error:
@@ -138,7 +143,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def save_weights(path: Path, model: Model) -> None:
+def save_weights(path: Path, model: LightningModule) -> None:
     """Replace the weights in a checkpoint by those of the model."""
     content = read_checkpoint(path)
     content["state_dict"] = model.state_dict()

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional
 
 from digitlab.data.images import Images, Source, Split, hold_out, scale
-from digitlab.data.loaders import Batch, MNISTData
+from digitlab.data.loaders import MNISTData
 from digitlab.models import checkpoints
 from digitlab.models.base import Model
 from digitlab.runs.files import directory_lock
@@ -52,11 +52,8 @@ class DigitClassifier(Model):
     # Equal for equal classifiers only; `load_or_train` sets it.
     identity = ""
 
-    def __init__(
-        self, features: int, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int
-    ) -> None:
-        super().__init__(optimizer, scheduler, seed)
-        self.save_hyperparameters(logger=False)
+    def __init__(self, features: int, **options: Any) -> None:
+        super().__init__(**options)
         self.features = nn.Sequential(
             nn.Conv2d(1, 16, 5, padding=2),  # (N, 16, 28, 28)
             nn.ReLU(),
@@ -76,10 +73,11 @@ class DigitClassifier(Model):
         logits: Tensor = self.classes(self.features(x))
         return logits
 
-    def loss(self, batch: Batch) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Compute the cross entropy of one minibatch."""
-        x = scale(batch.images)[:, None].contiguous(memory_format=torch.channels_last)
-        return functional.cross_entropy(self(x).float(), batch.labels)
+        images, labels = batch
+        logits = self(images.contiguous(memory_format=torch.channels_last))
+        return functional.cross_entropy(logits.float(), labels)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,13 +111,13 @@ def load_or_train(
         _, train = hold_out(train, train_size, generator(0, Stream.CLASSIFIER))
     identity = _identify(source.digest, len(train.labels))
     path = (cache or CACHE) / f"{identity}.ckpt"
-    classifier: Model | None = None
+    classifier: LightningModule | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # One of several processes trains; the others wait and load.
         with directory_lock(path.parent, wait=True):
             try:
-                classifier = checkpoints.load_model(path, ("judge",))
+                classifier = checkpoints.load_model(path, {"judge": DigitClassifier})
             except ValueError:
                 # The file does not exist, or is damaged and replaced in less than a minute.
                 log.info("Training the digit classifier, once for this data (half a minute)")
@@ -152,12 +150,8 @@ def _train(train: Images) -> DigitClassifier:
         seed_everything(RECIPE["seed"], verbose=False)
         classifier = DigitClassifier(**RECIPE)
         empty = train.take(torch.arange(0))
-        data = MNISTData(
-            Split(train, empty, empty),
-            batch_size=BATCH_SIZE,
-            block=DigitClassifier.block,
-            seed=RECIPE["seed"],
-        )
+        parts = Split(train, empty, empty)
+        data = MNISTData(parts, batch_size=BATCH_SIZE, seed=RECIPE["seed"])
         # An empty directory, since the trainer must not read the files of other programs.
         # On the CPU the weights are the same with or without a GPU.
         trainer = make_trainer(

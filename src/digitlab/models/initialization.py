@@ -1,6 +1,7 @@
-"""Initial centres of k-means: the choices of conf/init, each a function registered with @init.
+"""Initial centres of k-means: the choices of conf/init, each a function with @register_init.
 
-K centres of D = 784 pixels are drawn from N training images.
+The function takes the training images (uint8; `scale` converts them to [0, 1]), K, and the run's
+random generator, and returns K centres, float (K, D) in [0, 1], of D = 784 pixels.
 """
 
 from collections.abc import Callable
@@ -10,44 +11,16 @@ from torch import Tensor
 
 from digitlab.data.images import PIXELS, Images, scale
 from digitlab.models.distances import nearest
+from digitlab.registry import INITS, register_init
 
 Initializer = Callable[[Images, int, torch.Generator], Tensor]
-INITS: dict[str, Initializer] = {}
-
-
-def init(name: str) -> Callable[[Initializer], Initializer]:
-    """Register a function as the choice `name` of conf/init.
-
-    The function takes the training images (uint8; `scale` converts them to [0, 1]), K, and the
-    run's random generator, and returns K centres, float (K, 784) in [0, 1].
-    """
-
-    def register(function: Initializer) -> Initializer:
-        if name in INITS:
-            raise ValueError(
-                f"@init({name!r}): {INITS[name].__name__} already has this name; choose another"
-            )
-        INITS[name] = function
-        return function
-
-    return register
-
-
-def find_init(name: str) -> Initializer:
-    """Return the function of a choice of conf/init. Raises ValueError if it has none."""
-    if name not in INITS:
-        raise ValueError(
-            f"init={name}: {__name__} has {', '.join(INITS)};"
-            f" write a function @init({name!r}) there"
-        )
-    return INITS[name]
 
 
 def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     """Draw the initial centres by a choice of conf/init.
 
     Args:
-        name: The choice, a key of `INITS`.
+        name: The choice.
         data: The training images, on the CPU.
         n_clusters: K.
         rng: The random generator to draw with.
@@ -59,7 +32,8 @@ def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator)
         ValueError: The choice does not exist, the training images are too few for it, or its
             function returns something else.
     """
-    centers = find_init(name)(data, n_clusters, rng)
+    draw: Initializer = INITS.find(name)
+    centers = draw(data, n_clusters, rng)
     expected = f"{n_clusters, PIXELS} in [0, 1]"
     if not isinstance(centers, Tensor) or not centers.numel():
         is_empty = centers is None or isinstance(centers, Tensor)
@@ -72,13 +46,13 @@ def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator)
     return centers
 
 
-@init("random")
+@register_init("random")
 def uniform_noise(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     """Draw uniform noise in [0, 1)."""
     return torch.rand(n_clusters, PIXELS, generator=rng)
 
 
-@init("digit")
+@register_init("digit")
 def one_per_digit(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     """Draw a random image of each digit, from 0 to 9."""
     rows = []
@@ -92,7 +66,7 @@ def one_per_digit(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor
     return scale(data.images[torch.stack(rows)]).flatten(1)
 
 
-@init("sample")
+@register_init("sample")
 def forgy(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     """Draw distinct random images (Forgy, 1965)."""
     _check_size("sample", data, n_clusters)
@@ -100,7 +74,7 @@ def forgy(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     return scale(data.images[rows]).flatten(1)
 
 
-@init("kmeans++")
+@register_init("kmeans++")
 def kmeans_plus_plus(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     """Draw images with probability proportional to D(x)^2 (Arthur and Vassilvitskii, 2007)."""
     _check_size("kmeans++", data, n_clusters)

@@ -18,6 +18,8 @@ Images and centres are moved by the same vector, to where the mean image is near
 distance, gradient or k(x), and keeps the digits of float32, see `distances`.
 """
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,14 +27,20 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.tensorboard import SummaryWriter
 
+from digitlab import figures
 from digitlab.data.idx import IMAGE_SHAPE
-from digitlab.data.images import PIXELS, Images, Source, Split, scale
-from digitlab.data.loaders import Batch, Chunks
-from digitlab.models.base import Model, sentence
+from digitlab.data.images import PIXELS, Images, Split, scale
+from digitlab.data.loaders import Block, Chunks
+from digitlab.models.base import sentence
 from digitlab.models.distances import nearest, squared_distances
 from digitlab.models.initialization import draw_centers
 from digitlab.models.reassignment import reassign, smallest_cluster
+from digitlab.models.reconstruction import ReconstructionModel
+from digitlab.registry import register_model
+from digitlab.runs.files import atomic_write, write_csv
 from digitlab.runtime.seeds import Stream, generator
 
 # Images in the sample that shows whether any cluster is small.
@@ -73,17 +81,21 @@ def rate_factors(name: str, wins: Wins, total_counts: Tensor) -> Tensor:
     return size * (wins.sums.shape[1] / 2) / n.clamp(min=1)
 
 
-class MiniBatchKMeans(Model):
+@register_model("kmeans")
+class MiniBatchKMeans(ReconstructionModel):
     """K-means with the centres as the parameters of a gradient descent.
+
+    It asks for blocks of minibatches and steps by hand, since Lightning's own work for one step
+    takes longer than the step.
 
     Args:
         n_clusters: K.
         init: The values of conf/init; `name` is the choice.
         reassignment_ratio: See `reassignment.reassign`; 0 turns it off.
-        optimizer, scheduler, seed: See `Model`.
+        options: See `Model`.
     """
 
-    block = 64
+    block_steps = 64
     # A product of 64 x 784 x 10 finishes before a second thread has started.
     threads = 1
 
@@ -92,12 +104,10 @@ class MiniBatchKMeans(Model):
         n_clusters: int,
         init: dict[str, Any],
         reassignment_ratio: float,
-        optimizer: dict[str, Any],
-        scheduler: dict[str, Any],
-        seed: int,
+        **options: Any,
     ) -> None:
-        super().__init__(optimizer, scheduler, seed)
-        self.save_hyperparameters(logger=False)
+        super().__init__(**options)
+        self.automatic_optimization = False
         self.n_clusters, self.init, self.reassignment_ratio = n_clusters, init, reassignment_ratio
         self.centers = nn.Parameter(torch.zeros(n_clusters, PIXELS))
         # n_k, for the rate 1/n_k.
@@ -106,6 +116,9 @@ class MiniBatchKMeans(Model):
         # About minus the mean training image. `setup` computes it; no checkpoint needs it.
         self.register_buffer("shift", torch.zeros(PIXELS), persistent=False)
         self.shift: Tensor
+        # The sum of the losses of the epoch's images so far, and the number of these images.
+        self.loss_sum: Tensor | float = 0.0
+        self.n_images = 0
         # The confusion matrix of the training images, int (10, K), set by `evaluate`.
         self.confusion: np.ndarray | None = None
         # The number of distinct training images, set by `evaluate` if there are idle centres.
@@ -122,9 +135,13 @@ class MiniBatchKMeans(Model):
             self.shift.copy_(-scale(sample).mean(0).flatten())
             self.centers.copy_(draw_centers(self.init["name"], train, self.n_clusters, rng))
 
+    def total_steps(self) -> int:
+        """The number of minibatches of the whole run."""
+        return self.datamodule.steps * (self.trainer.max_epochs or 0)
+
     def on_train_epoch_start(self) -> None:
-        """Reassign centres if the configuration says so."""
-        super().on_train_epoch_start()
+        """Reset the epoch's mean loss; reassign centres if the configuration says so."""
+        self.loss_sum, self.n_images = 0.0, 0
         if self.reassignment_ratio > 0:
             self._reassign()
 
@@ -132,17 +149,20 @@ class MiniBatchKMeans(Model):
         """Convert uint8 (n, 28, 28) to points (n, D) in [0, 1], moved by `shift`, in one pass."""
         return torch.add(self.shift, images.flatten(1).float(), alpha=1 / 255)
 
-    def training_step(self, block: Batch, index: int) -> Tensor:
+    def training_step(self, block: Block, index: int) -> Tensor:
         """Take one step for each minibatch of the block; return their mean loss."""
-        # Attributes of modules and parameters are slow to look up.
+        # Attributes of modules and parameters are slow to look up, and Lightning's wrapper of the
+        # optimizer takes as long as a step.
         parameter, shift, name = self.centers, self.shift, self.optimizer["name"]
-        optimizer, scheduler = self.optimizer_and_scheduler()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler = self.lr_schedulers()
+        assert scheduler is None or isinstance(scheduler, LRScheduler)
         squared = self.won.new_zeros(())
         won = torch.zeros_like(self.won)
         with torch.no_grad():
-            for batch in self.minibatches(block):
+            for images in self._minibatches(block):
                 centers = parameter + shift  # (K, D)
-                wins = self._reduce(assign(self.shifted(batch.images), centers))
+                wins = self._reduce(assign(self.shifted(images), centers))
                 parameter.grad = gradient(wins, centers)
                 won += wins.counts
                 if name != "sgd":
@@ -153,8 +173,33 @@ class MiniBatchKMeans(Model):
                 squared += wins.squared
             self.won += won
         loss = squared.clamp(min=0) / (won.sum() * PIXELS)
-        self.accumulate_loss(loss, block.total)
+        self._count_steps(block.steps)
+        self._accumulate_loss(loss, block.total)
         return loss
+
+    def _minibatches(self, block: Block) -> Iterator[Tensor]:
+        """Yield this process's images of each minibatch of the block."""
+        size = self.datamodule.batch_size // self.trainer.world_size
+        for step in range(block.steps):
+            yield block.images[step * size : (step + 1) * size]
+
+    def _count_steps(self, steps: int) -> None:
+        """Add minibatches to the trainer's global_step, which its wrapper would count."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for tracker in (progress.total, progress.current):
+            tracker.ready += steps
+            tracker.completed += steps
+
+    def _accumulate_loss(self, loss: Tensor, images: int) -> None:
+        """Add the mean loss of `images` images to the epoch's mean; log it after the last block.
+
+        Lightning's own log would take as long for each minibatch as a step.
+        """
+        self.loss_sum = self.loss_sum + loss.detach() * images
+        self.n_images += images
+        if self.trainer.is_last_batch:
+            loss, n = self.loss_sum / self.n_images, self.n_images
+            self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=n)
 
     def _reduce(self, wins: Wins) -> Wins:
         """Under DDP, sum the wins of all processes in one message."""
@@ -185,17 +230,11 @@ class MiniBatchKMeans(Model):
         if momentum is not None:
             momentum[moved] = 0
 
-    def validation_step(self, chunk: Batch, _: int) -> None:
+    def validation_step(self, chunk: Images, index: int) -> None:
         """Log the loss of held-out images."""
-        x, centers = self.shifted(chunk.images), self.centers + self.shift
-        squared = squared_distances(x, centers)[1]
-        sums = torch.stack([squared.sum(), squared.new_tensor(len(x))])
-        distributed = self.trainer.world_size > 1
-        if distributed:
-            dist.all_reduce(sums)
-        n = int(sums[1])
-        # All processes log the same value; without sync_dist Lightning would warn.
-        self.log("val/loss", sums[0] / (n * PIXELS), batch_size=n, sync_dist=distributed)
+        squared = squared_distances(self.shifted(chunk.images), self.centers + self.shift)[1]
+        n = len(chunk.labels)
+        self.log("val/loss", squared.sum() / (n * PIXELS), batch_size=n)
 
     @torch.no_grad()
     def predict(self, data: Images) -> tuple[Tensor, float]:
@@ -212,7 +251,7 @@ class MiniBatchKMeans(Model):
             total += float(squared.float().sum(dtype=torch.double))
         return torch.cat(labels), total / (len(data.labels) * PIXELS)
 
-    def evaluate(self, source: Source, data: Split) -> dict[str, float]:
+    def evaluate(self, data: Split) -> dict[str, float]:
         """Compute the metrics of the finished model.
 
         A centre is active if it wins a training image.
@@ -232,6 +271,8 @@ class MiniBatchKMeans(Model):
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
         """Warn of idle centres, with a remedy."""
+        if exploded := super().warnings(metrics, baselines):
+            return exploded
         k, active, messages = self.n_clusters, int(metrics["active_centers"]), []
         most = k if self.distinct is None else min(k, self.distinct)
         if most < k:
@@ -264,6 +305,31 @@ class MiniBatchKMeans(Model):
         if not choices:
             choices = [self.steadier_steps() + ",", "use fewer clusters (model.n_clusters)"]
         return sentence(" or ".join(choices))
+
+    def write_files(self, data: Split, directory: Path, writer: SummaryWriter) -> None:
+        """Write centers.npy, and confusion_matrix.csv of the training images."""
+        assert self.confusion is not None, "evaluate must run first"
+        with atomic_write(directory / "centers.npy") as part:
+            np.save(part, self._center_images())
+        columns = [f"center {k}" for k in range(self.n_clusters)]
+        rows = [[digit, *counts] for digit, counts in enumerate(self.confusion.tolist())]
+        write_csv(directory / "confusion_matrix.csv", ["digit", *columns], rows)
+
+    def figures(self, data: Split) -> dict[str, Figure]:
+        """Draw the centres and the confusion matrix of the training images."""
+        assert self.confusion is not None, "evaluate must run first"
+        heading = f"Final centres, {self.heading}"
+        return {
+            "centers": figures.centers(self._center_images(), self.confusion, heading),
+            "confusion_matrix": figures.confusion_matrix(
+                self.confusion, "Training images by digit and centre"
+            ),
+        }
+
+    def _center_images(self) -> np.ndarray:
+        """The centres as images, float32 (K, 28, 28)."""
+        images: np.ndarray = self.centers.detach().view(-1, *IMAGE_SHAPE).cpu().numpy()
+        return images
 
     def pictures(self) -> dict[str, Tensor | Figure]:
         """The centres as images (K, 1, 28, 28)."""

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
+from digitlab.registry import SCHEDULES, register_schedule
+
 # They need a closure (L-BFGS), matrices only (Muon) or sparse gradients (SparseAdam).
 UNUSABLE = {"lbfgs", "muon", "sparseadam"}
 
@@ -85,31 +87,46 @@ def try_optimizer(options: dict[str, Any]) -> None:
 def make_scheduler(
     optimizer: Optimizer, name: str, total_steps: int, **options: Any
 ) -> LRScheduler | None:
-    """Make the schedule of conf/scheduler/<name>.yaml over `total_steps` minibatches.
+    """Make the schedule of conf/scheduler/<name>.yaml over `total_steps` optimizer steps.
 
     Returns:
         The schedule, or None for a constant rate.
 
     Raises:
-        ValueError: `total_steps` is too small for the schedule.
+        ValueError: No schedule has this name, or `total_steps` is too small for it.
     """
-    match name:
-        case "constant":
-            return None
-        case "linear":
-            return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=total_steps)
-        case "cosine":
-            return CosineAnnealingLR(optimizer, T_max=total_steps)
-        case "one_cycle":
-            peak = optimizer.param_groups[0]["lr"]
-            if total_steps < 3:
-                raise ValueError(
-                    f"scheduler=one_cycle: must have 3 steps or more, not {total_steps};"
-                    " train longer, or choose scheduler=constant"
-                )
-            # torch divides by zero if the rise takes a single step.
-            rise = max(options["pct_start"], 1.5 / total_steps)
-            return OneCycleLR(
-                optimizer, peak, total_steps=total_steps, cycle_momentum=False, pct_start=rise
-            )
-    raise AssertionError(name)
+    schedule: LRScheduler | None = SCHEDULES.find(name)(optimizer, total_steps, **options)
+    return schedule
+
+
+@register_schedule("constant")
+def constant(optimizer: Optimizer, total_steps: int) -> None:
+    """Keep the rate."""
+
+
+@register_schedule("linear")
+def linear(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """Lower the rate to 0 in a straight line."""
+    return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=total_steps)
+
+
+@register_schedule("cosine")
+def cosine(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """Lower the rate to 0 along half a cosine."""
+    return CosineAnnealingLR(optimizer, T_max=total_steps)
+
+
+@register_schedule("one_cycle")
+def one_cycle(optimizer: Optimizer, total_steps: int, pct_start: float) -> LRScheduler:
+    """Raise the rate from 1/25 to its value in a share `pct_start` of the steps; then lower it."""
+    if total_steps < 3:
+        raise ValueError(
+            f"scheduler=one_cycle: must have 3 steps or more, not {total_steps};"
+            " train longer, or choose scheduler=constant"
+        )
+    # torch divides by zero if the rise takes a single step.
+    rise = max(pct_start, 1.5 / total_steps)
+    peak = optimizer.param_groups[0]["lr"]
+    return OneCycleLR(
+        optimizer, peak, total_steps=total_steps, cycle_momentum=False, pct_start=rise
+    )

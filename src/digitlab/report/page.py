@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -21,12 +21,14 @@ from digitlab.report.statistics import (
     find_varied_settings,
     select_comparable,
     select_shared_seeds,
+    shared_objective,
     short_name,
     sort_key,
+    split_by_objective,
 )
 from digitlab.report.table import SAME_SETTINGS, collect, describe_settings
 from digitlab.runs.files import LARGEST_JSON, atomic_write
-from digitlab.runs.results import is_no_better
+from digitlab.runs.results import LOSS, Objective, describe_baseline, is_no_better
 
 # Limits of the tables in the terminal; report.md has all rows and all text.
 MAX_ROWS = 20
@@ -34,11 +36,11 @@ MAX_WIDTH = 80  # characters of a setting or an error
 # More lines in one figure could not be distinguished.
 MAX_LINES = 12
 BEST_RUN_FIGURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
-LEGEND = """Losses are means over the seeds of a setting, and spread is their standard deviation. p
-is the probability that equal settings with these spreads have a best and a worst at least this
-clearly apart (Welch's t-test, corrected by a parametric bootstrap). `of mean image` is the test
-loss relative to that baseline. seconds is the time of a whole run, including evaluation and
-figures."""
+LEGEND = """{scores} are means over the seeds of a setting, and spread is their standard deviation.
+p is the probability that equal settings with these spreads have a best and a worst at least this
+clearly apart (Welch's t-test, corrected by a parametric bootstrap).{baseline}
+seconds is the time of a whole run, including evaluation and figures."""
+BASELINE_LEGEND = " `{column}` is the {metric} relative to that baseline."
 OTHER_LEGEND = """`other` names the differences from the last run apart from the settings: code,
 data or library versions."""
 
@@ -57,37 +59,108 @@ def write_report(sweeps: Sequence[Path], out: Path) -> str:
         ValueError: The directories hold no runs.
     """
     table = collect(sweeps)
-    settings = find_varied_settings(table)
-    runs, notes = select_comparable(table)
-    runs = runs.assign(setting=describe_settings(runs))
-    ranking = rank(runs, settings)
-    incomplete = table[table.status != "completed"].sort_values(["setting", "seed"])
-    seeds = [format_number(seed, 0) for seed in incomplete.seed]
-    failures = incomplete[["setting", "status", "seed", "error", "run"]].assign(seed=seeds)
-    summary = summarize(table, runs) + notes
+    lines, failures = count_jobs(table), list_failures(table)
+    tables = split_by_objective(table)
+    parts = [report_on(runs, out, has_rivals=len(tables) > 1) for runs in tables]
 
-    title = ", ".join(str(folder) for folder in sweeps)
-    page = [f"# {title}", "", *(f"- {line}" for line in summary), ""]
-    if len(ranking):
-        legend = f"{LEGEND} {OTHER_LEGEND}" if "other" in ranking else LEGEND
-        page += ["## Settings, best first", "", format_markdown(ranking), "", legend, ""]
+    listed = []
     if len(failures):
-        page += ["## Not completed", "", format_markdown(failures), ""]
-    for key in settings:
-        page += write_effect(key, settings, runs, incomplete, out)
-    page += write_best_run(runs, out)
+        listed = ["## Not completed", "", format_markdown(failures), ""]
+    page = [f"# {', '.join(str(folder) for folder in sweeps)}", ""]
+    if len(parts) == 1:
+        (part,) = parts
+        lines += part.summary
+        page += [*format_list(lines), *part.table, *listed, *part.sections]
+        printed = [*format_for_terminal(part.ranking, failures), "", *lines]
+    else:
+        page += [*format_list(lines), *listed]
+        printed = [*format_for_terminal(pd.DataFrame(), failures), "", *lines]
+        for part in parts:
+            page += [f"# {part.title}", "", *format_list(part.summary), *part.table, *part.sections]
+            no_failures = pd.DataFrame()
+            rows = format_for_terminal(part.ranking, no_failures)
+            printed += ["", f"{part.title}:", *rows, "", *part.summary]
     page += ["Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]
     earlier = find_figures(out / "report.md")
-    with atomic_write(out / "report.md") as part:
-        part.write_text("\n".join(page))
+    with atomic_write(out / "report.md") as file:
+        file.write_text("\n".join(page))
     # Figures of an earlier report in the same place would be misleading.
     for name in earlier - find_figures(out / "report.md"):
         (out / name).unlink(missing_ok=True)
-    with atomic_write(out / "runs.csv") as part:
+    with atomic_write(out / "runs.csv") as file:
         columns = ["warnings", "config.data.root"]
-        table.drop(columns=columns, errors="ignore").to_csv(part, index=False)
-    tables = format_for_terminal(ranking, failures)
-    return "\n".join([*tables, "", *summary, f"Report: {out / 'report.md'}"])
+        table.drop(columns=columns, errors="ignore").to_csv(file, index=False)
+    return "\n".join([*printed, f"Report: {out / 'report.md'}"])
+
+
+class Part(NamedTuple):
+    """What a report says about the runs of one objective."""
+
+    title: str
+    summary: list[str]
+    ranking: pd.DataFrame
+    # Lines of the page: the ranking, and then the sections on the settings and on the best run.
+    table: list[str]
+    sections: list[str]
+
+
+def report_on(table: pd.DataFrame, out: Path, has_rivals: bool) -> Part:
+    """Report on the runs of one objective, and draw their figures into `out`.
+
+    Args:
+        table: The runs, and the planned jobs that have not started.
+        out: Directory of the report.
+        has_rivals: Whether the report has runs of other objectives, with figures of their own.
+    """
+    settings = find_varied_settings(table)
+    runs, notes = select_comparable(table)
+    runs = runs.assign(setting=describe_settings(runs))
+    if not len(runs):
+        return Part("", notes, pd.DataFrame(), [], [])
+    objective, ranking = shared_objective(runs), rank(runs, settings)
+    title = f"By {objective.name}, {'highest' if objective.direction == 'max' else 'lowest'} first"
+    prefix = f"{objective.direction}_{objective.measure}_" if has_rivals else ""
+    incomplete = sort_incomplete(table)
+    sections = []
+    for key in settings:
+        sections += write_effect(key, settings, runs, incomplete, out, prefix)
+    sections += write_best_run(runs, out, prefix)
+    rows = ["## Settings, best first", "", format_markdown(ranking), ""]
+    rows += [explain_ranking(ranking, objective), ""]
+    is_complete = len(runs) == (table.status == "completed").sum()
+    return Part(title, summarize(runs, is_complete) + notes, ranking, rows, sections)
+
+
+def format_list(lines: Sequence[str]) -> list[str]:
+    """Format sentences as a list in Markdown."""
+    return [*(f"- {line}" for line in lines), ""]
+
+
+def explain_ranking(ranking: pd.DataFrame, objective: Objective) -> str:
+    """Explain the columns of the ranking."""
+    scores = f"{objective.measure.capitalize()} and its test value"
+    if objective.measure == LOSS.measure:
+        scores = "Losses"
+    if objective.direction == "max":
+        scores = f"Higher is better. {scores}"
+    metric, baseline = objective.on("test").replace("/", " "), ""
+    columns = [name for name in ranking if name.startswith("of ")]
+    if columns:
+        baseline = BASELINE_LEGEND.format(column=columns[0], metric=metric)
+    legend = LEGEND.format(scores=scores, baseline=baseline)
+    return f"{legend} {OTHER_LEGEND}" if "other" in ranking else legend
+
+
+def sort_incomplete(table: pd.DataFrame) -> pd.DataFrame:
+    """Select the runs and jobs that have not completed, sorted by setting and seed."""
+    return table[table.status != "completed"].sort_values(["setting", "seed"])
+
+
+def list_failures(table: pd.DataFrame) -> pd.DataFrame:
+    """List the runs and jobs that have not completed, with the reasons."""
+    incomplete = sort_incomplete(table)
+    seeds = [format_number(seed, 0) for seed in incomplete.seed]
+    return incomplete[["setting", "status", "seed", "error", "run"]].assign(seed=seeds)
 
 
 def format_for_terminal(ranking: pd.DataFrame, failures: pd.DataFrame) -> list[str]:
@@ -118,19 +191,24 @@ def rank(runs: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     """Rank the settings by their mean score: one row per setting, best first."""
     if not len(runs):
         return pd.DataFrame()
-    rows = []
+    rows, objective = [], shared_objective(runs)
+    test = objective.on("test")
     # Settings may also vary only in the runs that are not compared.
     varied = [key for key in settings if runs[key].nunique(dropna=False) > 1]
     for _, group in runs.groupby(settings or "setting", dropna=False):
-        first, loss = group.iloc[0], group["test/loss"].mean()
+        first = group.iloc[0]
         row = {short_name(key): first[key] for key in varied} or {"setting": first.setting}
-        row |= {"seeds": len(group), first.score_name: group.score.mean()}
-        row |= {"spread": group.score.std(), "test/loss": loss}
-        for name, value in average_baselines(group).items():
-            row[f"of {name}"] = f"{loss / value:.2f}x"
+        row |= {"seeds": len(group), objective.name: group.score.mean()}
+        row |= {"spread": group.score.std()}
+        if test in group and group[test].notna().any():
+            row[test] = group[test].mean()
+            for name, value in average_baselines(group).items():
+                if value > 0:
+                    row[f"of {name}"] = f"{row[test] / value:.2f}x"
         row |= {"seconds": group.seconds.mean(), "other": " ".join(sorted(set(group.other)))}
         rows.append(row)
-    ranking = pd.DataFrame(rows).sort_values(runs.score_name.iloc[0], ignore_index=True)
+    ranking = pd.DataFrame(rows)
+    ranking = ranking.sort_values(objective.name, key=objective.cost, ignore_index=True)
     formats = {"spread": format_spread, "seconds": partial(format_number, places=1)}
     for name in ranking.select_dtypes("float"):
         ranking[name] = ranking[name].map(formats.get(name, format_loss))
@@ -151,13 +229,8 @@ def format_number(value: float, places: int) -> str:
     return "" if pd.isna(value) else f"{value:.{places}f}"
 
 
-def summarize(table: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
-    """Summarize the most important results, one sentence each.
-
-    Args:
-        table: All runs and planned jobs.
-        runs: The runs that are compared.
-    """
+def count_jobs(table: pd.DataFrame) -> list[str]:
+    """Count the runs and planned jobs by status, and the runs that were repeated."""
     states = ", ".join(f"{n} {name}" for name, n in table.status.value_counts().items())
     lines = [f"{len(table)} job{'s' * (len(table) != 1)}: {states}."]
     if repeats := int(table.repeats.sum()):
@@ -165,13 +238,21 @@ def summarize(table: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
             f"{repeats} repeat{'s' * (repeats != 1)} skipped:"
             " the last completed run of each configuration counts."
         )
-    if not len(runs):
-        return lines
+    return lines
+
+
+def summarize(runs: pd.DataFrame, is_complete: bool) -> list[str]:
+    """Summarize the most important results, one sentence each.
+
+    Args:
+        runs: The runs that are compared.
+        is_complete: Whether these are all completed runs.
+    """
+    lines = []
     if runs.setting.nunique() > 1:
         lines.append(summarize_best_two(runs))
     lines.append(summarize_best_run(runs))
-    all_compared = len(runs) == (table.status == "completed").sum()
-    group = "completed runs" if all_compared else "runs compared"
+    group = "completed runs" if is_complete else "runs compared"
     lines += summarize_baselines(runs, group)
     lines += summarize_warnings(runs)
     if others := (runs.other != "").sum():
@@ -190,10 +271,11 @@ def summarize(table: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
 
 def summarize_best_two(runs: pd.DataFrame) -> str:
     """Compare the two best settings."""
-    means = runs.groupby("setting").score.mean().sort_values()
+    objective = shared_objective(runs)
+    means = runs.groupby("setting").score.mean().sort_values(key=objective.cost)
     first, second = means.index[:2]
     both = runs[runs.setting.isin([first, second])]
-    measure = "Mean over seeds" if len(both) > 2 else both.score_name.iloc[0]
+    measure = "Mean over seeds" if len(both) > 2 else objective.name
     return (
         f"{measure}: {format_loss(means[first])} with {first}, then"
         f" {format_loss(means[second])} with {second};"
@@ -203,31 +285,35 @@ def summarize_best_two(runs: pd.DataFrame) -> str:
 
 def summarize_best_run(runs: pd.DataFrame) -> str:
     """Describe the best run and its baselines."""
-    best = runs.loc[runs.score.idxmin()]
-    measure = "train/loss (no images held out)"
-    if best.score_name == "val/loss":
-        measure = "val/loss"
-    losses = average_baselines(best.to_frame().T)
-    baselines = ", ".join(f"{name} {format_loss(loss)}" for name, loss in losses.items())
-    return (
-        f"Best {measure}: {format_loss(best.score)} with {describe_run(best)};"
-        f" its test loss is {format_loss(best['test/loss'])} ({baselines})."
-    )
+    best, objective = select_best_run(runs), shared_objective(runs)
+    remark = " (no images held out)" if objective.name.startswith("train/") else ""
+    text = f"Best {objective.name}{remark}: {format_loss(best.score)} with {describe_run(best)}"
+    test = objective.on("test")
+    if pd.isna(best.get(test)):
+        return f"{text}."
+    values = average_baselines(best.to_frame().T)
+    baselines = ", ".join(f"{name} {format_loss(value)}" for name, value in values.items())
+    compared = f" ({baselines})" if baselines else ""
+    return f"{text}; its {test.replace('/', ' ')} is {format_loss(best[test])}{compared}."
+
+
+def select_best_run(runs: pd.DataFrame) -> pd.Series:
+    """Select the run with the best score."""
+    best: pd.Series = runs.loc[shared_objective(runs).cost(runs.score).idxmin()]
+    return best
 
 
 def summarize_baselines(runs: pd.DataFrame, group: str) -> list[str]:
     """Count the runs that are no better than a baseline; `group` names the runs in the sentence."""
-    lines = []
-    descriptions = {
-        "mean_image": "predicting the mean image",
-        "pca": "PCA with the same latent size",
-    }
-    for name, description in descriptions.items():
-        baseline = runs.get(f"baseline/{name}")
-        if baseline is not None:
-            is_beaten = baseline.notna() & is_no_better(runs["test/loss"], baseline)
-            if is_beaten.any():
-                count = f"{is_beaten.sum()} of {len(runs)} {group}"
+    lines, objective = [], shared_objective(runs)
+    for column in runs:
+        if column.startswith("baseline/") and objective.on("test") in runs:
+            baseline = runs[column]
+            no_better = is_no_better(runs[objective.on("test")], baseline, objective)
+            is_unbeaten = baseline.notna() & no_better
+            if is_unbeaten.any():
+                count = f"{is_unbeaten.sum()} of {len(runs)} {group}"
+                description = describe_baseline(column.removeprefix("baseline/"))
                 lines.append(f"{count} are no better than {description}.")
     return lines
 
@@ -235,10 +321,14 @@ def summarize_baselines(runs: pd.DataFrame, group: str) -> list[str]:
 def summarize_warnings(runs: pd.DataFrame) -> list[str]:
     """Quote one of each group of warnings that differ only in their numbers."""
     similar: dict[str, list[str]] = {}
+    counted = []
+    for column in runs:
+        if column.startswith("baseline/"):
+            counted.append(f"better than {describe_baseline(column.removeprefix('baseline/'))}: ")
     for warnings in runs.warnings:
         for warning in warnings:
             # `summarize_baselines` already counts these.
-            if "predicting the mean image" not in warning:
+            if not any(words in warning for words in counted):
                 text = re.sub(r"[\d.,]+(e[+-]\d+)?%?", "#", warning)
                 similar.setdefault(text, []).append(warning)
     return [f"Warning in {len(same)} of {len(runs)} runs: {same[0]}" for same in similar.values()]
@@ -251,7 +341,8 @@ def describe_difference(both: pd.DataFrame, first: str) -> str:
     scope = ""
     if len(fair) < len(both):
         scope = f"over the {fair.seed.nunique()} seeds they share "
-    verdict = compare_extremes(fair.groupby("setting").score.agg(["mean", "std", "count"]))
+    values = fair.groupby("setting").score.agg(["mean", "std", "count"])
+    verdict = compare_extremes(values, shared_objective(fair))
     if verdict.best != first and verdict.p_value < 1:
         return f"{scope}is reversed and therefore not significant"
     return f"{scope}is {verdict.words}"
@@ -269,7 +360,12 @@ def describe_incomplete(incomplete: pd.DataFrame, key: str) -> list[str]:
 
 
 def write_effect(
-    key: str, settings: list[str], runs: pd.DataFrame, incomplete: pd.DataFrame, out: Path
+    key: str,
+    settings: list[str],
+    runs: pd.DataFrame,
+    incomplete: pd.DataFrame,
+    out: Path,
+    prefix: str,
 ) -> list[str]:
     """Draw the effect of one setting into `out` and return its section of the page.
 
@@ -284,14 +380,15 @@ def write_effect(
     ]
     has_fixed = (incomplete[fixed_keys] == used[fixed_keys].iloc[0]).all(axis=1)
     # A key in a foreign results.json may look like a path.
-    name = "effect_" + re.sub(r"[^\w.+-]", "-", short_name(key)) + ".png"
-    sentences, values = summarize_effect(lines, key)
+    name = "effect_" + re.sub(r"[^\w.+-]", "-", prefix + short_name(key)) + ".png"
+    objective = shared_objective(runs)
+    sentences, values = summarize_effect(lines, key, objective)
     sentences += describe_incomplete(incomplete[has_fixed], key)
     ticks = sorted({value for means in lines.values() for value in means.index}, key=sort_key)
     drawn = dict(list(lines.items())[:MAX_LINES])
-    measure, baselines = runs.score_name.iloc[0], average_baselines(used)
+    baselines, direction = average_baselines(used), objective.direction
     with atomic_write(out / name) as part:
-        figure = figures.effect(drawn, ticks, short_name(key), measure, baselines)
+        figure = figures.effect(drawn, ticks, short_name(key), objective.name, baselines, direction)
         figure.savefig(part, dpi=110)
     page = [f"## Effect of {short_name(key)}", ""]
     if tuned:
@@ -318,44 +415,46 @@ def describe_run(run: pd.Series) -> str:
     return f"{setting}seed {run.seed:.0f}"
 
 
-def write_best_run(runs: pd.DataFrame, out: Path) -> list[str]:
+def write_best_run(runs: pd.DataFrame, out: Path, prefix: str) -> list[str]:
     """Copy the figures of the best run into `out` and return its section of the page."""
-    if not len(runs):
-        return []
-    best = runs.loc[runs.score.idxmin()]
+    best = select_best_run(runs)
     page = ["## The best run", "", f"{describe_run(best)}: `{best.run}`", ""]
     run = Path(best.run)
     for name in BEST_RUN_FIGURES:
         source = run / "figures" / f"{name}.png"
         # A link in a foreign run may name any file.
         if source.is_file() and source.resolve().is_relative_to(run.resolve()):
-            with atomic_write(out / f"best_{name}.png") as part:
+            copy = "best_" + re.sub(r"[^\w.+-]", "-", prefix + name) + ".png"
+            with atomic_write(out / copy) as part:
                 shutil.copyfile(source, part)
-            page += [f"![{name}](best_{name}.png)", ""]
+            page += [f"![{name}]({copy})", ""]
     return page
 
 
-def summarize_effect(lines: dict[str, pd.DataFrame], key: str) -> tuple[list[str], pd.DataFrame]:
+def summarize_effect(
+    lines: dict[str, pd.DataFrame], key: str, objective: Objective
+) -> tuple[list[str], pd.DataFrame]:
     """Summarize the effect of one setting in sentences and a table, for each line of the figure."""
     sentences, rows = [], []
     for words, values in lines.items():
-        text = describe_effect(values)
+        text = describe_effect(values, objective)
         sentence = f"With {words}: {text}" if len(lines) > 1 else text[0].upper() + text[1:]
         sentences.append(sentence)
         for value, line in values.iterrows():
             row: dict[str, Any] = {"with": words} if len(lines) > 1 else {}
             row |= {short_name(key): value, "seeds": int(line["count"])}
-            row |= {"mean loss": format_loss(line["mean"]), "spread": format_spread(line["std"])}
+            row |= {f"mean {objective.measure}": format_loss(line["mean"])}
+            row |= {"spread": format_spread(line["std"])}
             rows.append(row)
     return sentences, pd.DataFrame(rows)
 
 
-def describe_effect(values: pd.DataFrame) -> str:
+def describe_effect(values: pd.DataFrame, objective: Objective) -> str:
     """Name the best and the worst value of a setting and say whether they differ significantly."""
     means = values["mean"]
     if math.isclose(means.min(), means.max(), rel_tol=1e-9):
         return f"the same at all values ({format_loss(means.min())})."
-    verdict = compare_extremes(values)
+    verdict = compare_extremes(values, objective)
     best, worst = verdict.best, verdict.worst
     losses = means.map(format_loss)
     text = f"best at {best} ({losses[best]}), worst at {worst} ({losses[worst]})."

@@ -23,22 +23,27 @@ def opening(sweep_dir: Path, name: str) -> str:
 
 
 def standing(sweep_dir: Path, name: str) -> str:
-    """How far the sweep is after a job: its number, the best loss so far, the time left."""
+    """How far the sweep is after a job: its number, the best score so far, the time left.
+
+    Of a sweep over models with different objectives, the best score of each is given.
+    """
     plan = read_plan(sweep_dir)
     if name not in plan:
         return "Job ended"
     results = {job: read_results(sweep_dir / job) or {} for job in plan}
     ended = [job for job in plan if results[job].get("status") in ENDED]
     message = f"Job {list(plan).index(name) + 1} of {len(plan)} ended"
-    scores = {
-        job: selection_score(results[job]["metrics"])
-        for job in ended
-        if results[job]["status"] == "completed"
-    }
-    if scores:
-        best = min(scores, key=lambda job: scores[job][1])
-        metric, loss = scores[best]
-        message += f"; best so far: {metric} {format_loss(loss)} ({short_lines(plan)[best]})"
+    best: dict[tuple[str, str], tuple[float, str]] = {}
+    lines = short_lines(plan)
+    for job in ended:
+        if results[job]["status"] != "completed":
+            continue
+        objective, value = selection_score(results[job])
+        measure, cost = (objective.measure, objective.direction), objective.cost(value)
+        if measure not in best or cost < best[measure][0]:
+            best[measure] = cost, f"{objective.name} {format_loss(value)} ({lines[job]})"
+    if best:
+        message += f"; best so far: {', '.join(words for _, words in best.values())}"
     minutes = minutes_left(sweep_dir, plan, ended, plan[name].requested)
     if minutes is None:
         return message

@@ -1,14 +1,15 @@
 """Compare the settings of finished runs by their mean score over seeds.
 
-The score is what a search minimises: the loss on held-out images, or the training loss if no images
-are held out. The spread is the standard deviation over seeds. Test losses are reported but never
-used to choose. A table of runs has one row per run, with its settings in the columns `config.<key>`
-(see `table.collect`).
+The score is the value of the model's objective, such as the loss on held-out images, or that on the
+training images if none are held out. Its direction says whether lower or higher is better. The
+spread is the standard deviation over seeds. Test metrics are reported but never used to choose. A
+table of runs has one row per run, with its settings in the columns `config.<key>` (see
+`table.collect`).
 
 Welch's t-test decides whether the best and the worst of K settings differ. It allows each setting
 its own spread: with m and s the mean and the standard deviation over n seeds,
 
-    t = (m_worst - m_best) / sqrt(a + b),   a = s_best^2 / n_best,   b = s_worst^2 / n_worst   (1)
+    t = |m_worst - m_best| / sqrt(a + b),   a = s_best^2 / n_best,   b = s_worst^2 / n_worst   (1)
     df = (a + b)^2 / (a^2 / (n_best - 1) + b^2 / (n_worst - 1))                                (2)
 
 (Welch, 1947). Its p-value is wrong here for two reasons: (2) is an approximation that is poor for
@@ -36,6 +37,7 @@ from scipy.special import stdtr
 
 from digitlab.formatting import format_spread
 from digitlab.runs.provenance import DATA_PLACE
+from digitlab.runs.results import LOSS, Objective
 
 NOT_SETTINGS = ("seed", *DATA_PLACE)
 # The accepted share of equal settings that are called different.
@@ -58,18 +60,38 @@ def most_common(values: pd.Series) -> Any:
     return next((value for value in reversed(list(values)) if counts[value] == counts.max()), None)
 
 
+def shared_objective(runs: pd.DataFrame) -> Objective:
+    """Return the objective of runs that are compared, which is the same for all of them."""
+    first = runs.iloc[0]
+    return Objective(first.score_name, first.direction)
+
+
+def split_by_objective(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Split runs whose models have different objectives; without such, return the whole table.
+
+    Of the runs that have not completed, those whose objective is unknown are left out of a split.
+    """
+    measures = pd.Series("", table.index)
+    for index, run in table[table.direction.notna()].iterrows():
+        measures[index] = f"{run.direction} {Objective(run.score_name, run.direction).measure}"
+    completed = measures[table.status == "completed"].unique()
+    if len(completed) < 2:
+        return [table]
+    return [table[measures == measure] for measure in completed]
+
+
 def select_comparable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Select the completed runs whose scores can be compared.
 
-    Losses on different images cannot be compared: neither losses on different data sets, nor a
-    training loss with a loss on held-out images, nor losses on different numbers of images.
+    The runs have one measure. It cannot be compared on different images: neither on different data
+    sets, nor on training images with held-out images, nor on different numbers of images.
 
     Returns:
         The runs, and one sentence for each reason to exclude others.
     """
     completed = table[table.status == "completed"]
     same_data = completed[completed.data == most_common(completed.data)]
-    same_score = same_data[same_data.score_name == "val/loss"]
+    same_score = same_data[same_data.score_name.astype(str).str.startswith("val/")]
     size = "config.data.val_size"
     if not len(same_score):
         same_score, size = same_data, "config.data.train_size"
@@ -111,16 +133,18 @@ def find_varied_settings(table: pd.DataFrame) -> list[str]:
 
 
 def average_baselines(runs: pd.DataFrame) -> dict[str, float]:
-    """Return the mean test loss of each baseline.
+    """Return the mean test value of each baseline.
 
     Baselines that differ between the runs are left out, such as PCA with several latent sizes.
     """
-    names = [name for name in runs if name.startswith("baseline/") and runs[name].notna().any()]
-    return {
-        name.removeprefix("baseline/").replace("_", " "): float(runs[name].mean())
-        for name in names
-        if runs[name].max() < 1.05 * runs[name].min()
-    }
+    means = {}
+    for name in runs:
+        if not name.startswith("baseline/") or runs[name].isna().all():
+            continue
+        low, high = runs[name].min(), runs[name].max()
+        if high - low <= 0.05 * abs(low):
+            means[name.removeprefix("baseline/").replace("_", " ")] = float(runs[name].mean())
+    return means
 
 
 def child_settings(key: str, settings: list[str]) -> list[str]:
@@ -132,9 +156,10 @@ def child_settings(key: str, settings: list[str]) -> list[str]:
 
 
 def select_best_setting(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Select the setting with the most seeds and, among those, the lowest mean score."""
+    """Select the setting with the most seeds and, among those, the best mean score."""
     groups = [group for _, group in runs.groupby(keys, dropna=False)]
-    return min(groups, key=lambda group: (-group.seed.nunique(), group.score.mean()))
+    cost = shared_objective(runs).cost
+    return min(groups, key=lambda group: (-group.seed.nunique(), cost(group.score.mean())))
 
 
 def select_shared_seeds(runs: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -225,7 +250,7 @@ class Verdict(NamedTuple):
         return self.p_value <= SIGNIFICANCE_LEVEL
 
 
-def compare_extremes(values: pd.DataFrame) -> Verdict:
+def compare_extremes(values: pd.DataFrame, objective: Objective = LOSS) -> Verdict:
     """Compare the best and the worst of two or more settings.
 
     The spread of a setting with one seed is unknown and is not estimated from others: the setting
@@ -233,13 +258,15 @@ def compare_extremes(values: pd.DataFrame) -> Verdict:
 
     Args:
         values: One row per setting: `mean` and `std` of its scores, `count` of its seeds.
+        objective: Its direction says which of the means is the best.
     """
     repeated = values[values["count"] > 1]
     compared = repeated if len(repeated) > 1 else values
-    best, worst = compared["mean"].idxmin(), compared["mean"].idxmax()
+    costs = objective.cost(compared["mean"])
+    best, worst = costs.idxmin(), costs.idxmax()
     excluded = [value for value in values.index if value not in compared.index]
     extremes = values.loc[[best, worst]]
-    low, high = extremes["mean"]
+    low, high = sorted(extremes["mean"])
     # Means of the same scores differ by rounding.
     if math.isclose(low, high, rel_tol=1e-9):
         return Verdict(best, worst, 1.0, "none", excluded)

@@ -12,11 +12,11 @@ import pandas as pd
 
 from digitlab.report.statistics import find_varied_settings, most_common, short_name
 from digitlab.runs.provenance import flatten
-from digitlab.runs.results import is_running, read_results, selection_score
+from digitlab.runs.results import is_running, read_results
 from hydra_plugins.resumable_sweeper.jobs import read_plan, short_lines
 
 # Only these metrics become columns, so that a name in a foreign file cannot replace another column.
-METRIC = re.compile(r"(train|val|test|generated)/\w+|active_centers")
+METRIC = re.compile(r"(?!baseline/)\w+/[\w/.+@-]+|active_centers")
 SAME_SETTINGS = "the same settings"
 FIRST_COLUMNS = (
     "run",
@@ -30,6 +30,7 @@ FIRST_COLUMNS = (
     "warnings",
     "score_name",
     "score",
+    "direction",
     "repeats",
 )
 
@@ -134,8 +135,9 @@ def make_row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     config = flatten(results["config"])
     row |= {f"config.{key}": format_value(value) for key, value in config.items()}
     row |= {f"baseline/{name}": value for name, value in results.get("baselines", {}).items()}
-    if results["status"] == "completed":
-        row["score_name"], row["score"] = selection_score(results["metrics"])
+    if objective := results["objective"]:
+        row |= {"score_name": objective["name"], "direction": objective["direction"]}
+        row["score"] = objective.get("value")
     return row
 
 

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from digitlab import plugins
+
 # Where the data lies and whether it is checked; these change no result.
 DATA_PLACE = ("data.root", "data.verify")
 
@@ -64,11 +66,17 @@ def code_version() -> dict[str, Any]:
 def describe_other_code(results: Mapping[str, Any]) -> str:
     """Say which other code made a run; empty if the code is the same.
 
-    Only the package's files count: a commit to other files changes no result.
+    Only the package's files and the plugins count: a commit to other files changes no result. A
+    plugin that is loaded now, but was not then, did not make the run.
     """
     code, now = results.get("code") or {}, code_version()
     if code.get("digest") == now["digest"]:
-        return ""
+        earlier, loaded = code.get("plugins"), plugins.digests()
+        others = []
+        for name, digest in earlier.items() if isinstance(earlier, Mapping) else ():
+            if loaded.get(name, digest) != digest:
+                others.append(str(name))
+        return f"by other code of the plugin {', '.join(others)}" if others else ""
     sha = str(code.get("sha"))[:12]
     # Equal commits with different files: one of the two had uncommitted changes.
     changes = " with other changes" if str(now["sha"]).startswith(sha) else ""

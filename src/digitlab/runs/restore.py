@@ -35,6 +35,7 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         )
     saved = restore(cfg.resume)
     saved.force, saved.dry_run = cfg.force, cfg.dry_run
+    saved.plugins = cfg.plugins
     if "data.root" in keys:
         saved.data.root = cfg.data.root
     return saved
@@ -70,4 +71,6 @@ def restore(run: str) -> DictConfig:
                 OmegaConf.update(cfg, group, OmegaConf.structured(schema), merge=False)
     cfg = OmegaConf.merge(cfg, saved)
     assert isinstance(cfg, DictConfig)
+    # Only a command names code to import.
+    cfg.plugins = []
     return cfg

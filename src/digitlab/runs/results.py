@@ -1,9 +1,11 @@
 """The results of a run: results.json, the run's state, and the digests of its files."""
 
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ STATUSES = ("completed", "interrupted", "failed", "diverged")
 FIELD_TYPES: dict[str, Any] = {
     **dict.fromkeys(("run_id", "status"), str),
     **dict.fromkeys(("config", "metrics", "baselines", "versions", "files"), dict),
-    **dict.fromkeys(("code", "data", "machine"), dict | None),
+    **dict.fromkeys(("code", "data", "machine", "objective"), dict | None),
     **dict.fromkeys(("seed", "epochs", "steps", "best_epoch"), int),
     **dict.fromkeys(("fit_seconds", "seconds"), float | int),
     **dict.fromkeys(("error", "classifier"), str | None),
@@ -26,8 +28,49 @@ FIELD_TYPES: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Objective:
+    """The metric that selects a run's best epoch and ranks runs.
+
+    `val/<measure>` is its name if images are held out; without them, `train/<measure>` takes its
+    place. Baselines are compared with `test/<measure>`. Any other name, such as `generated/fid`, is
+    that of a single metric.
+    """
+
+    name: str = "val/loss"
+    direction: str = "min"
+    """Whether lower (`min`) or higher (`max`) values are better."""
+
+    def __post_init__(self) -> None:
+        has_name = isinstance(self.name, str) and re.fullmatch(r"\w+/[\w/.+@-]+", self.name)
+        if not has_name or self.direction not in ("min", "max"):
+            raise ValueError(
+                f"objective=({self.name!r}, {self.direction!r}): must be the name of a metric, as"
+                " val/accuracy, and its direction, min or max"
+            )
+
+    @property
+    def measure(self) -> str:
+        """The name without the part of the data: `loss` of `val/loss`."""
+        return self.name.removeprefix("val/").removeprefix("train/")
+
+    def on(self, part: str) -> str:
+        """The name of the metric on another part of the data, `train` or `test`."""
+        return self.name if self.measure == self.name else f"{part}/{self.measure}"
+
+    def cost(self, values: Any) -> Any:
+        """Return a value, an array or a Series with the sign that makes lower values better."""
+        return -values if self.direction == "max" else values
+
+
+LOSS = Objective()
+
+
 def read_results(run: Path) -> dict[str, Any] | None:
-    """Read results.json of a run; None if it is missing or this program cannot have written it."""
+    """Read results.json of a run; None if it is missing or this program cannot have written it.
+
+    A completed run of an earlier version, without `objective`, gets the loss as its objective.
+    """
     try:
         content = read_json(run / "results.json")
     except (OSError, ValueError):
@@ -45,24 +88,39 @@ def read_results(run: Path) -> dict[str, Any] | None:
         return None
     if not all(isinstance(item, str) for item in strings) or content["status"] not in STATUSES:
         return None
+    content.setdefault("objective", None)
     if content["status"] == "completed":
-        metrics = {"train/loss": None, "test/loss": None, **content["metrics"]}
-        if None in (selection_score(metrics)[1], metrics["test/loss"]):
-            return None
-    return content
+        content["objective"] = content["objective"] or _earlier_objective(content["metrics"])
+    return content if _has_valid_objective(content) else None
+
+
+def _earlier_objective(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """The objective of a completed run from before results.json had one."""
+    name = "val/loss" if "val/loss" in metrics else "train/loss"
+    return {"name": name, "value": metrics.get(name), "direction": "min"}
+
+
+def _has_valid_objective(content: Mapping[str, Any]) -> bool:
+    """Whether the objective is valid, and has a value if the run is completed."""
+    entry, is_completed = content["objective"], content["status"] == "completed"
+    if entry is None:
+        return not is_completed
+    try:
+        objective = Objective(entry["name"], entry["direction"])
+    except (KeyError, ValueError):
+        return False
+    value, test = entry.get("value"), content["metrics"].get(objective.on("test"), 0.0)
+    return (value is None or _is_finite(value)) and not (is_completed and None in (value, test))
 
 
 def _is_finite(number: Any) -> bool:
     return isinstance(number, float | int) and abs(number) <= sys.float_info.max
 
 
-def selection_score(metrics: Mapping[str, float]) -> tuple[str, float]:
-    """Return the metric that a search minimises, as name and value.
-
-    It is the loss on held-out images; without any, the loss on the training images.
-    """
-    name = "val/loss" if "val/loss" in metrics else "train/loss"
-    return name, metrics[name]
+def selection_score(results: Mapping[str, Any]) -> tuple[Objective, float]:
+    """Return the objective of a completed run and its value."""
+    entry = results["objective"]
+    return Objective(entry["name"], entry["direction"]), entry["value"]
 
 
 def best_checkpoint(run: Path) -> Path:
@@ -76,9 +134,23 @@ def best_checkpoint(run: Path) -> Path:
     return path
 
 
-def is_no_better(loss: float, baseline: float) -> bool:
-    """Whether a loss is at most 1 % below the loss of a baseline."""
-    return loss >= 0.99 * baseline
+BASELINES = {"mean_image": "predicting the mean image", "pca": "PCA with the same latent size"}
+
+
+def is_no_better(value: Any, baseline: Any, objective: Objective = LOSS) -> Any:
+    """Whether a value, or each of a Series, is at most 1 % better than a baseline."""
+    return objective.cost(value) >= objective.cost(baseline) - 0.01 * abs(baseline)
+
+
+def find_unbeaten(value: float, baselines: Mapping[str, float], objective: Objective) -> str:
+    """Return the name of the first baseline if a value is no better than it, else ""."""
+    name = next(iter(baselines), "")
+    return name if name and is_no_better(value, baselines[name], objective) else ""
+
+
+def describe_baseline(name: str) -> str:
+    """Describe a baseline for "no better than ..."; by its name, if it is none of ours."""
+    return BASELINES.get(name, f"the {name.replace('_', ' ')}")
 
 
 # The files of a completed run that must not change: all but its logs and results.json.

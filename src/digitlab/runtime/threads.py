@@ -52,14 +52,19 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def initial_torch_state() -> Iterator[None]:
-    """Give torch the dtype and the threads of a new process, independent of earlier work."""
-    dtype = torch.get_default_dtype()
+    """Give torch the state of a new process, independent of earlier work.
+
+    It is the dtype, the threads and whether only deterministic algorithms are used.
+    """
+    dtype, deterministic = torch.get_default_dtype(), torch.get_deterministic_debug_mode()
     torch.set_default_dtype(torch.float32)
+    torch.set_deterministic_debug_mode(0)
     try:
         with cpu_threads(THREADS):
             yield
     finally:
         torch.set_default_dtype(dtype)
+        torch.set_deterministic_debug_mode(deterministic)
 
 
 @contextmanager

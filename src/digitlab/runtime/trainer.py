@@ -10,6 +10,7 @@ from lightning.fabric.plugins.environments.lightning import (
     LightningEnvironment,
     find_free_network_port,
 )
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from digitlab.runtime import signals
@@ -112,3 +113,14 @@ def make_trainer(
             use_distributed_sampler=False,
             **options,
         )
+
+
+def try_trainer(options: dict[str, Any]) -> None:
+    """Make a Trainer with some options. Raises ValueError if Lightning refuses them."""
+    # These change the state of torch at once.
+    tried = {key: options[key] for key in options if key not in ("deterministic", "benchmark")}
+    try:
+        make_trainer(Path(), accelerator="cpu", devices=1, **tried)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        values = " ".join(f"trainer.{key}={value}" for key, value in options.items())
+        raise ValueError(f"{values}: {' '.join(str(error).split())}") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from digitlab import Busy, RunFailed
+from digitlab import Busy, RunFailed, plugins
 from digitlab.config.validation import to_plain
 from digitlab.data.origin import describe_differences
 from digitlab.formatting import format_loss
@@ -50,7 +50,8 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
         since: The time of a sweep's `force`, in seconds since the epoch.
 
     Returns:
-        val/loss, or train/loss if no images are held out.
+        The model's objective: for the models here val/loss, or train/loss if no images are held
+        out. If its direction is max, a search over it has to maximise.
 
     Raises:
         RunFailed: If the run fails; the reason is already logged and in results.json.
@@ -75,7 +76,7 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
             if not damaged:
                 hint = "" if cfg.force else " (force=true reruns it)"
                 log_completed(earlier, config, directory, hint)
-                return selection_score(earlier["metrics"])[1]
+                return selection_score(earlier)[1]
             log.warning(
                 "WARNING: %s runs again: its %s changed since", directory, ", ".join(damaged)
             )
@@ -145,6 +146,7 @@ def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) ->
         "seed": config["seed"],
         "config": config,
         "metrics": {},
+        "objective": None,
         "baselines": {},
         "epochs": int(earlier.get("epochs") or 0),
         "steps": int(earlier.get("steps") or 0),
@@ -153,7 +155,7 @@ def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) ->
         "seconds": float(earlier.get("seconds") or 0.0),
         "error": None,
         "warnings": [],
-        "code": code_version(),
+        "code": code_version() | {"plugins": plugins.digests()},
         "versions": library_versions(),
         "data": earlier.get("data"),
         "machine": earlier.get("machine"),
@@ -187,7 +189,7 @@ def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) ->
         results["seconds"] += time.perf_counter() - start
         write_json(path, results)
     log_results(results, directory)
-    return selection_score(results["metrics"])[1]
+    return selection_score(results)[1]
 
 
 def suggest_remedy(error: Exception, directory: Path) -> str:
@@ -222,8 +224,9 @@ def log_results(results: dict[str, Any], directory: Path) -> None:
     baselines = []
     for name, value in results["baselines"].items():
         baselines.append(f"{name.replace('_', ' ')} {format_loss(value)}")
+    compared = selection_score(results)[0].on("test")
     for name, value in results["metrics"].items():
-        comparison = f"  ({', '.join(baselines)})" if name == "test/loss" else ""
+        comparison = f"  ({', '.join(baselines)})" if baselines and name == compared else ""
         log.info("  %-27s %-8.4g%s", name, value, comparison)
     for warning in results["warnings"]:
         log.warning("WARNING: %s", warning)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -20,31 +20,37 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.tensorboard.summary import hparams
 
 from digitlab import figures
+from digitlab.config.validation import trainer_options
+from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.data.images import Source, Split, data_warnings, split
 from digitlab.data.loaders import MNISTData
 from digitlab.data.mnist import load
 from digitlab.formatting import format_loss
-from digitlab.models import baselines, checkpoints
-from digitlab.models.autoencoder import Autoencoder
-from digitlab.models.base import Model, sentence
-from digitlab.runs.files import atomic_write, write_csv, write_json
+from digitlab.models import checkpoints
+from digitlab.models.base import Model, find_objective, sentence, trait
+from digitlab.registry import MODELS
+from digitlab.runs.files import atomic_write, write_json
 from digitlab.runs.provenance import flatten
-from digitlab.runs.results import is_no_better
+from digitlab.runs.results import LOSS, Objective, describe_baseline, find_unbeaten
 from digitlab.runtime import signals
 from digitlab.runtime.threads import busy_cores_warning, cpu_threads, keep_freed_memory
 from digitlab.runtime.trainer import hidden_variables, make_trainer
-from digitlab.training import artifacts
 from digitlab.training.callbacks import (
     DestroyProcessGroup,
     Diverged,
     DivergenceCheck,
+    EpochSeed,
+    LoadPlugins,
     Progress,
     Record,
     TensorBoard,
     best_row,
+    logged,
+    write_rows,
     write_summary,
 )
 from digitlab.training.event_files import open_writer
+from digitlab.training.own_callbacks import make_callbacks
 
 log = logging.getLogger(__name__)
 
@@ -61,25 +67,33 @@ def run_stages(config: dict[str, Any], directory: Path, results: dict[str, Any])
     model = build_model(config)
     # Around all stages: threads on busy cores cost more than they help, and a sum over another
     # number of threads ends in other bits.
-    with cpu_threads(model.threads):
+    with cpu_threads(trait(model, "threads")):
         source, data = read_data(config, expected=results["data"])
         results["data"] = {"source": source.name, "digest": source.digest}
-        model.check_data(data)
+        results["objective"] = describe_objective(find_objective(model), data)
+        trait(model, "check_data")(data)
         # If the process is killed, this identifies the data of its checkpoints.
         write_json(directory / "results.json", results)
         results["warnings"] += source.warnings
-        results["baselines"] = {"mean_image": baselines.mean_image(data)}
-        if isinstance(model, Autoencoder):
-            results["baselines"]["pca"] = baselines.pca(data, model.latent_dim)
-            log_shapes(model)
+        results["baselines"] = trait(model, "baselines")(data)
+        for line in trait(model, "summary")():
+            log.info("%s", line)
         signals.safe_point()
         history = fit(model, data, config, directory, results)
         path = directory / "checkpoints" / "best.ckpt"
         best = checkpoints.load_model(path)
-        best.complete(data)
+        # The same random numbers, whether training ran in this process or before.
+        seed_everything(config["seed"], verbose=False)
+        trait(best, "complete")(data)
         signals.safe_point()
         checkpoints.save_weights(path, best)
-        evaluate_and_save(best, source, data, history, directory, results)
+        evaluate_and_save(best, data, history, directory, results)
+
+
+def describe_objective(objective: Objective, data: Split) -> dict[str, Any]:
+    """The entry `objective` of results.json, before it has a value."""
+    name = objective.name if len(data.val.labels) else objective.on("train")
+    return {"name": name, "value": None, "direction": objective.direction}
 
 
 def read_data(
@@ -147,15 +161,24 @@ def _load_expected(options: dict[str, Any], expected: dict[str, Any], remedy: st
     return source
 
 
-def build_model(config: dict[str, Any]) -> Model:
+def build_model(config: dict[str, Any]) -> LightningModule:
     """Build the model from plain values."""
-    options = {key: value for key, value in config["model"].items() if key != "name"}
+    return checkpoints.build(MODELS.find(config["model"]["name"]), model_values(config))
+
+
+def model_values(config: dict[str, Any]) -> dict[str, Any]:
+    """The values that the model's constructor gets, or that a checkpoint keeps for it."""
+    values = {key: value for key, value in config["model"].items() if key != "name"}
     common = {key: config[key] for key in ("optimizer", "scheduler", "seed")}
-    return checkpoints.model_class(config["model"]["name"])(**options, **common)
+    return values | common | {"image_shape": (1, *IMAGE_SHAPE), "n_classes": 10}
 
 
 def fit(
-    model: Model, data: Split, config: dict[str, Any], directory: Path, results: dict[str, Any]
+    model: LightningModule,
+    data: Split,
+    config: dict[str, Any],
+    directory: Path,
+    results: dict[str, Any],
 ) -> list[dict[str, float]]:
     """Train to the last epoch, starting from last.ckpt if it exists.
 
@@ -174,6 +197,10 @@ def fit(
         ValueError: If the machine lacks the configured devices.
     """
     options = config["trainer"]
+    passed, entry = trainer_options(options), results["objective"]
+    objective = Objective(entry["name"], entry["direction"])
+    if not len(data.val.labels):
+        passed["limit_val_batches"] = 0
     require_devices(options["accelerator"], options["devices"])
     trainer = make_trainer(
         directory / "checkpoints",
@@ -185,22 +212,28 @@ def fit(
         strategy="ddp_spawn" if options["devices"] > 1 else "auto",
         precision=choose_precision(options["precision"], options["accelerator"], model),
         callbacks=[
+            LoadPlugins(),
+            EpochSeed(config["seed"]),
             DivergenceCheck(),
-            Record(directory, config["model"]["name"], results),
-            Progress(results["baselines"]["mean_image"], directory),
+            Record(directory, results, (config["model"]["name"], model_values(config))),
+            Progress(results["baselines"], directory),
             TensorBoard(directory, results["baselines"], flatten(config)),
+            *make_callbacks(options.get("callbacks", {}), objective),
             DestroyProcessGroup(),
         ],
         plugins=[checkpoints.AtomicCheckpointIO()],
         num_sanity_val_steps=0,
-        limit_val_batches=None if len(data.val.labels) else 0,
+        **passed,
     )
     last = directory / "checkpoints" / "last.ckpt"
     if last.is_file():
         log.info("Resuming from %s", last)
     record_machine(trainer, results)
     batches = MNISTData(
-        data, batch_size=config["data"]["batch_size"], block=model.block, seed=config["seed"]
+        data,
+        batch_size=config["data"]["batch_size"],
+        block=trait(model, "block_steps"),
+        seed=config["seed"],
     )
     keep_freed_memory()
     if trainer.strategy.root_device.type == "cpu" and (warning := busy_cores_warning()):
@@ -229,9 +262,8 @@ def fit(
         if last.is_file():
             rows = checkpoints.read_rows(last)
             results["epochs"], results["steps"] = int(rows[-1]["epoch"]), int(rows[-1]["steps"])
-            results["best_epoch"] = int(best_row(rows)["epoch"])
-            table = [list(row.values()) for row in rows]
-            write_csv(directory / "metrics.csv", list(rows[0]), table)
+            results["best_epoch"] = int(best_row(rows, find_objective(model))["epoch"])
+            write_rows(directory / "metrics.csv", rows)
     return rows
 
 
@@ -275,11 +307,11 @@ def record_machine(trainer: Trainer, results: dict[str, Any]) -> None:
     results["machine"] = machine
 
 
-def choose_precision(requested: str, accelerator: str, model: Model) -> Any:
+def choose_precision(requested: str, accelerator: str, model: LightningModule) -> Any:
     """Resolve `auto`: bfloat16 if the model benefits and the hardware computes in it."""
     if requested != "auto":
         return requested
-    return "bf16-mixed" if model.bf16 and has_native_bfloat16(accelerator) else "32-true"
+    return "bf16-mixed" if trait(model, "bf16") and has_native_bfloat16(accelerator) else "32-true"
 
 
 def has_native_bfloat16(accelerator: str) -> bool:
@@ -290,17 +322,8 @@ def has_native_bfloat16(accelerator: str) -> bool:
     return accelerator != "mps" and bool(capabilities.get("avx512_bf16", False))
 
 
-def log_shapes(model: Autoencoder) -> None:
-    """Log each encoder stage of an autoencoder with the decoder stage that inverts it."""
-    log.info("%-8s %24s    %s", "stage", "encoder", "decoder")
-    for name, inside, outside in model.shape_table():
-        before, after = ("x".join(map(str, shape)) for shape in (outside, inside))
-        log.info("%-8s %24s    %s", name, f"{before} -> {after}", f"{after} -> {before}")
-
-
 def evaluate_and_save(
-    model: Model,
-    source: Source,
+    model: LightningModule,
     data: Split,
     history: list[dict[str, float]],
     directory: Path,
@@ -310,38 +333,79 @@ def evaluate_and_save(
 
     Args:
         model: The model of the best epoch.
-        source: The data set.
-        data: Its split.
+        data: The split.
         history: The rows of metrics.csv.
         directory: The run's directory.
         results: The content of results.json; gets metrics and warnings.
 
     Raises:
-        Diverged: If the test loss is not finite.
+        Diverged: If the objective is not finite.
+        ValueError: If the objective was neither logged nor evaluated.
     """
-    metrics, trivial = results["metrics"], results["baselines"]
-    metrics |= model.evaluate(source, data)
-    results["classifier"] = model.classifier_id
-    test_loss = metrics["test/loss"]
-    if not math.isfinite(test_loss):
-        raise Diverged(f"test/loss is {test_loss} after training: {model.smaller_steps()}")
+    metrics, baselines, objective = results["metrics"], results["baselines"], find_objective(model)
+    best_epoch = best_row(history, objective)
+    metrics |= logged(best_epoch) | trait(model, "evaluate")(data)
+    results["classifier"] = trait(model, "classifier_id")
+    record_objective(best_epoch, results)
+    smaller, steadier = (trait(model, name)() for name in ("smaller_steps", "steadier_steps"))
+    for name in (objective.on("test"), results["objective"]["name"]):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise Diverged(f"{name} is {metrics[name]} after training: {smaller}")
+    no_better = warn_if_no_better(metrics, baselines, objective)
     warnings = results["warnings"]
-    warnings += warn_if_worse(history, trivial["mean_image"], model.steadier_steps())
-    no_better = warn_if_no_better(test_loss, trivial["mean_image"])
+    warnings += warn_if_worse(history, baselines, objective, steadier)
     warnings += no_better
-    if test_loss > 1:
-        remedy = sentence(model.smaller_steps())
-        warnings.append(f"The loss exploded: pixels cannot differ by more than 1. {remedy}")
-    else:
-        warnings += model.warnings(metrics, trivial)
+    warnings += trait(model, "warnings")(metrics, baselines)
 
     signals.safe_point()
-    name, seed, loss = results["model"], results["seed"], format_loss(test_loss)
-    title = f"{name}, seed {seed}: test loss {loss}"
+    title = f"{results['model']}, seed {results['seed']}"
+    if objective.on("test") in metrics:
+        title += f": {in_words(objective)} {format_loss(metrics[objective.on('test')])}"
     title += "".join(f"\n{warning.partition(':')[0]}" for warning in no_better)
-    pictures = {"loss": figures.loss(history, results["best_epoch"], test_loss, trivial, title)}
-    pictures |= artifacts.WRITERS[name](model, data, directory, title)
+    pictures = draw_curves(model, history, results, title)
+    if isinstance(model, Model):
+        model.heading = title
+        with open_writer(directory) as writer:
+            model.write_files(data, directory, writer)
+        pictures |= model.figures(data)
     save_summary(pictures, metrics, len(history), directory)
+
+
+def record_objective(best_epoch: dict[str, float], results: dict[str, Any]) -> None:
+    """Add the objective's value to the results: that of `evaluate`, else of the best epoch."""
+    entry, metrics = results["objective"], results["metrics"]
+    name = entry["name"]
+    if name not in metrics | best_epoch:
+        raise ValueError(
+            f"objective {name}: is not among the metrics that the model logs and `evaluate`"
+            " returns; add it to one of them"
+        )
+    entry["value"] = metrics[name] = (best_epoch | metrics)[name]
+
+
+def in_words(objective: Objective) -> str:
+    """The objective on test images, as in "test loss"."""
+    return objective.on("test").replace("/", " ")
+
+
+def draw_curves(
+    model: LightningModule, history: list[dict[str, float]], results: dict[str, Any], title: str
+) -> dict[str, Figure]:
+    """Draw the objective by epoch with its baselines; also the loss, if it is another metric."""
+    objective, curves = find_objective(model), {}
+    for measure, metric in {each.measure: each for each in (LOSS, objective)}.items():
+        if any({metric.on("train"), metric.name} & row.keys() for row in history):
+            label = trait(model, "loss_label") if measure == LOSS.measure else measure
+            curves[measure.replace("/", "_")] = figures.training_curve(
+                history,
+                results["best_epoch"],
+                results["metrics"].get(metric.on("test")),
+                results["baselines"] if metric == objective else {},
+                title,
+                metric,
+                label,
+            )
+    return curves
 
 
 def save_summary(
@@ -366,24 +430,39 @@ def save_summary(
         write_summary(writer, hparams({}, {})[2])
 
 
-def warn_if_worse(history: list[dict[str, float]], mean_image: float, remedy: str) -> list[str]:
-    """Warn if training ended with a much higher val/loss than in its best epoch."""
-    best = best_row(history)
-    lowest, final = (row.get("val/loss", 0.0) for row in (best, history[-1]))
-    if final <= max(2 * lowest, mean_image):
+def warn_if_worse(
+    history: list[dict[str, float]], baselines: dict[str, float], objective: Objective, remedy: str
+) -> list[str]:
+    """Warn if training ended much worse than in its best epoch, and worse than a trivial model.
+
+    Much worse is twice the loss, or half of what is maximised.
+    """
+    best_epoch, name = best_row(history, objective), objective.name
+    if name not in best_epoch or name not in history[-1]:
         return []
+    best, final = best_epoch[name], history[-1][name]
+    limits = [best - abs(best) / 2 if objective.direction == "max" else best + abs(best)]
+    limits += list(baselines.values())[:1]
+    if objective.cost(final) <= max(map(objective.cost, limits)):
+        return []
+    moved = "fell" if objective.direction == "max" else "rose"
     return [
-        f"Training got worse after its best epoch, {best['epoch']:.0f}, which the results describe:"
-        f" val/loss rose from {format_loss(lowest)} to {format_loss(final)}. {sentence(remedy)}"
+        f"Training got worse after its best epoch, {best_epoch['epoch']:.0f}, which the results"
+        f" describe: {name} {moved} from {format_loss(best)} to {format_loss(final)}."
+        f" {sentence(remedy)}"
     ]
 
 
-def warn_if_no_better(test_loss: float, mean_image: float) -> list[str]:
-    """Warn if the model is no better than the mean image."""
-    if not is_no_better(test_loss, mean_image):
+def warn_if_no_better(
+    metrics: dict[str, float], baselines: dict[str, float], objective: Objective
+) -> list[str]:
+    """Warn if the model is no better than the first baseline."""
+    value = metrics.get(objective.on("test"))
+    if value is None or not (name := find_unbeaten(value, baselines, objective)):
         return []
-    comparison = "Less than 1 % better" if test_loss < mean_image else "Not better"
+    is_better = objective.cost(value) < objective.cost(baselines[name])
+    comparison = "Less than 1 % better" if is_better else "Not better"
     return [
-        f"{comparison} than predicting the mean image: test loss {format_loss(test_loss)},"
-        f" the mean image alone gives {format_loss(mean_image)}."
+        f"{comparison} than {describe_baseline(name)}: {in_words(objective)} {format_loss(value)},"
+        f" the {name.replace('_', ' ')} alone gives {format_loss(baselines[name])}."
     ]
