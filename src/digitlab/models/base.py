@@ -166,8 +166,12 @@ class Model(LightningModule):
         return {}
 
 
-def find_objective(model: LightningModule) -> Objective:
-    """The objective of a model. Raises ValueError if it is not a metric and its direction."""
+def find_objective(model: LightningModule | type[LightningModule]) -> Objective:
+    """The objective of a model or its class: by default the loss on held-out images.
+
+    Raises:
+        ValueError: It is not the name of a metric and its direction.
+    """
     return Objective(*getattr(model, "objective", Model.objective))
 
 
