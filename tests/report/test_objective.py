@@ -59,7 +59,8 @@ def test_settings_are_ranked_by_the_highest_accuracy(rates: Path, tmp_path: Path
     assert [row[0] for row in rows[2:5]] == ["1", "3", "2"]
     assert rows[2][:6] == ["1", "3", "0.9100", "0.0100", "0.9000", "8.18x"]
     assert "Higher is better." in page
-    assert "`of majority class` is the test accuracy relative to that baseline." in page
+    legend = "`of majority class` is the test accuracy relative to that baseline."
+    assert legend in " ".join(page.split())
     assert "- Best at 1 (0.9100), worst at 2 (0.1100). The difference is 0.8000, signif" in page
     assert "mean accuracy" in page
     for words in ("mean image", "loss", "Loss"):

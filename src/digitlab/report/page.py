@@ -76,15 +76,13 @@ def write_report(sweeps: Sequence[Path], out: Path) -> str:
         (part,) = parts
         lines += part.summary
         page += [*format_list(lines), *part.table, *listed, *part.sections]
-        printed = [*format_for_terminal(part.ranking, failures), "", *lines]
+        printed = [*format_ranking(part.ranking), *format_failures(failures), "", *lines]
     else:
         page += [*format_list(lines), *listed]
-        printed = [*format_for_terminal(pd.DataFrame(), failures), "", *lines]
+        printed = [*format_failures(failures), "", *lines]
         for part in parts:
             page += [f"# {part.title}", "", *format_list(part.summary), *part.table, *part.sections]
-            no_failures = pd.DataFrame()
-            rows = format_for_terminal(part.ranking, no_failures)
-            printed += ["", f"{part.title}:", *rows, "", *part.summary]
+            printed += ["", f"{part.title}:", *format_ranking(part.ranking), "", *part.summary]
     page += ["Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]
     earlier = find_figures(out / "report.md")
     with atomic_write(out / "report.md") as file:
@@ -171,22 +169,27 @@ def list_failures(table: pd.DataFrame) -> pd.DataFrame:
     return incomplete[["setting", "status", "seed", "error", "run"]].assign(seed=seeds)
 
 
-def format_for_terminal(ranking: pd.DataFrame, failures: pd.DataFrame) -> list[str]:
-    """Format both tables for the terminal, shortened."""
+def format_ranking(ranking: pd.DataFrame) -> list[str]:
+    """Format the first settings of the ranking for the terminal."""
     lines = []
     if len(ranking):
         lines += ["", ranking.head(MAX_ROWS).to_string(index=False)]
     if len(ranking) > MAX_ROWS:
         lines.append(f"... and {len(ranking) - MAX_ROWS} more")
-    if len(failures):
-        shorten = partial(textwrap.shorten, width=MAX_WIDTH, placeholder=" ...")
-        shortened = failures.assign(
-            setting=[shorten(words) for words in failures.setting],
-            error=[shorten(error) for error in failures.error],
-            run=[Path(run).name for run in failures.run],
-        )
-        lines += ["", "Not completed:", shortened.head(MAX_ROWS).to_string(index=False)]
     return lines
+
+
+def format_failures(failures: pd.DataFrame) -> list[str]:
+    """Format the first jobs that have not completed for the terminal, shortened."""
+    if not len(failures):
+        return []
+    shorten = partial(textwrap.shorten, width=MAX_WIDTH, placeholder=" ...")
+    shortened = failures.assign(
+        setting=[shorten(words) for words in failures.setting],
+        error=[shorten(error) for error in failures.error],
+        run=[Path(run).name for run in failures.run],
+    )
+    return ["", "Not completed:", shortened.head(MAX_ROWS).to_string(index=False)]
 
 
 def format_markdown(table: pd.DataFrame) -> str:
