@@ -363,10 +363,10 @@ def effect(
     axes.minorticks_off()
     if max(map(len, names)) > 10:
         axes.tick_params(axis="x", rotation=15, labelsize=8)
-    remarks = ["higher is better"] if direction == "max" else []
-    if any(table["std"].gt(0).any() for table in lines.values()):
-        remarks.append("bars: spread over seeds")
-    axes.set(xlabel=key, ylabel=f"{measure} ({', '.join(remarks)})" if remarks else measure)
+    has_bars = any(table["std"].gt(0).any() for table in lines.values())
+    better = ", higher is better\n" if direction == "max" else " "
+    bars = "(bars: spread over seeds)" if has_bars else ""
+    axes.set(xlabel=key, ylabel=f"{measure}{better}{bars}".rstrip())
     axes.set_title("off the chart: " + ", ".join(outside) if outside else "", fontsize=9)
     if axes.get_legend_handles_labels()[1]:
         # Inside the axes it would cover points.

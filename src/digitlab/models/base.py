@@ -116,8 +116,8 @@ class Model(LightningModule):
     def baselines(self, data: Split) -> dict[str, float]:
         """Compute trivial rivals of the objective's metric on the test images, by name.
 
-        The first one is what any model has to beat: a run that does not is told so in its log.
-        A name is read after "the", as `majority_class` in "no better than the majority class".
+        A run warns if it does not beat the first one. Messages put "the" before a name, as in "no
+        better than the majority class" for `majority_class`.
         """
         return {}
 
@@ -178,7 +178,11 @@ def trait(model: LightningModule, name: str) -> Any:
 
 
 def find_objective(model: LightningModule) -> Objective:
-    """The objective of a model. Raises ValueError if it is not a metric and its direction."""
+    """The objective of a model: by default the loss on held-out images.
+
+    Raises:
+        ValueError: It is not the name of a metric and its direction.
+    """
     return Objective(*trait(model, "objective"))
 
 

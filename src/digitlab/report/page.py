@@ -36,11 +36,16 @@ MAX_WIDTH = 80  # characters of a setting or an error
 # More lines in one figure could not be distinguished.
 MAX_LINES = 12
 BEST_RUN_FIGURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
-LEGEND = """{scores} are means over the seeds of a setting, and spread is their standard deviation.
-p is the probability that equal settings with these spreads have a best and a worst at least this
-clearly apart (Welch's t-test, corrected by a parametric bootstrap).{baseline}
-seconds is the time of a whole run, including evaluation and figures."""
-BASELINE_LEGEND = " `{column}` is the {metric} relative to that baseline."
+# The course of training and the layers, which do not show what the model can do.
+OTHER_FIGURES = ("loss", "shapes")
+MAX_FIGURES = 20
+SCORE_LEGEND = """are means over the seeds of a setting, and spread is their standard deviation. p
+is the probability that equal settings with these spreads have a best and a worst at least this
+clearly apart (Welch's t-test, corrected by a parametric bootstrap)."""
+BASELINE_LEGEND = """`{column}` is the {part}
+{measure} relative to that baseline."""
+TIME_LEGEND = """seconds is the time of a whole run, including evaluation and
+figures."""
 OTHER_LEGEND = """`other` names the differences from the last run apart from the settings: code,
 data or library versions."""
 
@@ -71,15 +76,13 @@ def write_report(sweeps: Sequence[Path], out: Path) -> str:
         (part,) = parts
         lines += part.summary
         page += [*format_list(lines), *part.table, *listed, *part.sections]
-        printed = [*format_for_terminal(part.ranking, failures), "", *lines]
+        printed = [*format_ranking(part.ranking), *format_failures(failures), "", *lines]
     else:
         page += [*format_list(lines), *listed]
-        printed = [*format_for_terminal(pd.DataFrame(), failures), "", *lines]
+        printed = [*format_failures(failures), "", *lines]
         for part in parts:
             page += [f"# {part.title}", "", *format_list(part.summary), *part.table, *part.sections]
-            no_failures = pd.DataFrame()
-            rows = format_for_terminal(part.ranking, no_failures)
-            printed += ["", f"{part.title}:", *rows, "", *part.summary]
+            printed += ["", f"{part.title}:", *format_ranking(part.ranking), "", *part.summary]
     page += ["Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]
     earlier = find_figures(out / "report.md")
     with atomic_write(out / "report.md") as file:
@@ -143,12 +146,15 @@ def explain_ranking(ranking: pd.DataFrame, objective: Objective) -> str:
         scores = "Losses"
     if objective.direction == "max":
         scores = f"Higher is better. {scores}"
-    metric, baseline = objective.on("test").replace("/", " "), ""
+    sentences = [f"{scores} {SCORE_LEGEND}"]
     columns = [name for name in ranking if name.startswith("of ")]
     if columns:
-        baseline = BASELINE_LEGEND.format(column=columns[0], metric=metric)
-    legend = LEGEND.format(scores=scores, baseline=baseline)
-    return f"{legend} {OTHER_LEGEND}" if "other" in ranking else legend
+        part, _, measure = objective.on("test").partition("/")
+        sentences.append(BASELINE_LEGEND.format(column=columns[0], part=part, measure=measure))
+    sentences.append(TIME_LEGEND)
+    if "other" in ranking:
+        sentences.append(OTHER_LEGEND)
+    return " ".join(sentences)
 
 
 def sort_incomplete(table: pd.DataFrame) -> pd.DataFrame:
@@ -163,22 +169,27 @@ def list_failures(table: pd.DataFrame) -> pd.DataFrame:
     return incomplete[["setting", "status", "seed", "error", "run"]].assign(seed=seeds)
 
 
-def format_for_terminal(ranking: pd.DataFrame, failures: pd.DataFrame) -> list[str]:
-    """Format both tables for the terminal, shortened."""
+def format_ranking(ranking: pd.DataFrame) -> list[str]:
+    """Format the first settings of the ranking for the terminal."""
     lines = []
     if len(ranking):
         lines += ["", ranking.head(MAX_ROWS).to_string(index=False)]
     if len(ranking) > MAX_ROWS:
         lines.append(f"... and {len(ranking) - MAX_ROWS} more")
-    if len(failures):
-        shorten = partial(textwrap.shorten, width=MAX_WIDTH, placeholder=" ...")
-        shortened = failures.assign(
-            setting=[shorten(words) for words in failures.setting],
-            error=[shorten(error) for error in failures.error],
-            run=[Path(run).name for run in failures.run],
-        )
-        lines += ["", "Not completed:", shortened.head(MAX_ROWS).to_string(index=False)]
     return lines
+
+
+def format_failures(failures: pd.DataFrame) -> list[str]:
+    """Format the first jobs that have not completed for the terminal, shortened."""
+    if not len(failures):
+        return []
+    shorten = partial(textwrap.shorten, width=MAX_WIDTH, placeholder=" ...")
+    shortened = failures.assign(
+        setting=[shorten(words) for words in failures.setting],
+        error=[shorten(error) for error in failures.error],
+        run=[Path(run).name for run in failures.run],
+    )
+    return ["", "Not completed:", shortened.head(MAX_ROWS).to_string(index=False)]
 
 
 def format_markdown(table: pd.DataFrame) -> str:
@@ -420,7 +431,7 @@ def write_best_run(runs: pd.DataFrame, out: Path, prefix: str) -> list[str]:
     best = select_best_run(runs)
     page = ["## The best run", "", f"{describe_run(best)}: `{best.run}`", ""]
     run = Path(best.run)
-    for name in BEST_RUN_FIGURES:
+    for name in list_figures(run):
         source = run / "figures" / f"{name}.png"
         # A link in a foreign run may name any file.
         if source.is_file() and source.resolve().is_relative_to(run.resolve()):
@@ -429,6 +440,15 @@ def write_best_run(runs: pd.DataFrame, out: Path, prefix: str) -> list[str]:
                 shutil.copyfile(source, part)
             page += [f"![{name}]({copy})", ""]
     return page
+
+
+def list_figures(run: Path) -> list[str]:
+    """List the figures of a run that a report shows: those that we know, then a model's own."""
+    # A name in a foreign run may contain anything.
+    names = [path.stem for path in sorted(run.glob("figures/*.png"))]
+    own = [name for name in names if re.fullmatch(r"[\w.+-]+", name)]
+    own = [name for name in own if name not in (*BEST_RUN_FIGURES, *OTHER_FIGURES)]
+    return [*BEST_RUN_FIGURES, *own[:MAX_FIGURES]]
 
 
 def summarize_effect(
