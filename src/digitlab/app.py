@@ -33,6 +33,7 @@ from digitlab.runs.provenance import DATA_PLACE, make_run_id
 from digitlab.runs.restore import resumed
 from digitlab.runs.results import check_same_run, find_conflict, run_state
 from digitlab.runtime import launchers, signals
+from digitlab.runtime.command import command_name
 from hydra_plugins.resumable_sweeper.jobs import read_plan
 from hydra_plugins.resumable_sweeper.sweeper import ACTIONS
 
@@ -69,7 +70,7 @@ def run_job(cfg: DictConfig) -> float:
     except KeyboardInterrupt as stop:
         if stop.args:
             # The run had started.
-            print(f"Continue with: python train.py resume={directory}", file=sys.stderr)
+            print(f"Continue with: {command_name()} resume={directory}", file=sys.stderr)
         raise
 
 
@@ -292,3 +293,5 @@ validation.register()
 # The cache gives the jobs of a sweep, which have fewer overrides, the name of the whole.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("choices", schema.choices_text, replace=True)
+OmegaConf.register_new_resolver("command", command_name, replace=True)
+OmegaConf.register_new_resolver("conf", lambda: str(schema.CONF), replace=True)

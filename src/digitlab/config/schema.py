@@ -19,7 +19,8 @@ OWN_RATES = ("inverse_count", "sqrt_share")
 INITS = ("digit", "kmeans++", "random", "sample")  # of k-means, those that come with it
 # Groups of conf/ that nobody chooses from.
 HIDDEN = ("pairing", "hydra")
-CONF = Path(__file__).resolve().parents[3] / "conf"
+# In a checkout a link to the folder at the top, in a wheel a copy of it.
+CONF = (Path(__file__).parents[1] / "conf").resolve()
 
 
 def groups() -> list[str]:

@@ -42,7 +42,7 @@ def code_version() -> dict[str, Any]:
 
     Returns:
         `digest` of the package's files, `sha` of the git commit, and `dirty`: whether the files
-        differ from it. `sha` and `dirty` are None without git.
+        differ from it. `sha` and `dirty` are None outside a checkout.
     """
     package, content = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -56,6 +56,8 @@ def code_version() -> dict[str, Any]:
 
     commit: dict[str, Any] = {"sha": None, "dirty": None}
     with suppress(OSError, subprocess.CalledProcessError):
+        # An installed package may lie inside the checkout of another project.
+        git("ls-files", "--error-unmatch", "__init__.py")
         sha = git("rev-parse", "HEAD")
         commit = {"sha": sha, "dirty": bool(git("status", "--porcelain", "--", "*.py"))}
     return commit | {"digest": content.hexdigest()[:12]}
@@ -69,7 +71,9 @@ def describe_other_code(results: Mapping[str, Any]) -> str:
     code, now = results.get("code") or {}, code_version()
     if code.get("digest") == now["digest"]:
         return ""
-    sha = str(code.get("sha"))[:12]
+    if not code.get("sha"):
+        return "by other code"
+    sha = str(code["sha"])[:12]
     # Equal commits with different files: one of the two had uncommitted changes.
     changes = " with other changes" if str(now["sha"]).startswith(sha) else ""
     return f"by other code, commit {sha}{changes}"
