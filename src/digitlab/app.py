@@ -38,8 +38,6 @@ from hydra_plugins.resumable_sweeper.jobs import read_plan
 from hydra_plugins.resumable_sweeper.sweeper import ACTIONS
 
 log = logging.getLogger(__name__)
-# On a full disk the run reports the error once; the handler of train.log would do so each line.
-logging.raiseExceptions = False
 
 # Keys that do not name a sweep.
 UNNAMED = ("seed", "force", "dry_run", *DATA_PLACE)
@@ -59,6 +57,8 @@ def run_job(cfg: DictConfig) -> float:
     Raises:
         RunFailed: The run failed and has said why.
     """
+    # On a full disk the run reports the error once; the handler of train.log would do so each line.
+    logging.raiseExceptions = False
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
     if cfg.dry_run:

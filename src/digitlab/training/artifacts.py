@@ -53,7 +53,7 @@ def write_autoencoder(
     originals = scale(sample.images[:30]).numpy()
     restored = model.reconstruct(sample.images[:30]).numpy()
     digits = model.generate(20, model.seed).numpy()
-    latents, labels = model.encode(sample), sample.labels
+    latents, labels = model.encode(sample.images), sample.labels
     # The projector would add to the files of an earlier evaluation of this run, with a warning.
     shutil.rmtree(directory / "00000" / "latents", ignore_errors=True)
     (directory / "projector_config.pbtxt").unlink(missing_ok=True)
