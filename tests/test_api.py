@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 import digitlab
 from digitlab import Results, RunFailed
 from digitlab.data.images import Images, as_images
+from digitlab.models import digit_classifier
 from digitlab.report.table import typed_column
 from digitlab.training.callbacks import Progress
 
@@ -376,8 +377,12 @@ def test_a_column_has_the_type_that_its_values_share(values: list[Any], dtype: s
 
 
 @pytest.mark.slow
-def test_the_snippets_of_the_page_run_as_written(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_snippets_of_the_page_run_as_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The code of docs/python.md runs from top to bottom, in an empty folder."""
+    # The tests' 30 epochs are for a tenth of these images.
+    monkeypatch.setattr(digit_classifier, "EPOCHS", 2)
     page = (ROOT / "docs" / "python.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(snippets) >= 7

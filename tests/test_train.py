@@ -277,7 +277,7 @@ def test_an_optimizer_needs_one_yaml_and_an_init_one_function_and_one_yaml(
     Without the function the command is refused, and so is an invalid value of the optimizer.
     """
     for part in ("conf", "src"):
-        shutil.copytree(ROOT / part, tmp_path / part)
+        shutil.copytree(ROOT / part, tmp_path / part, symlinks=True)
     shutil.copy(ROOT / "train.py", tmp_path)
     write_rmsprop(tmp_path / "conf")
     (tmp_path / "conf" / "init" / "first.yaml").write_text("# @package model.init\nname: first\n")
