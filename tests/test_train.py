@@ -295,7 +295,7 @@ def test_an_optimizer_needs_one_yaml_and_an_init_one_function_and_one_yaml(
         return done.stdout + done.stderr
 
     refused = train("-m", "model=kmeans", "init=digit,first", *overrides, code=2)
-    message = r"Error: init=first: .*; write a function @init\('first'\) there\n"
+    message = r"(Planning: .*\n)?Error: init=first: .*; write a function @init\('first'\) there\n"
     assert re.fullmatch(message, refused)
     with (tmp_path / "src" / "digitlab" / "models" / "initialization.py").open("a") as file:
         file.write(FIRST_IMAGES)
