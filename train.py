@@ -1,71 +1,16 @@
-"""Run one experiment, or with -m a sweep of them: `python train.py model=kmeans init=digit`."""
+"""Run one experiment, or with -m a sweep of them: `python train.py model=kmeans init=digit`.
 
-import os
+An installed digitlab has the same command as `digitlab`. Its @hydra.main, a word that Hydra's
+completion looks for in this file, is in digitlab.cli.
+"""
+
 import sys
 
 try:
-    import hydra
-    from omegaconf import DictConfig
-
-    from digitlab import RunFailed, app
-    from digitlab.config.errors import format_error, is_mistake
-    from digitlab.config.schema import CONF
-    from digitlab.runtime import signals
-    from digitlab.runtime.launchers import end_local_jobs
+    from digitlab.cli import main
 except ModuleNotFoundError as error:
     remedy = "run 'make setup', then '. .venv/bin/activate'"
     sys.exit(f"{error.name} is not installed in {sys.executable}: {remedy}")
-except KeyboardInterrupt:
-    sys.exit(130)
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def train(cfg: DictConfig) -> float:
-    """Run one job in the directory that Hydra made for it; returns the objective."""
-    return app.run_job(cfg)
-
-
-def main() -> int:
-    """Run the command line.
-
-    Returns:
-        0; 1 if a run failed, 2 for a mistake in the command, 130 if a signal ended it.
-    """
-    signals.install()
-    # Hydra then raises its errors, which are printed below, and prints no traceback.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        train()
-    except BaseException as error:
-        return exit_code(error)
-    return 0
-
-
-def exit_code(error: BaseException) -> int:
-    """Print what ended the command, unless it was printed already; returns the exit code."""
-    if isinstance(error, SystemExit):
-        # A callback can end a run by SystemExit alone, which then holds the error.
-        held: object = error.code
-        if not isinstance(held, Exception):
-            raise error
-        error = held
-    # OmegaConf, restoring its flags, may have turned a signal into another error.
-    if isinstance(error, KeyboardInterrupt) or signals.received:
-        end_local_jobs()
-        if not (isinstance(error, KeyboardInterrupt) and error.args):
-            print("Interrupted before a run started", file=sys.stderr)
-        return 130
-    if isinstance(error, RunFailed):
-        return 1
-    if isinstance(error, BrokenPipeError):
-        # The reader of our output, such as `head`, has closed it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    if not is_mistake(error):
-        raise error
-    print(f"Error: {format_error(error, sys.argv[1:])}", file=sys.stderr)
-    return 2
-
 
 if __name__ == "__main__":
     sys.exit(main())

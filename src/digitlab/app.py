@@ -33,12 +33,11 @@ from digitlab.runs.provenance import DATA_PLACE, make_run_id
 from digitlab.runs.restore import resumed
 from digitlab.runs.results import check_same_run, find_conflict, run_state
 from digitlab.runtime import launchers, signals
+from digitlab.runtime.command import command_name
 from hydra_plugins.resumable_sweeper.jobs import read_plan
 from hydra_plugins.resumable_sweeper.sweeper import ACTIONS
 
 log = logging.getLogger(__name__)
-# On a full disk the run reports the error once; the handler of train.log would do so each line.
-logging.raiseExceptions = False
 
 # Keys that do not name a sweep.
 UNNAMED = ("seed", "plugins", "force", "dry_run", *DATA_PLACE)
@@ -60,6 +59,8 @@ def run_job(cfg: DictConfig) -> float:
     Raises:
         RunFailed: The run failed and has said why.
     """
+    # On a full disk the run reports the error once; the handler of train.log would do so each line.
+    logging.raiseExceptions = False
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
     if cfg.dry_run:
@@ -71,7 +72,7 @@ def run_job(cfg: DictConfig) -> float:
     except KeyboardInterrupt as stop:
         if stop.args:
             # The run had started.
-            print(f"Continue with: python train.py resume={directory}", file=sys.stderr)
+            print(f"Continue with: {command_name()} resume={directory}", file=sys.stderr)
         raise
 
 
@@ -294,3 +295,5 @@ validation.register()
 # The cache gives the jobs of a sweep, which have fewer overrides, the name of the whole.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("choices", schema.choices_text, replace=True)
+OmegaConf.register_new_resolver("command", command_name, replace=True)
+OmegaConf.register_new_resolver("conf", lambda: str(schema.CONF), replace=True)

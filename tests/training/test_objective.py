@@ -14,14 +14,14 @@ from torch.nn import functional
 
 from digitlab import RunFailed
 from digitlab.config import validation
-from digitlab.data.images import Source, Split, scale
-from digitlab.data.loaders import Batch
+from digitlab.data.images import Split
 from digitlab.models import checkpoints
 from digitlab.models.base import Model
+from digitlab.registry import MODELS
 from digitlab.report import progress
 from digitlab.report.page import write_report
 from digitlab.runs.results import Objective
-from digitlab.training import artifacts, callbacks, stages
+from digitlab.training import callbacks, stages
 from digitlab.training.experiment import run_experiment
 
 from ..conftest import compose, load_results, plan_jobs
@@ -34,32 +34,28 @@ class ScriptedClassifier(Model):
 
     objective = ("val/accuracy", "max")
 
-    def __init__(
-        self,
-        accuracies: list[float],
-        test_accuracy: float,
-        optimizer: dict[str, Any],
-        scheduler: dict[str, Any],
-        seed: int,
-    ) -> None:
-        super().__init__(optimizer, scheduler, seed)
+    def __init__(self, accuracies: list[float], test_accuracy: float, **options: Any) -> None:
+        super().__init__(**options)
         self.save_hyperparameters(logger=False)
         self.accuracies, self.test_accuracy = accuracies, test_accuracy
         self.linear = nn.Linear(784, 10)
 
-    def loss(self, batch: Batch) -> Tensor:
-        return functional.cross_entropy(self.linear(scale(batch.images).flatten(1)), batch.labels)
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        images, labels = batch
+        loss = functional.cross_entropy(self.linear(images.flatten(1)), labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True)
+        return loss
 
-    def validation_step(self, batch: Batch, _: int) -> None:
-        self.log("val/loss", self.loss(batch), batch_size=batch.total)
-        accuracy = self.accuracies[self.current_epoch]
-        self.log("val/accuracy", accuracy, batch_size=batch.total)
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        images, labels = batch
+        self.log("val/loss", functional.cross_entropy(self.linear(images.flatten(1)), labels))
+        self.log("val/accuracy", self.accuracies[self.current_epoch])
 
     def baselines(self, data: Split) -> dict[str, float]:
         commonest = data.train.labels.mode().values
         return {"majority_class": float((data.test.labels == commonest).float().mean())}
 
-    def evaluate(self, source: Source, data: Split) -> dict[str, float]:
+    def evaluate(self, data: Split) -> dict[str, float]:
         return {"train/accuracy": 0.95, "test/accuracy": self.test_accuracy}
 
     def warnings(self, metrics: dict[str, float], baselines: dict[str, float]) -> list[str]:
@@ -78,10 +74,7 @@ class MissingMetric(ScriptedClassifier):
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register the models of this file under the names of their classes."""
     for cls in (ScriptedClassifier, MisspeltDirection, MissingMetric):
-        monkeypatch.setitem(checkpoints.MODELS, cls.__name__, (__name__, cls.__name__))
-        monkeypatch.setitem(artifacts.WRITERS, cls.__name__, lambda *_: {})
-    names = (*checkpoints.RUN_MODELS, "ScriptedClassifier")
-    monkeypatch.setattr(checkpoints.load_model, "__defaults__", (names,))
+        monkeypatch.setitem(MODELS._entries, cls.__name__, cls)
 
 
 def train(

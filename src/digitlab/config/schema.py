@@ -19,7 +19,8 @@ from omegaconf import MISSING
 OWN_RATES = ("inverse_count", "sqrt_share")
 # Groups of conf/ that nobody chooses from.
 HIDDEN = ("pairing", "hydra")
-CONF = Path(__file__).resolve().parents[3] / "conf"
+# In a checkout a link to the folder at the top, in a wheel a copy of it.
+CONF = (Path(__file__).parents[1] / "conf").resolve()
 
 
 def folders() -> list[Path]:

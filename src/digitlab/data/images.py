@@ -4,8 +4,9 @@ All images stay one uint8 tensor and are scaled to [0, 1] on use. N is the numbe
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.runtime.seeds import Stream, generator
 
 PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
+IMAGE_RULE = "must be uint8 from 0 to 255, or floats from 0 to 1; convert or divide them"
 
 
 class Images(NamedTuple):
@@ -52,9 +54,54 @@ class Split(NamedTuple):
     source: Source | None = None
 
 
-def scale(images: Tensor) -> Tensor:
-    """Scale pixels from 0..255 to float32 in [0, 1]."""
-    return images.float().div_(255)
+def scale(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scale uint8 in 0..255 to floats in [0, 1]; floats are in [0, 1] already."""
+    if images.is_floating_point():
+        return images.to(dtype)
+    return images.to(dtype).div_(255)
+
+
+def as_images(images: Any) -> Tensor:
+    """Check images that a user gives to a model.
+
+    Args:
+        images: A NumPy array or tensor (N, 28, 28) or (N, 1, 28, 28); uint8, or floats in [0, 1].
+
+    Returns:
+        uint8 or float32 (N, 28, 28), for `scale`, on the device where they are.
+
+    Raises:
+        ValueError: They have another shape, type or range.
+    """
+    pixels = images if isinstance(images, Tensor) else _to_tensor(images)
+    is_float = pixels.is_floating_point()
+    if pixels.dtype != torch.uint8 and not is_float:
+        name = str(pixels.dtype).removeprefix("torch.")
+        raise ValueError(f"images of type {name}: {IMAGE_RULE}")
+    if pixels.shape[1:] not in (IMAGE_SHAPE, (1, *IMAGE_SHAPE)):
+        height, width = IMAGE_SHAPE
+        raise ValueError(
+            f"images of shape {tuple(pixels.shape)}: must be (N, {height}, {width}) or"
+            f" (N, 1, {height}, {width}); one image is images[None]"
+        )
+    if is_float:
+        pixels = pixels.float()
+        # A NaN fails both comparisons.
+        if pixels.numel() and not (pixels.min() >= 0 and pixels.max() <= 1):
+            low, high = pixels.min().item(), pixels.max().item()
+            raise ValueError(f"images with values from {low:g} to {high:g}: {IMAGE_RULE}")
+    return pixels.reshape(-1, *IMAGE_SHAPE)
+
+
+def _to_tensor(images: Any) -> Tensor:
+    """Make a tensor of an array; of floats as float32."""
+    array = np.asarray(images)
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"images of type {array.dtype}: {IMAGE_RULE}")
+    # torch shares memory only if it is writable and without negative strides.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def hold_out(data: Images, size: int, rng: torch.Generator) -> tuple[Images, Images]:

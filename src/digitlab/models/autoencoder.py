@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from digitlab import figures
 from digitlab.data.idx import IMAGE_SHAPE
-from digitlab.data.images import PIXELS, Images, Split, scale
+from digitlab.data.images import PIXELS, Images, Split, as_images, scale
 from digitlab.data.loaders import Chunks
 from digitlab.formatting import format_loss
 from digitlab.models import baselines
@@ -32,6 +32,8 @@ from digitlab.runtime.seeds import Stream, generator
 
 # Samples that the generated/... metrics are computed from.
 SCORED_SAMPLES = 10_000
+# Images in a pass without training.
+CHUNK = 2048
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish}
 OUTPUTS = {"sigmoid": nn.Sigmoid, "linear": nn.Identity}
 # The choices of experiment=autoencoder_best, which warnings recommend.
@@ -194,7 +196,7 @@ class Autoencoder(ReconstructionModel):
             self.decoder.compile()
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Convert uint8 (B, 28, 28) to float (B, 1, 28, 28) in [0, 1], in the memory format."""
+        """Convert (B, 28, 28) to float (B, 1, 28, 28) in [0, 1], in the memory format."""
         return scale(images)[:, None].contiguous(memory_format=self.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,11 +222,15 @@ class Autoencoder(ReconstructionModel):
         return squared * (1 / x.numel())
 
     @torch.no_grad()
-    def encode(self, data: Images) -> Tensor:
-        """Compute the latents of images, float (N, Z) on the CPU."""
+    def encode(self, images: Any) -> Tensor:
+        """Compute the latents of images, float (N, Z) on the CPU.
+
+        Args:
+            images: See `as_images`.
+        """
         parts = []
-        for chunk in Chunks(data):
-            parts.append(self.encoder(self.prepare(chunk.images.to(self.device))).float().cpu())
+        for part in as_images(images).split(CHUNK):
+            parts.append(self.encoder(self.prepare(part.to(self.device))).float().cpu())
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -237,10 +243,16 @@ class Autoencoder(ReconstructionModel):
         return torch.cat(parts).clamp_(0, 1)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Encode and decode images (N, 28, 28), uint8; the result is float on the CPU."""
-        reconstruction: Tensor = self(self.prepare(images.to(self.device)))
-        return reconstruction.float().cpu()[:, 0]
+    def reconstruct(self, images: Any) -> Tensor:
+        """Encode and decode images, float (N, 28, 28) on the CPU.
+
+        Args:
+            images: See `as_images`.
+        """
+        parts = []
+        for part in as_images(images).split(CHUNK):
+            parts.append(self(self.prepare(part.to(self.device))).float().cpu()[:, 0])
+        return torch.cat(parts)
 
     def mean_loss(self, data: Images) -> float:
         """Compute the mean squared error over pixels and images."""
@@ -274,7 +286,7 @@ class Autoencoder(ReconstructionModel):
 
     def complete(self, data: Split) -> None:
         """Fit the densities of z to the latents of the training images."""
-        latents = self.encode(data.train)
+        latents = self.encode(data.train.images)
         for prior in self.priors_to_fit():
             prior.fit(latents, self.seed)
 
@@ -379,7 +391,7 @@ class Autoencoder(ReconstructionModel):
         originals = scale(sample.images[:10]).cpu()
         restored = self.reconstruct(sample.images[:10])
         pairs = torch.stack([originals, restored], dim=1).flatten(0, 1)
-        latents = self.encode(sample)
+        latents = self.encode(sample.images)
         # A mixture takes seconds to fit; its moments suffice here.
         prior = Prior(1, self.latent_dim, fitted=True)
         if self.prior_name != "standard_normal":
@@ -395,7 +407,7 @@ class Autoencoder(ReconstructionModel):
     def write_files(self, data: Split, directory: Path, writer: SummaryWriter) -> None:
         """Write latents of unseen digits for TensorBoard's projector."""
         sample, _ = _unseen(data)
-        latents = self.encode(sample.take(torch.arange(min(1000, len(sample.labels)))))
+        latents = self.encode(sample.images[:1000])
         # The projector would add to the files of an earlier evaluation of this run, with a warning.
         shutil.rmtree(directory / "00000" / "latents", ignore_errors=True)
         (directory / "projector_config.pbtxt").unlink(missing_ok=True)
@@ -408,7 +420,7 @@ class Autoencoder(ReconstructionModel):
         originals = scale(sample.images[:30]).numpy()
         restored = self.reconstruct(sample.images[:30]).numpy()
         digits = self.generate(20, self.seed).numpy()
-        latents, labels = self.encode(sample).numpy(), sample.labels.numpy()
+        latents, labels = self.encode(sample.images).numpy(), sample.labels.numpy()
         prior, title = self.prior_name.replace("_", " "), self.heading
         return {
             "shapes": figures.shapes(self.shape_table(), "Tensors from image to latent and back"),

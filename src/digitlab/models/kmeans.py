@@ -32,8 +32,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from digitlab import figures
 from digitlab.data.idx import IMAGE_SHAPE
-from digitlab.data.images import PIXELS, Images, Split, scale
-from digitlab.data.loaders import Block, Chunks
+from digitlab.data.images import PIXELS, Images, Split, as_images, scale
+from digitlab.data.loaders import Block
 from digitlab.models.base import sentence
 from digitlab.models.distances import nearest, squared_distances
 from digitlab.models.initialization import draw_centers
@@ -236,20 +236,37 @@ class MiniBatchKMeans(ReconstructionModel):
         n = len(chunk.labels)
         self.log("val/loss", squared.sum() / (n * PIXELS), batch_size=n)
 
-    @torch.no_grad()
     def predict(self, data: Images) -> tuple[Tensor, float]:
         """Compute the centre of each image, int64 (N,) on the CPU, and the mean loss (1)."""
+        labels, total = self._find_centers(data.images)
+        return labels, total / (len(data.labels) * PIXELS)
+
+    def assign(self, images: Any) -> Tensor:
+        """Compute the number of the nearest centre of each image of a user, int64 (N,).
+
+        Args:
+            images: See `as_images`.
+        """
+        return self._find_centers(as_images(images))[0]
+
+    def reconstruct(self, images: Any) -> Tensor:
+        """Replace each image of a user by its nearest centre, float (N, 28, 28) on the CPU."""
+        return self.centers.detach().cpu()[self.assign(images)].view(-1, *IMAGE_SHAPE)
+
+    @torch.no_grad()
+    def _find_centers(self, images: Tensor) -> tuple[Tensor, float]:
+        """Compute the nearest centres, int64 (N,), and the sum of the squared distances."""
         labels, total = [], 0.0
         # A loaded model has no `shift`; float64 has digits enough without it.
         centers = self.centers.double()
         # 256 images fit into a CPU's cache.
-        for chunk in Chunks(data, size=256):
-            x = chunk.images.to(self.device).flatten(1).double().div_(255)
-            chunk_labels, squared = squared_distances(x, centers)
-            labels.append(chunk_labels.cpu())
+        for part in images.split(256):
+            x = scale(part.to(self.device), torch.double).flatten(1)
+            part_labels, squared = squared_distances(x, centers)
+            labels.append(part_labels.cpu())
             # A loss beyond float32 is infinite, as in training.
             total += float(squared.float().sum(dtype=torch.double))
-        return torch.cat(labels), total / (len(data.labels) * PIXELS)
+        return torch.cat(labels), total
 
     def evaluate(self, data: Split) -> dict[str, float]:
         """Compute the metrics of the finished model.

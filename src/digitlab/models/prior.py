@@ -105,9 +105,7 @@ class Prior(nn.Module):
             ValueError: The prior is not fitted, or its weights are no probabilities.
         """
         if not (self.weights >= 0).all() or not 0 < self.weights.sum() < torch.inf:
-            raise ValueError(
-                "this prior is not fitted yet: complete the run (python train.py resume=RUN)"
-            )
+            raise ValueError("this prior is not fitted yet: complete the run (resume=RUN)")
         weights = self.weights.cpu()
         components = torch.multinomial(weights, n, replacement=True, generator=rng)  # (n,)
         z = torch.randn(n, self.means.shape[1], generator=rng) * self.temperature.cpu()

@@ -18,6 +18,9 @@ from hydra_plugins.resumable_sweeper.jobs import read_plan, short_lines
 # Only these metrics become columns, so that a name in a foreign file cannot replace another column.
 METRIC = re.compile(r"(?!baseline/)\w+/[\w/.+@-]+|active_centers")
 SAME_SETTINGS = "the same settings"
+# The columns with few different texts, and with whole numbers that a run may lack.
+CATEGORIES = ("status", "setting", "score_name", "data", "versions", "code", "classifier")
+WHOLE_NUMBERS = ("seed", "epochs", "repeats", "active_centers")
 FIRST_COLUMNS = (
     "run",
     "run_id",
@@ -139,6 +142,49 @@ def make_row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
         row |= {"score_name": objective["name"], "direction": objective["direction"]}
         row["score"] = objective.get("value")
     return row
+
+
+def add_types(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the columns of `collect` the types of their values.
+
+    Settings (`config.<key>`) are numbers or booleans again, or categories; lists and texts are
+    categories, written as on a command line. `written` is a time (UTC). What a run lacks is
+    missing.
+    """
+    configs = []
+    for run in table.run:
+        results = read_results(Path(run)) or {}
+        configs.append(flatten(results.get("config", {})))
+    typed = table.copy()
+    for name in table:
+        if name.startswith("config."):
+            key = name.removeprefix("config.")
+            typed[name] = typed_column([config.get(key) for config in configs])
+        elif name in WHOLE_NUMBERS:
+            values = [None if pd.isna(value) else int(value) for value in table[name]]
+            typed[name] = typed_column(values)
+        elif name in CATEGORIES:
+            typed[name] = table[name].astype("category")
+        elif name == "written":
+            typed[name] = pd.to_datetime(table[name], unit="s", utc=True)
+    return typed
+
+
+def typed_column(values: Sequence[Any]) -> pd.Series:
+    """Make a column of the type that its values have in common; None is a missing value."""
+    present = [value for value in values if value is not None]
+    kinds = {type(value) for value in present}
+    is_complete = len(present) == len(values)
+    # A foreign file may hold a number of any size.
+    is_small = all(type(value) is not int or abs(value) < 2**63 for value in present)
+    if kinds == {bool}:
+        return pd.Series(values, dtype="bool" if is_complete else "boolean")
+    if kinds == {int} and is_small:
+        return pd.Series(values, dtype="int64" if is_complete else "Int64")
+    if kinds and kinds <= {int, float} and is_small:
+        return pd.Series(values, dtype="float64")
+    texts = [None if value is None else format_value(value) for value in values]
+    return pd.Series(texts, dtype="category")
 
 
 def format_value(value: Any) -> str:

@@ -44,7 +44,7 @@ def code_version() -> dict[str, Any]:
 
     Returns:
         `digest` of the package's files, `sha` of the git commit, and `dirty`: whether the files
-        differ from it. `sha` and `dirty` are None without git.
+        differ from it. `sha` and `dirty` are None outside a checkout.
     """
     package, content = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -58,6 +58,8 @@ def code_version() -> dict[str, Any]:
 
     commit: dict[str, Any] = {"sha": None, "dirty": None}
     with suppress(OSError, subprocess.CalledProcessError):
+        # An installed package may lie inside the checkout of another project.
+        git("ls-files", "--error-unmatch", "__init__.py")
         sha = git("rev-parse", "HEAD")
         commit = {"sha": sha, "dirty": bool(git("status", "--porcelain", "--", "*.py"))}
     return commit | {"digest": content.hexdigest()[:12]}
@@ -77,7 +79,9 @@ def describe_other_code(results: Mapping[str, Any]) -> str:
             if loaded.get(name, digest) != digest:
                 others.append(str(name))
         return f"by other code of the plugin {', '.join(others)}" if others else ""
-    sha = str(code.get("sha"))[:12]
+    if not code.get("sha"):
+        return "by other code"
+    sha = str(code["sha"])[:12]
     # Equal commits with different files: one of the two had uncommitted changes.
     changes = " with other changes" if str(now["sha"]).startswith(sha) else ""
     return f"by other code, commit {sha}{changes}"

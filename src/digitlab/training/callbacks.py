@@ -276,6 +276,8 @@ class Progress(EpochCallback):
         root = logging.getLogger()
         if root.handlers:
             return
+        # As in `app.run_job`: the run reports a full disk once.
+        logging.raiseExceptions = False
         root.setLevel(logging.INFO)
         console = logging.StreamHandler(sys.stdout)
         console.setFormatter(logging.Formatter("%(message)s"))
