@@ -28,7 +28,6 @@ from digitlab.runs.results import best_checkpoint, read_results, selection_score
 
 if TYPE_CHECKING:
     import pandas as pd
-
     from lightning.pytorch import LightningModule
 
 log = logging.getLogger(__name__)

@@ -189,7 +189,7 @@ def test_training_is_worse_only_below_half_of_the_best_and_the_baseline() -> Non
     ("name", "reason"),
     [
         ("MisspeltDirection", r"objective=\('val/accuracy', 'maximum'\): must be the name of a"),
-        ("MissingMetric", r"objective val/recall: the model logs val/loss, val/accuracy; log it"),
+        ("MissingMetric", r"objective val/recall: the model logs val/accuracy, val/loss; log it"),
     ],
 )
 def test_an_objective_that_cannot_be_ranked_by_fails_early(
