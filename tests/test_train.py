@@ -292,7 +292,7 @@ def test_an_optimizer_needs_one_yaml_and_an_init_one_file_and_one_yaml(
     refused = train("-m", *own, "model=kmeans", "init=digit,first", code=2)
     names = r"random, digit, sample, kmeans\+\+"
     message = rf"Error: model.init.name=first: must be one of {names}, or the register_init .*\n"
-    assert re.fullmatch(message, refused)
+    assert re.search(message, refused)
     own += ["plugins=[first_images.py]", "data.val_size=0"]
     text = train("--help", *own)
     assert re.search(r"init: [^:]*\bfirst\b", text)
