@@ -14,9 +14,10 @@ from digitlab.config import schema, validation
 from digitlab.config.trainer_options import NOT_WITH_BLOCKS, OWNED, PASSED
 from digitlab.models import checkpoints
 from digitlab.runs.provenance import make_run_id
+from digitlab.runs.restore import restore
 from digitlab.training import stages
 
-from ..conftest import error_message, load_results, run_in_process
+from ..conftest import compose, error_message, load_results, run_in_process
 from .test_experiment import interrupt, weights
 
 SMALL = ["model=autoencoder", "model.channels=[4]", "trainer.precision=32-true"]
@@ -58,6 +59,8 @@ def test_options_decide_the_steps_and_the_schedule_follows(
     assert outcome["objective"]["name"] == "val/loss"
     assert outcome["objective"]["value"] == outcome["metrics"]["val/loss"]
     assert not torch.are_deterministic_algorithms_enabled()
+    (cfg,) = compose(*command)
+    assert validation.to_plain(restore(str(tmp_path))) == validation.to_plain(cfg)
 
 
 def test_gradients_are_clipped(overrides: list[str], tmp_path: Path) -> None:

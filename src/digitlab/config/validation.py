@@ -1,6 +1,7 @@
 """Checks of a composed configuration, and its plain values.
 
-Imports torch only for an optimizer without a schema, and what a plugin has registered with it.
+Imports torch only for plugins, callbacks, options of Lightning's Trainer, and an optimizer that has
+no schema.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,13 +26,19 @@ OWN = {"model": MODELS, "scheduler": SCHEDULES}
 def register() -> None:
     """Store the schemas where the defaults lists of conf/ name them: `schema`, `/schema/<name>`."""
     store = ConfigStore.instance()
-    config = OmegaConf.structured(Config)
-    # `_check_trainer` decides which other options it may hold.
-    OmegaConf.set_struct(config.trainer, False)
-    store.store(name="schema", node=config)
+    store.store(name="schema", node=empty_config())
     for schemas in SCHEMAS.values():
         for schema in schemas:
             store.store(group="schema", name=name_of(schema), node=schema)
+
+
+def empty_config() -> DictConfig:
+    """A configuration with the types of the schema and without values."""
+    config = OmegaConf.structured(Config)
+    assert isinstance(config, DictConfig)
+    # It may hold other options of Lightning's Trainer, see `trainer_options`.
+    OmegaConf.set_struct(config.trainer, False)
+    return config
 
 
 def name_of(schema: Any) -> str:

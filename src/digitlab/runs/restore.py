@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from digitlab.config.schema import SCHEMAS, Config
-from digitlab.config.validation import ACTIONS, name_of
+from digitlab.config.schema import SCHEMAS
+from digitlab.config.validation import ACTIONS, empty_config, name_of
 from digitlab.runs.files import read_json
 
 
@@ -64,13 +64,13 @@ def restore(run: str) -> DictConfig:
         elif os.path.isfile(f"outputs/runs/{run}/{path.name}"):  # noqa: PTH113
             remedy = f"did you mean resume=outputs/runs/{run}?"
         raise ValueError(f"resume={run}: holds no run ({path.name}: {reason}); {remedy}") from error
-    cfg = OmegaConf.structured(Config)
+    cfg = empty_config()
     for group, schemas in SCHEMAS.items():
         for schema in schemas:
             if OmegaConf.select(saved, f"{group}.name") == name_of(schema):
                 OmegaConf.update(cfg, group, OmegaConf.structured(schema), merge=False)
-    cfg = OmegaConf.merge(cfg, saved)
-    assert isinstance(cfg, DictConfig)
+    merged = OmegaConf.merge(cfg, saved)
+    assert isinstance(merged, DictConfig)
     # Only a command names code to import.
-    cfg.plugins = []
-    return cfg
+    merged.plugins = []
+    return merged
