@@ -14,6 +14,7 @@ import torch
 
 from digitlab import Busy, RunFailed
 from digitlab.data.origin import describe_origin
+from digitlab.runs import provenance
 from digitlab.runs.results import file_digests, run_state
 from digitlab.training.experiment import run_experiment
 
@@ -196,6 +197,27 @@ def test_each_change_of_the_code_is_a_version(tmp_path: Path) -> None:
     assert [version["dirty"] for version in versions] == [False, True, True, False, True]
     assert len({version["sha"] for version in versions}) == 1
     assert len({version["digest"] for version in versions}) == 4
+
+
+def test_an_installed_package_is_of_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment inside the checkout of another project does not name that project's commit."""
+    package = tmp_path / ".venv" / "digitlab"
+    (package / "runs").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (tmp_path / "theirs.py").touch()
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init"], ["add", "theirs.py"], ["commit", "--message", "Theirs"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.setattr(provenance, "__file__", str(package / "runs" / "provenance.py"))
+    provenance.code_version.cache_clear()
+    try:
+        code = provenance.code_version()
+        assert (code["sha"], code["dirty"]) == (None, None)
+        assert provenance.describe_other_code({"code": code | {"digest": "a"}}) == "by other code"
+    finally:
+        provenance.code_version.cache_clear()
 
 
 def test_a_result_of_other_code_or_data_is_returned_with_warnings(
