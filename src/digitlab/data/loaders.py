@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     process). The last minibatch may be short.
     """
 
-    images: Tensor  # uint8 (n, 28, 28)
+    images: Tensor  # uint8 (n, C, H, W)
     labels: Tensor  # int64 (n,)
     steps: int  # minibatches
     total: int  # images over all processes
@@ -65,13 +65,22 @@ class Batches:
 
 
 class Chunks:
-    """Images in order, a few thousand in an item, for a pass without training.
+    """Images in order, for a pass without training.
 
     Under DDP the processes share each item, so all yield the same number; a share may be empty.
+
+    Args:
+        data: The images.
+        rank: The number of this process.
+        world: The number of processes.
+        size: Images in an item for each process; by default as many as 2,048 of MNIST's are large.
     """
 
-    def __init__(self, data: Images, *, rank: int = 0, world: int = 1, size: int = 2048) -> None:
+    def __init__(
+        self, data: Images, *, rank: int = 0, world: int = 1, size: int | None = None
+    ) -> None:
         self.rank, self.world = rank, world
+        size = size or max(1, 2048 * 784 // data.images.shape[1:].numel())
         self.parts = list(zip(*(part.split(size * world) for part in data), strict=True))
 
     def __len__(self) -> int:
@@ -88,7 +97,7 @@ class MNISTData(LightningDataModule):
 
     def __init__(self, split: Split, *, batch_size: int, block: int, seed: int) -> None:
         super().__init__()
-        self.train, self.val = split.train, split.val
+        self.train, self.val, self.classes = split.train, split.val, split.classes
         self.batch_size, self.block, self.seed = batch_size, block, seed
 
     def setup(self, stage: str) -> None:

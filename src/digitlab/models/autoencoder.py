@@ -1,6 +1,7 @@
 """A convolutional autoencoder with a decoder that inverts the encoder stage by stage.
 
 Encoder stage i is a 3 x 3 convolution of stride 2 to channels[i]; 28 x 28 becomes 14, 7, 4, 2, 1.
+Images of any size can be halved until one pixel is left.
 Then the tensor is flattened, optionally passed through a dense layer, and mapped to the latent z.
 The decoder runs the same stages backwards: each transposed convolution restores exactly the size
 before its convolution. The loss is the mean squared error over pixels and images.
@@ -15,8 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from digitlab import figures
-from digitlab.data.idx import IMAGE_SHAPE
-from digitlab.data.images import PIXELS, Images, Source, Split, scale
+from digitlab.data.images import Images, Source, Split, scale
 from digitlab.data.loaders import Batch, Chunks
 from digitlab.formatting import format_loss
 from digitlab.models.base import Model
@@ -33,12 +33,17 @@ OUTPUTS = {"sigmoid": nn.Sigmoid, "linear": nn.Identity}
 BEST_CHOICES = {"optimizer": "adamw", "scheduler": "one_cycle"}
 
 
-def edge_lengths(n_layers: int) -> list[int]:
-    """Edge lengths before and after each of n stride-2 convolutions: 28, 14, 7, 4, 2, 1."""
-    edges = [IMAGE_SHAPE[0]]
+def edge_lengths(edge: int, n_layers: int) -> list[int]:
+    """Edge lengths before and after each of n stride-2 convolutions, as 28, 14, 7, 4, 2, 1."""
+    edges = [edge]
     for _ in range(n_layers):
         edges.append((edges[-1] + 1) // 2)
     return edges
+
+
+def output_padding(edge: int, halved: int) -> int:
+    """What restores an edge in a transposed convolution: 1 for an even one, 0 for an odd one."""
+    return edge - (2 * halved - 1)
 
 
 class Stages(nn.Sequential):
@@ -54,6 +59,7 @@ class Stages(nn.Sequential):
 
 
 def build_stages(
+    image_shape: Sequence[int],
     channels: Sequence[int],
     latent_dim: int,
     hidden: int | None,
@@ -61,9 +67,10 @@ def build_stages(
     activation: str,
     output: str,
 ) -> tuple[Stages, Stages]:
-    """Build the encoder (B, 1, 28, 28) -> (B, Z) and the decoder back.
+    """Build the encoder (B, C, H, W) -> (B, Z) and the decoder back.
 
     Args:
+        image_shape: (C, H, W).
         channels: The output channels of each convolution.
         latent_dim: Z.
         hidden: The width of the dense layer, or None for no dense layer.
@@ -71,8 +78,8 @@ def build_stages(
         activation: A key of `ACTIVATIONS`.
         output: What the decoder ends with, a key of `OUTPUTS`.
     """
-    edges = edge_lengths(len(channels))
-    flat = channels[-1] * edges[-1] ** 2
+    heights, widths = (edge_lengths(edge, len(channels)) for edge in image_shape[1:])
+    flat = channels[-1] * heights[-1] * widths[-1]
 
     def has_norm(width: int) -> bool:
         # Group normalisation of a single number would always give 0.
@@ -89,7 +96,7 @@ def build_stages(
     # Both lists run from the image to the latent; the decoder applies its stages in reverse.
     encoder_stages: list[tuple[str, nn.Module]] = []
     decoder_stages: list[tuple[str, nn.Module]] = []
-    for i, (before, after) in enumerate(zip([1, *channels], channels, strict=False)):
+    for i, (before, after) in enumerate(zip([image_shape[0], *channels], channels, strict=False)):
         name = f"conv{i + 1}"
         # Normalisation adds its own bias; the gradient of a transposed convolution's bias is slow
         # on CPUs.
@@ -101,15 +108,17 @@ def build_stages(
             3,
             stride=2,
             padding=1,
-            # 1 for an even edge, 0 for an odd one.
-            output_padding=edges[i] - (2 * edges[i + 1] - 1),
+            output_padding=(
+                output_padding(heights[i], heights[i + 1]),
+                output_padding(widths[i], widths[i + 1]),
+            ),
             bias=not has_norm(before),
         )
         if i == 0:
             decoder_stages.append((name, nn.Sequential(up, OUTPUTS[output]())))
         else:
             decoder_stages.append((name, activate(up, before, image=True)))
-    unflatten = nn.Unflatten(1, (channels[-1], edges[-1], edges[-1]))
+    unflatten = nn.Unflatten(1, (channels[-1], heights[-1], widths[-1]))
     encoder_stages.append(("flatten", nn.Flatten()))
     decoder_stages.append(("flatten", nn.Sequential(ACTIVATIONS[activation](), unflatten)))
     if hidden is not None:
@@ -146,7 +155,7 @@ class Autoencoder(Model):
         channels_last: Whether images and weights have torch's memory format channels_last.
         compile: Whether to train with torch.compile.
         prior: The values of conf/prior.
-        optimizer, scheduler, seed: See `Model`.
+        **options: See `Model`.
     """
 
     bf16 = True
@@ -162,15 +171,13 @@ class Autoencoder(Model):
         channels_last: bool,
         compile: bool,
         prior: dict[str, Any],
-        optimizer: dict[str, Any],
-        scheduler: dict[str, Any],
-        seed: int,
+        **options: Any,
     ) -> None:
-        super().__init__(optimizer, scheduler, seed)
+        super().__init__(**options)
         self.save_hyperparameters(logger=False)
         self.latent_dim, self.prior_name = latent_dim, prior["name"]
         self.encoder, self.decoder = build_stages(
-            channels, latent_dim, hidden, norm, activation, output
+            self.image_shape, channels, latent_dim, hidden, norm, activation, output
         )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
@@ -191,11 +198,11 @@ class Autoencoder(Model):
             self.decoder.compile()
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Convert uint8 (B, 28, 28) to float (B, 1, 28, 28) in [0, 1], in the memory format."""
-        return scale(images)[:, None].contiguous(memory_format=self.memory_format)
+        """Convert uint8 (B, C, H, W) to float in [0, 1], in the memory format."""
+        return scale(images).contiguous(memory_format=self.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstruct x (B, 1, 28, 28)."""
+        """Reconstruct x (B, C, H, W)."""
         reconstruction: Tensor = self.decoder(self.encoder(x))
         return reconstruction
 
@@ -206,7 +213,7 @@ class Autoencoder(Model):
         """
         x = self.prepare(batch.images)
         squared = (self(x).float() - x).square().sum()
-        loss: Tensor = squared * (self.trainer.world_size / (batch.total * PIXELS))
+        loss: Tensor = squared * (self.trainer.world_size / (batch.total * self.pixels))
         return loss
 
     def validation_step(self, chunk: Batch, _: int) -> None:
@@ -224,18 +231,17 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Compute the images of latents (N, Z), float (N, 28, 28) in [0, 1], on the CPU."""
-        parts = [
-            self.decoder(part.to(self.device)).float().cpu()[:, 0]  # (n, 28, 28)
-            for part in z.split(1000)
-        ]
+        """Compute the images of latents (N, Z), float (N, C, H, W) in [0, 1], on the CPU."""
+        # As many images as a thousand of MNIST's are large.
+        size = max(1, 1000 * 784 // self.pixels)
+        parts = [self.decoder(part.to(self.device)).float().cpu() for part in z.split(size)]
         return torch.cat(parts).clamp_(0, 1)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Encode and decode images (N, 28, 28), uint8; the result is float on the CPU."""
+        """Encode and decode images (N, C, H, W), uint8; the result is float on the CPU."""
         reconstruction: Tensor = self(self.prepare(images.to(self.device)))
-        return reconstruction.float().cpu()[:, 0]
+        return reconstruction.float().cpu()
 
     def mean_loss(self, data: Images) -> float:
         """Compute the mean squared error over pixels and images."""
@@ -243,7 +249,7 @@ class Autoencoder(Model):
         for chunk in Chunks(data):
             difference = self.reconstruct(chunk.images) - scale(chunk.images.cpu())
             total += float(difference.square().double().sum())
-        return total / (len(data.labels) * PIXELS)
+        return total / (len(data.labels) * self.pixels)
 
     def priors_to_fit(self) -> list[Prior]:
         """The densities that are fitted to the latents of the training images."""
@@ -278,7 +284,7 @@ class Autoencoder(Model):
             prior: The density of z; by default that of the configuration.
 
         Returns:
-            The digits, float (n, 28, 28) in [0, 1] on the CPU.
+            The digits, float (n, C, H, W) in [0, 1] on the CPU.
 
         Raises:
             ValueError: The run did not fit this density.
@@ -375,9 +381,11 @@ class Autoencoder(Model):
         digits = self.decode(prior.sample(20, generator(self.seed, Stream.PRIOR)))
         self.train(training)
         return {
-            "reconstructions": pairs[:, None],
-            "generated": digits[:, None],
-            "latents": figures.latents(latents.numpy(), sample.labels.cpu().numpy(), "Latents"),
+            "reconstructions": pairs,
+            "generated": digits,
+            "latents": figures.latents(
+                latents.numpy(), sample.labels.cpu().numpy(), "Latents", self.datamodule.classes
+            ),
         }
 
     def shape_table(self) -> list[ShapeRow]:
@@ -385,12 +393,12 @@ class Autoencoder(Model):
         training = self.training
         self.eval()
         with torch.no_grad():
-            x = torch.zeros(1, 1, *IMAGE_SHAPE, device=self.device)
+            x = torch.zeros(1, *self.image_shape, device=self.device)
             encoder_shapes = self.encoder.shapes(x)
             decoder_shapes = self.decoder.shapes(self.encoder(x))
         self.train(training)
         rows = []
-        outer: tuple[int, ...] = (1, *IMAGE_SHAPE)
+        outer: tuple[int, ...] = self.image_shape
         for (name, inner), inverse in zip(encoder_shapes, decoder_shapes[::-1], strict=True):
             assert inverse == (name, outer), "a decoder stage does not invert its encoder stage"
             rows.append(ShapeRow(name, inner, outer))

@@ -1,8 +1,9 @@
 """The base class of the models: what training expects of them, and the loop over minibatches."""
 
 import logging
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ class Model(LightningModule):
         optimizer: The values of the config group `optimizer`.
         scheduler: The values of the config group `scheduler`.
         seed: The seed of all random streams.
+        image_shape: The shape (C, H, W) of an image; by default MNIST's, which checkpoints that do
+            not name it were trained on.
+        n_classes: The number of classes, likewise.
     """
 
     # Minibatches in one item of the training loader.
@@ -43,9 +47,20 @@ class Model(LightningModule):
     # The digit classifier that scored the generated images; `evaluate` sets it.
     classifier_id: str | None = None
 
-    def __init__(self, optimizer: dict[str, Any], scheduler: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        optimizer: dict[str, Any],
+        scheduler: dict[str, Any],
+        seed: int,
+        image_shape: Sequence[int] = (1, 28, 28),
+        n_classes: int = 10,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.image_shape, self.n_classes = tuple(image_shape), n_classes
+        # The numbers of an image, over all its channels.
+        self.pixels = math.prod(self.image_shape)
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
         # The sum of the losses of the epoch's images so far, and the number of these images.
         self.loss_sum: Tensor | float = 0.0
@@ -148,7 +163,7 @@ class Model(LightningModule):
         return self.smaller_steps()
 
     def pictures(self) -> dict[str, Tensor | Figure]:
-        """Pictures to log after each epoch: figures, or images (N, 1, 28, 28) in [0, 1]."""
+        """Pictures to log after each epoch: figures, or images (N, C, H, W) in [0, 1]."""
         return {}
 
 

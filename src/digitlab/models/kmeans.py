@@ -26,8 +26,7 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from digitlab.data.idx import IMAGE_SHAPE
-from digitlab.data.images import PIXELS, Images, Source, Split, scale
+from digitlab.data.images import Images, Source, Split, scale
 from digitlab.data.loaders import Batch, Chunks
 from digitlab.models.base import Model, sentence
 from digitlab.models.distances import nearest, squared_distances
@@ -80,7 +79,7 @@ class MiniBatchKMeans(Model):
         n_clusters: K.
         init: The values of conf/init; `name` is the choice.
         reassignment_ratio: See `reassignment.reassign`; 0 turns it off.
-        optimizer, scheduler, seed: See `Model`.
+        **options: See `Model`.
     """
 
     block = 64
@@ -92,21 +91,19 @@ class MiniBatchKMeans(Model):
         n_clusters: int,
         init: dict[str, Any],
         reassignment_ratio: float,
-        optimizer: dict[str, Any],
-        scheduler: dict[str, Any],
-        seed: int,
+        **options: Any,
     ) -> None:
-        super().__init__(optimizer, scheduler, seed)
+        super().__init__(**options)
         self.save_hyperparameters(logger=False)
         self.n_clusters, self.init, self.reassignment_ratio = n_clusters, init, reassignment_ratio
-        self.centers = nn.Parameter(torch.zeros(n_clusters, PIXELS))
+        self.centers = nn.Parameter(torch.zeros(n_clusters, self.pixels))
         # n_k, for the rate 1/n_k.
         self.register_buffer("won", torch.zeros(n_clusters))
         self.won: Tensor
         # About minus the mean training image. `setup` computes it; no checkpoint needs it.
-        self.register_buffer("shift", torch.zeros(PIXELS), persistent=False)
+        self.register_buffer("shift", torch.zeros(self.pixels), persistent=False)
         self.shift: Tensor
-        # The confusion matrix of the training images, int (10, K), set by `evaluate`.
+        # The confusion matrix of the training images, int (classes, K), set by `evaluate`.
         self.confusion: np.ndarray | None = None
         # The number of distinct training images, set by `evaluate` if there are idle centres.
         self.distinct: int | None = None
@@ -129,7 +126,7 @@ class MiniBatchKMeans(Model):
             self._reassign()
 
     def shifted(self, images: Tensor) -> Tensor:
-        """Convert uint8 (n, 28, 28) to points (n, D) in [0, 1], moved by `shift`, in one pass."""
+        """Convert uint8 (n, C, H, W) to points (n, D) in [0, 1], moved by `shift`, in one pass."""
         return torch.add(self.shift, images.flatten(1).float(), alpha=1 / 255)
 
     def training_step(self, block: Batch, index: int) -> Tensor:
@@ -152,7 +149,7 @@ class MiniBatchKMeans(Model):
                     scheduler.step()
                 squared += wins.squared
             self.won += won
-        loss = squared.clamp(min=0) / (won.sum() * PIXELS)
+        loss = squared.clamp(min=0) / (won.sum() * self.pixels)
         self.accumulate_loss(loss, block.total)
         return loss
 
@@ -195,7 +192,7 @@ class MiniBatchKMeans(Model):
             dist.all_reduce(sums)
         n = int(sums[1])
         # All processes log the same value; without sync_dist Lightning would warn.
-        self.log("val/loss", sums[0] / (n * PIXELS), batch_size=n, sync_dist=distributed)
+        self.log("val/loss", sums[0] / (n * self.pixels), batch_size=n, sync_dist=distributed)
 
     @torch.no_grad()
     def predict(self, data: Images) -> tuple[Tensor, float]:
@@ -210,7 +207,7 @@ class MiniBatchKMeans(Model):
             labels.append(chunk_labels.cpu())
             # A loss beyond float32 is infinite, as in training.
             total += float(squared.float().sum(dtype=torch.double))
-        return torch.cat(labels), total / (len(data.labels) * PIXELS)
+        return torch.cat(labels), total / (len(data.labels) * self.pixels)
 
     def evaluate(self, source: Source, data: Split) -> dict[str, float]:
         """Compute the metrics of the finished model.
@@ -218,12 +215,12 @@ class MiniBatchKMeans(Model):
         A centre is active if it wins a training image.
         """
         labels, train_loss = self.predict(data.train)
-        self.confusion = count_pairs(data.train.labels, labels, self.n_clusters)
+        self.confusion = count_pairs(data.train.labels, labels, self.n_clusters, self.n_classes)
         metrics = {"train/loss": train_loss}
         if len(data.val.labels):
             metrics["val/loss"] = self.predict(data.val)[1]
         test_labels, metrics["test/loss"] = self.predict(data.test)
-        scores = agreement(data.test.labels, test_labels, self.n_clusters)
+        scores = agreement(data.test.labels, test_labels, self.n_clusters, self.n_classes)
         metrics |= {f"test/{name}": value for name, value in scores.items()}
         active = len(labels.unique())
         if active < self.n_clusters:
@@ -256,8 +253,8 @@ class MiniBatchKMeans(Model):
             case "digit" | "sample":
                 choices.append("start from images that differ more (init=kmeans++)")
             case _:
-                # One image of each digit makes ten centres.
-                digit = "init=digit, " if self.n_clusters == 10 else ""
+                # One image of each class makes as many centres.
+                digit = "init=digit, " if self.n_clusters == self.n_classes else ""
                 choices.append(f"start from data ({digit}init=kmeans++)")
         if self.reassignment_ratio == 0:
             choices.append("revive idle centres (model.reassignment_ratio=0.01)")
@@ -266,46 +263,55 @@ class MiniBatchKMeans(Model):
         return sentence(" or ".join(choices))
 
     def pictures(self) -> dict[str, Tensor | Figure]:
-        """The centres as images (K, 1, 28, 28)."""
-        return {"centers": self.centers.detach().view(-1, 1, *IMAGE_SHAPE).clamp(0, 1).cpu()}
+        """The centres as images (K, C, H, W)."""
+        return {"centers": self.center_images().clamp(0, 1)}
+
+    def center_images(self) -> Tensor:
+        """The centres as images, float (K, C, H, W) on the CPU."""
+        return self.centers.detach().view(-1, *self.image_shape).cpu()
 
 
 def count_distinct(images: Tensor) -> int:
-    """Count the distinct images of (N, 28, 28), uint8."""
+    """Count the distinct images of (N, C, H, W), uint8."""
     return len({image.tobytes() for image in images.cpu().numpy()})
 
 
-def count_pairs(digits: Tensor, labels: Tensor, n_clusters: int) -> np.ndarray:
-    """Compute the confusion matrix, int (10, K): the number of images of digit i at centre k."""
-    pairs = torch.bincount(digits * n_clusters + labels, minlength=10 * n_clusters)
-    return pairs.view(10, n_clusters).numpy()
+def count_pairs(
+    classes: Tensor, labels: Tensor, n_clusters: int, n_classes: int = 10
+) -> np.ndarray:
+    """Compute the confusion matrix, int (classes, K): the images of class i at centre k."""
+    pairs = torch.bincount(classes * n_clusters + labels, minlength=n_classes * n_clusters)
+    return pairs.view(n_classes, n_clusters).numpy()
 
 
-def agreement(digits: Tensor, labels: Tensor, n_clusters: int) -> dict[str, float]:
-    """Measure how well a clustering agrees with the digits.
+def agreement(
+    classes: Tensor, labels: Tensor, n_clusters: int, n_classes: int = 10
+) -> dict[str, float]:
+    """Measure how well a clustering agrees with the classes.
 
     Args:
-        digits: The digit of each image, int64 (N,).
+        classes: The class of each image, int64 (N,).
         labels: The centre of each image, int64 (N,).
         n_clusters: K.
+        n_classes: The number of classes.
 
     Returns:
         Scores from 0 to 1 (ari from -0.5).
-        accuracy: The share of images on the best one-to-one matching of centres and digits.
-        diagonal (K = 10 only): The share of images with digit i at centre i.
-        purity: The share of images that show the commonest digit of their centre.
+        accuracy: The share of images on the best one-to-one matching of centres and classes.
+        diagonal (for as many centres as classes): The share of images of class i at centre i.
+        purity: The share of images of the commonest class of their centre.
         nmi, ari: Normalized mutual information and adjusted Rand index, by scikit-learn.
     """
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    confusion = count_pairs(digits, labels, n_clusters)
+    confusion = count_pairs(classes, labels, n_clusters, n_classes)
     n = confusion.sum()
     matching = linear_sum_assignment(confusion, maximize=True)
     scores = {"accuracy": confusion[matching].sum() / n}
-    if n_clusters == 10:
+    if n_clusters == n_classes:
         scores["diagonal"] = confusion.trace() / n
     scores["purity"] = confusion.max(0).sum() / n
-    scores["nmi"] = normalized_mutual_info_score(digits, labels)
-    scores["ari"] = adjusted_rand_score(digits, labels)
+    scores["nmi"] = normalized_mutual_info_score(classes, labels)
+    scores["ari"] = adjusted_rand_score(classes, labels)
     return {name: float(score) for name, score in scores.items()}

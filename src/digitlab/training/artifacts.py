@@ -10,8 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from digitlab import figures
-from digitlab.data.idx import IMAGE_SHAPE
-from digitlab.data.images import Split, scale
+from digitlab.data.images import Split, kind_of_class, kind_of_image, scale, to_array
 from digitlab.models.autoencoder import Autoencoder
 from digitlab.models.kmeans import MiniBatchKMeans
 from digitlab.runs.files import atomic_write, write_csv
@@ -22,18 +21,21 @@ def write_kmeans(
     model: MiniBatchKMeans, data: Split, directory: Path, title: str
 ) -> dict[str, Figure]:
     """Write centers.npy and confusion_matrix.csv (of the training images); return their figures."""
-    centers = model.centers.detach().view(-1, *IMAGE_SHAPE).cpu().numpy()
+    centers = to_array(model.center_images())
+    kind = kind_of_class(data.classes)
     confusion = model.confusion
     assert confusion is not None, "evaluate must run first"
     with atomic_write(directory / "centers.npy") as part:
         np.save(part, centers)
     columns = [f"center {k}" for k in range(len(centers))]
-    rows = [[digit, *counts] for digit, counts in enumerate(confusion.tolist())]
-    write_csv(directory / "confusion_matrix.csv", ["digit", *columns], rows)
+    rows = []
+    for name, counts in zip(data.classes, confusion.tolist(), strict=True):
+        rows.append([name, *counts])
+    write_csv(directory / "confusion_matrix.csv", [kind, *columns], rows)
     return {
-        "centers": figures.centers(centers, confusion, f"Final centres, {title}"),
+        "centers": figures.centers(centers, confusion, f"Final centres, {title}", data.classes),
         "confusion_matrix": figures.confusion_matrix(
-            confusion, "Training images by digit and centre"
+            confusion, f"Training images by {kind} and centre", data.classes
         ),
     }
 
@@ -50,27 +52,28 @@ def write_autoencoder(
     if len(data.val.labels):
         unseen, part = data.val, "held-out"
     sample = unseen.take(torch.arange(min(2000, len(unseen.labels))))
-    originals = scale(sample.images[:30]).numpy()
-    restored = model.reconstruct(sample.images[:30]).numpy()
-    digits = model.generate(20, model.seed).numpy()
+    originals = to_array(scale(sample.images[:30]))
+    restored = to_array(model.reconstruct(sample.images[:30]))
+    digits = to_array(model.generate(20, model.seed))
     latents, labels = model.encode(sample), sample.labels
     # The projector would add to the files of an earlier evaluation of this run, with a warning.
     shutil.rmtree(directory / "00000" / "latents", ignore_errors=True)
     (directory / "projector_config.pbtxt").unlink(missing_ok=True)
     with open_writer(directory) as writer:
-        sprites = scale(sample.images[:1000, None]).repeat(1, 3, 1, 1)
-        writer.add_embedding(latents[:1000], labels[:1000].tolist(), sprites, tag="latents")
-    prior = model.prior_name.replace("_", " ")
+        names = [data.classes[label] for label in labels[:1000].tolist()]
+        sprites = scale(sample.images[:1000]).expand(-1, 3, -1, -1)
+        writer.add_embedding(latents[:1000], names, sprites, tag="latents")
+    prior, kind = model.prior_name.replace("_", " "), kind_of_image(data.classes)
     return {
         "shapes": figures.shapes(model.shape_table(), "Tensors from image to latent and back"),
         "reconstructions": figures.reconstructions(
-            originals, restored, f"{part.capitalize()} digits restored, {title}"
+            originals, restored, f"{part.capitalize()} {kind} restored, {title}"
         ),
         "generated": figures.image_grid(
             digits, None, 10, f"Decoded from random z ({prior}), {title}"
         ),
         "latents": figures.latents(
-            latents.numpy(), labels.numpy(), f"Latents of {part} digits, {title}"
+            latents.numpy(), labels.numpy(), f"Latents of {part} {kind}, {title}", data.classes
         ),
     }
 

