@@ -25,7 +25,7 @@ from torchvision.transforms import ToTensor
 
 from digitlab import app
 from digitlab.config import validation
-from digitlab.data.images import PIXELS, Images, Split, scale, split
+from digitlab.data.images import Images, Split, scale, split
 from digitlab.data.mnist import load
 from digitlab.models import baselines
 from digitlab.models.autoencoder import Autoencoder
@@ -69,7 +69,7 @@ def run_digitlab(words: list[str], root: str, copies: int = 1) -> Outcome:
     config, data = plain(words), load_split(root)
     images, labels = data.train
     if copies > 1:
-        images, labels = images.repeat(copies, 1, 1), labels.repeat(copies)
+        images, labels = images.repeat(copies, 1, 1, 1), labels.repeat(copies)
     if size := config["data"]["train_size"]:
         images, labels = images[:size], labels[:size]
     data = data._replace(train=Images(images, labels))
@@ -86,7 +86,7 @@ def train(config: dict[str, Any], data: Split) -> tuple[Model, float]:
         "baselines": {"mean_image": baselines.mean_image(data)},
         "objective": {"name": "train/loss", "direction": "min"},
     }
-    model = stages.build_model(config)
+    model = stages.build_model(config, data)
     assert isinstance(model, Model)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
         stages.fit(model, data, config, Path(folder), results)
@@ -150,7 +150,8 @@ def run_faiss(root: str, iterations: int) -> Outcome:
     """Time the k-means of faiss, Lloyd's algorithm on all images."""
     library: Any = importlib.import_module("faiss")
     x = to_array(load_split(root).train)
-    estimator = library.Kmeans(PIXELS, 10, niter=iterations, seed=0, max_points_per_centroid=len(x))
+    options = {"niter": iterations, "seed": 0, "max_points_per_centroid": len(x)}
+    estimator = library.Kmeans(x.shape[1], 10, **options)
     start = time.perf_counter()
     estimator.train(x)
     seconds = time.perf_counter() - start
@@ -223,9 +224,9 @@ def run_lightning_kmeans(words: list[str], root: str) -> Outcome:
 # -- autoencoder -----------------------------------------------------------------------------------
 
 
-def make_network(config: dict[str, Any]) -> nn.Sequential:
-    """Build the configured encoder and decoder."""
-    model = stages.build_model(config)
+def make_network(config: dict[str, Any], data: Split) -> nn.Sequential:
+    """Build the configured encoder and decoder for images of the shape of the data."""
+    model = stages.build_model(config, data)
     assert isinstance(model, Autoencoder)
     return nn.Sequential(model.encoder, model.decoder)
 
@@ -233,10 +234,10 @@ def make_network(config: dict[str, Any]) -> nn.Sequential:
 def run_pytorch_autoencoder(words: list[str], root: str) -> Outcome:
     """Time a plain loop with the same tensors, precision, memory format and use of memory."""
     torch.manual_seed(0)
-    config, data = plain(words), load_split(root).train
+    config, data = plain(words), load_split(root)
     keep_freed_memory()
     device = torch.device("cuda" if config["trainer"]["accelerator"] == "gpu" else "cpu")
-    model, images = make_network(config).to(device), data.images.to(device)
+    model, images = make_network(config, data).to(device), data.train.images.to(device)
     optimizer = make_optimizer(model.parameters(), **config["optimizer"])
     batches: list[Tensor] = []
     for _ in range(config["trainer"]["max_epochs"]):
@@ -247,7 +248,7 @@ def run_pytorch_autoencoder(words: list[str], root: str) -> Outcome:
     bf16 = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
     start = time.perf_counter()
     for rows in batches:
-        x = scale(images.index_select(0, rows))[:, None]
+        x = scale(images.index_select(0, rows))
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             y = model(x)
@@ -264,9 +265,9 @@ def run_pytorch_autoencoder(words: list[str], root: str) -> Outcome:
 class TutorialAutoencoder(TutorialModel):
     """The same network in the contiguous memory format."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], data: Split) -> None:
         super().__init__(config["optimizer"])
-        self.network = make_network(config).to(memory_format=torch.contiguous_format)
+        self.network = make_network(config, data).to(memory_format=torch.contiguous_format)
 
     def loss(self, x: Tensor) -> Tensor:
         """Return the mean squared error of the reconstructions."""
@@ -275,15 +276,16 @@ class TutorialAutoencoder(TutorialModel):
 
 def run_lightning_autoencoder(words: list[str], root: str) -> Outcome:
     """Time Lightning with a DataLoader of torchvision's MNIST and ToTensor."""
-    config, data = plain(words), load_split(root).train
+    config, data = plain(words), load_split(root)
+    images, labels = data.train
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "MNIST" / "raw"
         raw.mkdir(parents=True)
-        for kind, array in (("images-idx3", data.images), ("labels-idx1", data.labels)):
+        for kind, array in (("images-idx3", images[:, 0]), ("labels-idx1", labels)):
             header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
             content = header + array.to(torch.uint8).numpy().tobytes()
             # torchvision requires the files of both parts.
             for part in ("train", "t10k"):
                 (raw / f"{part}-{kind}-ubyte").write_bytes(content)
         dataset = MNIST(folder, transform=ToTensor())
-        return make_outcome(time_lightning(TutorialAutoencoder(config), dataset, config))
+        return make_outcome(time_lightning(TutorialAutoencoder(config, data), dataset, config))

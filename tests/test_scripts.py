@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from digitlab.config.validation import to_plain
-from digitlab.data.images import Source
+from digitlab.data.images import Source, split
 from digitlab.data.mnist import load
 from digitlab.runs.files import directory_lock
 from digitlab.runtime.seeds import Stream, generator
@@ -273,12 +273,13 @@ def test_reproduce_compares_a_row_with_readme(
 
 
 def test_reproduce_draws_the_figures_of_the_docs(
-    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    script: Any, source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Four figures, each shown in README or docs/generation.md."""
     reproduce = script("reproduce")
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
-    net = build_model(to_plain(compose("experiment=q2b", "prior=standard_normal")[0]))
+    config = to_plain(compose("experiment=q2b", "prior=standard_normal")[0])
+    net = build_model(config, split(source, None, 0, None, seed=0))
     reproduce.draw_figures(np.zeros((10, 28, 28)), net, net)
     pages = (ROOT / "README.md").read_text() + (ROOT / "docs" / "generation.md").read_text()
     drawn = sorted(path.name for path in (tmp_path / "docs").iterdir())

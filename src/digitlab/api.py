@@ -103,8 +103,8 @@ def run(overrides: Sequence[str] = (), directory: str | os.PathLike[str] | None 
 def load_model(run: str | os.PathLike[str]) -> "LightningModule":
     """Load the model of a run's best epoch, on the CPU, in evaluation mode.
 
-    Its methods take images as NumPy arrays or tensors, (N, 28, 28) or (N, 1, 28, 28), uint8 or
-    floats in [0, 1].
+    Its methods take images as NumPy arrays or tensors, (N, H, W) or (N, C, H, W), uint8 or floats
+    in [0, 1].
 
     Args:
         run: The run's directory, or a checkpoint.

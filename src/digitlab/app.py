@@ -5,6 +5,7 @@ Imports torch only when a run starts, so that --help, a dry run and a mistake an
 
 import gc
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 UNNAMED = ("seed", "plugins", "force", "dry_run", *DATA_PLACE)
 # The jobs that the command requests, by directory.
 requested: dict[Path, DictConfig] = {}
+# The shape (C, H, W) and the number of classes of the data that was read to check jobs.
+known_data: dict[str, tuple[tuple[int, int, int], int]] = {}
 
 
 # -- the task ----------------------------------------------------------------------------------
@@ -85,7 +88,7 @@ def run_sweep_job(cfg: DictConfig, directory: Path, settings: HydraConf) -> floa
     sweep_dir, name = Path(settings.sweep.dir), settings.sweep.subdir
     job = read_plan(sweep_dir).get(name)
     since = job.since if job else 0.0
-    if describe_origin(directory, cfg.data.root):
+    if describe_origin(directory, cfg.data.get("root")):
         # Other code or data made it, so no part of a forced sweep is done.
         since = 0.0
     opening = progress.opening(sweep_dir, name)
@@ -196,6 +199,28 @@ def prepare_run(config: DictConfig) -> None:
         raise Busy(str(directory))
     # Imported now: an interruption during the imports leaves no directory without a run.
     import_training()
+    check_data(cfg, directory)
+
+
+def check_data(cfg: DictConfig, directory: Path) -> None:
+    """Load the data of a new run before anything is written, and check that the model fits it.
+
+    MNIST is not loaded: its shape is known, and a run falls back to other sources.
+
+    Raises:
+        ValueError: The data is missing or damaged, or the model does not fit it.
+    """
+    if schema.data_name(cfg.data) == schema.MNIST.name or run_state(directory) != "new":
+        return
+    import_training()
+    from digitlab.data.datasets import load_data
+
+    config = validation.to_plain(cfg)
+    key = json.dumps(config["data"], sort_keys=True)
+    if key not in known_data:
+        source = load_data(config["data"])
+        known_data[key] = source.shape, len(source.classes)
+    validation.check_fit(config, *known_data[key])
 
 
 def describe_run(config: DictConfig, directory: Path, run_id: str) -> str:
@@ -204,7 +229,7 @@ def describe_run(config: DictConfig, directory: Path, run_id: str) -> str:
     action = ACTIONS.get(state, "run again")
     remark = ""
     if state == "completed":
-        remark = describe_origin(directory, config.data.root)
+        remark = describe_origin(directory, config.data.get("root"))
         action = "run again" if config.force else action
     place = str(directory)
     if not directory.exists() and not any("hydra.run.dir=" in word for word in sys.argv):
@@ -233,6 +258,8 @@ def check_job(cfg: DictConfig) -> None:
         check_links(directory)
         check_same_run(directory, make_run_id(validation.to_plain(cfg)))
     check_links(sweep_dir, SWEEP_FILES)
+    if not cfg.dry_run:
+        check_data(cfg, directory)
 
 
 def job_state(directory: Path, name: str) -> str:
@@ -243,7 +270,7 @@ def job_state(directory: Path, name: str) -> str:
         return state
     if find_conflict(directory, make_run_id(validation.to_plain(cfg))):
         return "foreign"
-    if state == "completed" and (remark := describe_origin(directory, cfg.data.root)):
+    if state == "completed" and (remark := describe_origin(directory, cfg.data.get("root"))):
         return f"completed: {remark}"
     return state
 

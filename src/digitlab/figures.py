@@ -6,10 +6,11 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
@@ -17,6 +18,16 @@ from matplotlib.transforms import Affine2D
 
 from digitlab.formatting import format_loss
 from digitlab.runs.results import LOSS, Objective
+
+# The names of MNIST's classes, the default of the figures.
+DIGITS = tuple("0123456789")
+# The most letters of a class name that a figure shows, and the most names on an axis.
+LETTERS, NAMES = 12, 64
+
+
+def short(name: str) -> str:
+    """A class name, cut to the letters that a figure has room for."""
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
 def render(figure: Figure) -> np.ndarray:
@@ -35,7 +46,7 @@ def heading_height(heading: str) -> float:
 
 
 def create_axes(
-    width: float, height: float, heading: str, right: float = 0.97
+    width: float, height: float, heading: str, right: float = 0.97, left: float = 0.9
 ) -> tuple[Figure, Axes]:
     """Create a figure with one pair of axes and margins for the title, labels and ticks.
 
@@ -46,10 +57,11 @@ def create_axes(
         height: In inches.
         heading: The title.
         right: The right edge of the axes, as a share of the width.
+        left: The margin for the label and the ticks of the y axis, in inches.
     """
     figure = Figure(figsize=(width, height))
     top = 1 - heading_height(heading) / height
-    figure.subplots_adjust(left=0.9 / width, right=right, bottom=0.55 / height, top=top)
+    figure.subplots_adjust(left=left / width, right=right, bottom=0.55 / height, top=top)
     axes = figure.subplots()
     axes.set_title(heading, y=1.0)
     return figure, axes
@@ -67,47 +79,55 @@ def image_grid(
     All of them are one picture; separate pictures would take three times as long to draw.
 
     Args:
-        images: (N, 28, 28) in [0, 1], drawn white on black.
+        images: (N, H, W) in [0, 1], drawn white on black, or (N, H, W, 3) in colour.
         titles: A text below each image.
         columns: The number of images in a row.
         heading: The title of the figure.
         names: A text before each row.
     """
-    rows, edge = ceil(len(images) / columns), images.shape[1]
-    # The size of a cell and the layout of the figure, in pixels of the images and in inches.
-    cell_width = edge + 2
-    cell_height = edge + 14 if titles else edge + 2
+    rows, (height, width) = ceil(len(images) / columns), images.shape[1:3]
+    # The size of a cell and the layout of the figure, in pixels of the images and in inches. An
+    # image is as wide as one of MNIST's, however many pixels it has.
+    unit = width / 28
+    gap = max(1, round(2 * unit))
+    cell_width = width + gap
+    cell_height = height + (round(14 * unit) if titles else gap)
     left, share = (0.05, 0.94) if names else (0.01, 0.98)
-    width = max(4.5, 1.25 * columns)
-    height = 1.25 * cell_height / cell_width * rows * share + 0.05
-    figure = Figure(figsize=(width, height + heading_height(heading)))
-    axes = figure.add_axes((left, 0, share, height / (height + heading_height(heading))))
+    picture_width = max(4.5, 1.25 * columns)
+    picture_height = 1.25 * cell_height / cell_width * rows * share + 0.05
+    figure = Figure(figsize=(picture_width, picture_height + heading_height(heading)))
+    top = picture_height / (picture_height + heading_height(heading))
+    axes = figure.add_axes((left, 0, share, top))
     axes.axis("off")
-    canvas = np.ones((rows * cell_height, columns * cell_width))
+    canvas = np.ones((rows * cell_height, columns * cell_width, *images.shape[3:]))
     for i, image in enumerate(images):
         y, x = i // columns * cell_height, i % columns * cell_width
-        canvas[y : y + edge, x : x + edge] = image
+        canvas[y : y + height, x : x + width] = image
         if titles:
-            axes.text(x + edge / 2, y + edge + 1, titles[i], ha="center", va="top", fontsize=8)
+            below = y + height + unit
+            axes.text(x + width / 2, below, titles[i], ha="center", va="top", fontsize=8)
     for row, name in enumerate(names):
-        y = row * cell_height + edge / 2
-        axes.text(-3, y, name, ha="right", va="center", rotation=90, fontsize=8)
+        y = row * cell_height + height / 2
+        axes.text(-3 * unit, y, name, ha="right", va="center", rotation=90, fontsize=8)
     extent = (0, columns * cell_width, rows * cell_height, 0)
-    axes.imshow(canvas, cmap="gray", vmin=0, vmax=1, extent=extent)
+    axes.imshow(canvas.clip(0, 1), cmap="gray", vmin=0, vmax=1, extent=extent)
     axes.set_anchor("N")
     figure.suptitle(heading, fontsize=11, y=1 - 0.08 / figure.get_figheight())
     return figure
 
 
-def centers(images: np.ndarray, confusion: np.ndarray, heading: str) -> Figure:
-    """Draw centres with their number of images and their commonest digit.
+def centers(
+    images: np.ndarray, confusion: np.ndarray, heading: str, classes: Sequence[str] = DIGITS
+) -> Figure:
+    """Draw centres with their number of images and their commonest class.
 
     Matplotlib cannot draw a figure of thousands; only the first hundred are drawn.
 
     Args:
-        images: The centres, (K, 28, 28) in [0, 1].
-        confusion: The number of images by digit and centre, (10, K).
+        images: The centres, (K, H, W) or (K, H, W, 3) in [0, 1].
+        confusion: The number of images by class and centre, (classes, K).
         heading: The title of the figure.
+        classes: The names of the classes.
     """
     titles, most = [], 100
     if len(images) > most:
@@ -115,7 +135,11 @@ def centers(images: np.ndarray, confusion: np.ndarray, heading: str) -> Figure:
     images, confusion = images[:most], confusion[:, :most]
     for k, column in enumerate(confusion.T):
         total = int(column.sum())
-        share = f"{column.max() / total:.0%} show a {column.argmax()}" if total else "won no image"
+        share = "won no image"
+        if total:
+            name = short(classes[column.argmax()])
+            what = f"show a {name}" if tuple(classes) == DIGITS else name
+            share = f"{column.max() / total:.0%} {what}"
         titles.append(f"centre {k}\n{total:,} images\n{share}")
     columns = 10 if len(images) > 20 else min(5, len(images))
     return image_grid(images, titles, columns, heading)
@@ -156,24 +180,31 @@ def write_numbers(figure: Figure, axes: Axes, table: np.ndarray, colors: np.ndar
     axes.add_collection(collection, autolim=False)
 
 
-def confusion_matrix(confusion: np.ndarray, heading: str) -> Figure:
-    """Draw the number of images by digit and centre (10, K), shaded by the share of the digit.
+def confusion_matrix(
+    confusion: np.ndarray, heading: str, classes: Sequence[str] = DIGITS
+) -> Figure:
+    """Draw the number of images by class and centre (classes, K), shaded by the share of the class.
 
     The numbers are written into the cells of 20 centres or fewer.
     """
-    k = confusion.shape[1]
+    n, k = confusion.shape
+    kind = "digit" if tuple(classes) == DIGITS else "class"
     is_large = k > 20
     width = max(5.0, 0.62 * min(k, 20) + 1.6)
-    figure, axes = create_axes(width, 5.8, heading, right=1.0 if is_large else 0.97)
+    names = [short(name) for name in classes]
+    left = 0.8 + 0.07 * max(map(len, names)) + 0.03
+    height = max(5.8, 0.24 * min(n, NAMES) + 1.2)
+    figure, axes = create_axes(width, height, heading, right=1.0 if is_large else 0.97, left=left)
     share = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     vmax = share.max() if is_large else 1
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=vmax, aspect="auto")
     if is_large:
-        figure.colorbar(picture, label="share of the digit's images")
+        figure.colorbar(picture, label=f"share of the {kind}'s images")
     else:
         write_numbers(figure, axes, confusion, np.where(share > 0.5, "white", "black"))
-    axes.set(xlabel="centre", ylabel="digit")
-    axes.set_yticks(range(10))
+    axes.set(xlabel="centre", ylabel=kind)
+    if n <= NAMES:
+        axes.set_yticks(range(n), names)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not is_large:
         axes.set_xticks(range(k))
@@ -181,9 +212,9 @@ def confusion_matrix(confusion: np.ndarray, heading: str) -> Figure:
 
 
 def reconstructions(originals: np.ndarray, restored: np.ndarray, heading: str) -> Figure:
-    """Draw images (N, 28, 28) in rows of ten, with their reconstructions in a row below each.
+    """Draw images in rows of ten, with their reconstructions in a row below each.
 
-    An incomplete last row is not drawn.
+    Both are (N, H, W) or (N, H, W, 3). An incomplete last row is not drawn.
     """
     n = min(10, len(originals))
     rows = []
@@ -193,9 +224,15 @@ def reconstructions(originals: np.ndarray, restored: np.ndarray, heading: str) -
     return image_grid(np.concatenate(rows), None, n, heading, names)
 
 
-def latents(z: np.ndarray, digits: np.ndarray, heading: str) -> Figure:
-    """Draw latents (N, Z) by their first two principal components, coloured by digit (N,)."""
-    figure, axes = create_axes(6.6, 5.6, heading, right=1.0)
+def latents(
+    z: np.ndarray, labels: np.ndarray, heading: str, classes: Sequence[str] = DIGITS
+) -> Figure:
+    """Draw latents (N, Z) by their first two principal components, coloured by class (N,)."""
+    n, names = len(classes), [short(name) for name in classes]
+    # Room for the names beside the colours.
+    width = 6.6 + 0.08 * (max(map(len, names)) - 1)
+    height = 5.6 if n <= 20 else 6.6
+    figure, axes = create_axes(width, height, heading, right=6.6 / width)
     centered = z - z.mean(0)
     if z.shape[1] > 2:
         variances, vectors = np.linalg.eigh(centered.T @ centered)
@@ -207,8 +244,17 @@ def latents(z: np.ndarray, digits: np.ndarray, heading: str) -> Figure:
         plane, xlabel, ylabel = z, "z[0]", "z[1]"
     x = plane[:, 0]
     y = plane[:, 1] if plane.shape[1] > 1 else np.zeros(len(plane))
-    dots = axes.scatter(x, y, c=digits, s=5, cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0)
-    figure.colorbar(dots, ticks=range(10), label="digit")
+    # Ten or twenty colours that differ; those of more classes are neighbours in a rainbow.
+    if n <= 20:
+        cycle: Any = colormaps["tab10" if n <= 10 else "tab20"]
+        colors: Colormap = ListedColormap(cycle.colors[:n])
+    else:
+        colors = colormaps["turbo"].resampled(n)
+    dots = axes.scatter(x, y, c=labels, s=5, cmap=colors, vmin=-0.5, vmax=n - 0.5, linewidths=0)
+    bar = figure.colorbar(dots, label="digit" if tuple(classes) == DIGITS else "class")
+    if n <= NAMES:
+        bar.set_ticks(range(n), labels=names)
+        bar.ax.tick_params(labelsize=10 if n <= 20 else 300 / max(n, 38))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     return figure

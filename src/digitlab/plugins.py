@@ -1,4 +1,4 @@
-"""Plugins: modules of the user's own, which register models, inits or schedules on import.
+"""Plugins: modules of the user's own, which register models, data sets and more on import.
 
 They come from `plugins=[FILE.py or MODULE]` of a command and from the entry points
 `digitlab.plugins` of installed packages, never from a file of results. A file is imported as Python

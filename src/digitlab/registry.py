@@ -1,4 +1,4 @@
-"""Models, initializations and schedules by the names in configurations and checkpoints.
+"""Models, data sets, initializations and schedules by the names in configurations and checkpoints.
 
 A decorator registers a class or a function, those of digitlab and those of a plugin alike:
 
@@ -101,7 +101,20 @@ SCHEDULES = Registry(
     "register_schedule",
     dict.fromkeys(("constant", "linear", "cosine", "one_cycle"), "digitlab.models.optimizers"),
 )
+DATASETS = Registry(
+    "data",
+    "register_dataset",
+    {
+        "mnist": "digitlab.data.mnist",
+        "fashion_mnist": "digitlab.data.torchvision_sets",
+        "kmnist": "digitlab.data.torchvision_sets",
+        "emnist": "digitlab.data.torchvision_sets",
+        "image_folder": "digitlab.data.own",
+        "idx": "digitlab.data.own",
+    },
+)
 
 register_model = MODELS.register
 register_init = INITS.register
 register_schedule = SCHEDULES.register
+register_dataset = DATASETS.register

@@ -37,7 +37,8 @@ def _fresh_cache() -> Iterator[None]:
 def numbered(number: int) -> Images:
     """Make images whose pixels are their position, with labels 0 to 9 in turn."""
     index = torch.arange(number)
-    return Images((index % 256).to(torch.uint8).view(-1, 1, 1).expand(-1, 28, 28), index % 10)
+    pixels = (index % 256).to(torch.uint8).view(-1, 1, 1, 1)
+    return Images(pixels.expand(-1, 1, 28, 28), index % 10)
 
 
 def test_raw_and_compressed_idx_files_are_read(tiny: Path) -> None:
@@ -45,7 +46,7 @@ def test_raw_and_compressed_idx_files_are_read(tiny: Path) -> None:
     source = load(str(tiny), "files", verify=False)
     images, labels = make_digits(600, 0)
     assert source.name == "files"
-    assert torch.equal(source.train.images, torch.from_numpy(images))
+    assert torch.equal(source.train.images[:, 0], torch.from_numpy(images))
     assert source.train.labels.tolist() == labels.tolist()
     assert source.test.images.dtype == torch.uint8
 
@@ -407,7 +408,7 @@ def test_held_out_images_keep_the_share_of_each_digit() -> None:
     images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 28, 28)
     rest, held = hold_out(Images(images, labels), 12, generator(0, Stream.SPLIT))
     assert torch.bincount(held.labels).tolist() == [6, 4, 2]
-    assert sorted(torch.cat([rest.images, held.images])[:, 0, 0].tolist()) == list(range(60))
+    assert sorted(torch.cat([rest.images, held.images])[:, 0, 0, 0].tolist()) == list(range(60))
 
 
 def test_the_split_depends_only_on_the_seed(tiny: Path) -> None:
@@ -446,7 +447,7 @@ def test_an_epoch_has_every_image_once_in_blocks_of_minibatches() -> None:
     blocks = list(batches)
     assert len(batches) == len(blocks) == 3
     assert [block.steps for block in blocks] == [4, 4, 3]
-    positions = torch.cat([block.images for block in blocks])[:, 0, 0].tolist()
+    positions = torch.cat([block.images for block in blocks])[:, 0, 0, 0].tolist()
     assert sorted(positions) == list(range(105))
 
 
@@ -456,7 +457,7 @@ def test_the_order_depends_on_seed_and_epoch_but_not_on_the_block() -> None:
     def order(seed: int, epoch: int, block: int) -> list[int]:
         batches = Batches(numbered(50), 10, block=block, seed=seed, rank=0, world=1)
         batches.set_epoch(epoch)
-        return [int(i) for i in torch.cat([item.images for item in batches])[:, 0, 0]]
+        return [int(i) for i in torch.cat([item.images for item in batches])[:, 0, 0, 0]]
 
     assert order(0, 1, 4) == order(0, 1, 1)
     combinations = [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -472,8 +473,8 @@ def test_two_ranks_share_each_global_minibatch() -> None:
     for block, *shares in zip(single, first, second, strict=True):
         assert {block.steps} == {share.steps for share in shares}
         for step in range(block.steps):
-            together = [share.images[step * 5 : step * 5 + 5, 0, 0] for share in shares]
-            expected = block.images[step * 10 : step * 10 + 10, 0, 0]
+            together = [share.images[step * 5 : step * 5 + 5, 0, 0, 0] for share in shares]
+            expected = block.images[step * 10 : step * 10 + 10, 0, 0, 0]
             assert sorted(torch.cat(together).tolist()) == sorted(expected.tolist())
 
 
@@ -490,7 +491,7 @@ def test_minibatches_are_images_as_models_see_them() -> None:
     assert sorted(order.tolist()) == list(range(25))
     assert torch.equal(labels, data.labels[order])
     (block,) = Batches(data, 10, block=8, seed=0, rank=0, world=1)
-    assert torch.equal(block.images[:, 0, 0].long(), order), "blocks have another order"
+    assert torch.equal(block.images[:, 0, 0, 0].long(), order), "blocks have another order"
 
 
 @pytest.mark.parametrize("number", [40, 45, 41])

@@ -53,7 +53,7 @@ def make_model(**changes: Any) -> Autoencoder:
 
 def test_edge_lengths_are_halved_and_rounded_up() -> None:
     """28 pixels become 14, 7, 4, 2 and 1."""
-    assert edge_lengths(5) == [28, 14, 7, 4, 2, 1]
+    assert edge_lengths(28, 5) == [28, 14, 7, 4, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_memory_format_does_not_change_the_reconstruction() -> None:
     first = make_model(channels_last=True).eval()
     second = make_model(channels_last=False).eval()
     second.load_state_dict(first.state_dict())
-    images = torch.randint(0, 256, (7, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (7, 1, 28, 28), dtype=torch.uint8)
     torch.testing.assert_close(first.reconstruct(images), second.reconstruct(images))
 
 
@@ -105,7 +105,7 @@ def test_mean_loss_is_over_pixels_and_images() -> None:
     model = make_model()
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    black = Images(torch.zeros(2100, 28, 28, dtype=torch.uint8), torch.zeros(2100).long())
+    black = Images(torch.zeros(2100, 1, 28, 28, dtype=torch.uint8), torch.zeros(2100).long())
     assert model.mean_loss(black) == pytest.approx(0.25)
 
 

@@ -1,6 +1,7 @@
 """The digit classifier: its Fréchet distance, its scores, and its cache."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_scores_of_real_digits_and_of_noise(tiny: Path) -> None:
     assert real["fid"] == pytest.approx(0, abs=1e-2)
     assert real["recognized"] == real["recognized_real"]
     assert (real["classes"], real["rarest"], real["commonest"]) == pytest.approx((10, 0.1, 0.1))
-    images = torch.rand(100, 28, 28, generator=generator(0, Stream.CLASSIFIER))
+    images = torch.rand(100, 1, 28, 28, generator=generator(0, Stream.CLASSIFIER))
     noise = digit_classifier.score_samples(classifier, images, source.train, source.test)
     assert noise["fid"] > 10 * max(real["fid_floor"], 0.1)
 
@@ -98,9 +99,9 @@ def test_a_slice_of_the_data_has_its_own_classifier(
     """
     sizes, train = [], digit_classifier._train
 
-    def record_size(images: Images) -> DigitClassifier:
+    def record_size(recipe: dict[str, Any], images: Images) -> DigitClassifier:
         sizes.append(len(images.labels))
-        return train(images)
+        return train(recipe, images)
 
     monkeypatch.setattr(digit_classifier, "_train", record_size)
     monkeypatch.setattr(digit_classifier, "CACHE", tmp_path / "judge")

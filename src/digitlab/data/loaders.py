@@ -21,7 +21,7 @@ class Block(NamedTuple):
     process). The last minibatch may be short.
     """
 
-    images: Tensor  # uint8 (n, 28, 28)
+    images: Tensor  # uint8 (n, C, H, W)
     labels: Tensor  # int64 (n,)
     steps: int  # minibatches
     total: int  # images over all processes
@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
 def to_batch(data: Images) -> tuple[Tensor, Tensor]:
     """Images as a model sees them, float32 (n, C, H, W) in [0, 1], and their labels."""
-    return scale(data.images)[:, None], data.labels
+    return scale(data.images), data.labels
 
 
 class Batches:
@@ -88,9 +88,15 @@ class Batches:
 
 
 class Chunks:
-    """Images in order, a few thousand in an item, for a pass without training."""
+    """Images in order, for a pass without training.
 
-    def __init__(self, data: Images, *, size: int = 2048) -> None:
+    Args:
+        data: The images.
+        size: Images in an item; by default as many as 2,048 of MNIST's are large.
+    """
+
+    def __init__(self, data: Images, *, size: int | None = None) -> None:
+        size = size or max(1, 2048 * 784 // data.images.shape[1:].numel())
         parts = zip(*(part.split(size) for part in data), strict=True)
         self.parts = [Images(*part) for part in parts]
 
@@ -120,7 +126,7 @@ class MNISTData(LightningDataModule):
 
     def __init__(self, split: Split, *, batch_size: int, block: int = 0, seed: int) -> None:
         super().__init__()
-        self.train, self.val = split.train, split.val
+        self.train, self.val, self.classes = split.train, split.val, split.classes
         self.batch_size, self.block, self.seed = batch_size, block, seed
 
     def setup(self, stage: str) -> None:

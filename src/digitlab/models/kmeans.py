@@ -31,8 +31,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
 from digitlab import figures
-from digitlab.data.idx import IMAGE_SHAPE
-from digitlab.data.images import PIXELS, Images, Split, as_images, scale
+from digitlab.data.images import (
+    Images,
+    Split,
+    as_images,
+    in_layout,
+    kind_of_class,
+    scale,
+    to_array,
+)
 from digitlab.data.loaders import Block
 from digitlab.models.base import sentence
 from digitlab.models.distances import nearest, squared_distances
@@ -92,7 +99,7 @@ class MiniBatchKMeans(ReconstructionModel):
         n_clusters: K.
         init: The values of conf/init; `name` is the choice.
         reassignment_ratio: See `reassignment.reassign`; 0 turns it off.
-        options: See `Model`.
+        **options: See `Model`.
     """
 
     block_steps = 64
@@ -109,17 +116,17 @@ class MiniBatchKMeans(ReconstructionModel):
         super().__init__(**options)
         self.automatic_optimization = False
         self.n_clusters, self.init, self.reassignment_ratio = n_clusters, init, reassignment_ratio
-        self.centers = nn.Parameter(torch.zeros(n_clusters, PIXELS))
+        self.centers = nn.Parameter(torch.zeros(n_clusters, self.pixels))
         # n_k, for the rate 1/n_k.
         self.register_buffer("won", torch.zeros(n_clusters))
         self.won: Tensor
         # About minus the mean training image. `setup` computes it; no checkpoint needs it.
-        self.register_buffer("shift", torch.zeros(PIXELS), persistent=False)
+        self.register_buffer("shift", torch.zeros(self.pixels), persistent=False)
         self.shift: Tensor
         # The sum of the losses of the epoch's images so far, and the number of these images.
         self.loss_sum: Tensor | float = 0.0
         self.n_images = 0
-        # The confusion matrix of the training images, int (10, K), set by `evaluate`.
+        # The confusion matrix of the training images, int (classes, K), set by `evaluate`.
         self.confusion: np.ndarray | None = None
         # The number of distinct training images, set by `evaluate` if there are idle centres.
         self.distinct: int | None = None
@@ -146,7 +153,7 @@ class MiniBatchKMeans(ReconstructionModel):
             self._reassign()
 
     def shifted(self, images: Tensor) -> Tensor:
-        """Convert uint8 (n, 28, 28) to points (n, D) in [0, 1], moved by `shift`, in one pass."""
+        """Convert uint8 (n, C, H, W) to points (n, D) in [0, 1], moved by `shift`, in one pass."""
         return torch.add(self.shift, images.flatten(1).float(), alpha=1 / 255)
 
     def training_step(self, block: Block, index: int) -> Tensor:
@@ -172,7 +179,7 @@ class MiniBatchKMeans(ReconstructionModel):
                     scheduler.step()
                 squared += wins.squared
             self.won += won
-        loss = squared.clamp(min=0) / (won.sum() * PIXELS)
+        loss = squared.clamp(min=0) / (won.sum() * self.pixels)
         self._count_steps(block.steps)
         self._accumulate_loss(loss, block.total)
         return loss
@@ -234,12 +241,12 @@ class MiniBatchKMeans(ReconstructionModel):
         """Log the loss of held-out images."""
         squared = squared_distances(self.shifted(chunk.images), self.centers + self.shift)[1]
         n = len(chunk.labels)
-        self.log("val/loss", squared.sum() / (n * PIXELS), batch_size=n)
+        self.log("val/loss", squared.sum() / (n * self.pixels), batch_size=n)
 
     def predict(self, data: Images) -> tuple[Tensor, float]:
         """Compute the centre of each image, int64 (N,) on the CPU, and the mean loss (1)."""
         labels, total = self._find_centers(data.images)
-        return labels, total / (len(data.labels) * PIXELS)
+        return labels, total / (len(data.labels) * self.pixels)
 
     def assign(self, images: Any) -> Tensor:
         """Compute the number of the nearest centre of each image of a user, int64 (N,).
@@ -247,11 +254,15 @@ class MiniBatchKMeans(ReconstructionModel):
         Args:
             images: See `as_images`.
         """
-        return self._find_centers(as_images(images))[0]
+        return self._find_centers(as_images(images, self.image_shape))[0]
 
     def reconstruct(self, images: Any) -> Tensor:
-        """Replace each image of a user by its nearest centre, float (N, 28, 28) on the CPU."""
-        return self.centers.detach().cpu()[self.assign(images)].view(-1, *IMAGE_SHAPE)
+        """Replace each image by its nearest centre; float on the CPU, in the layout of the images.
+
+        Args:
+            images: See `as_images`.
+        """
+        return in_layout(self.center_images()[self.assign(images)], images)
 
     @torch.no_grad()
     def _find_centers(self, images: Tensor) -> tuple[Tensor, float]:
@@ -274,12 +285,12 @@ class MiniBatchKMeans(ReconstructionModel):
         A centre is active if it wins a training image.
         """
         labels, train_loss = self.predict(data.train)
-        self.confusion = count_pairs(data.train.labels, labels, self.n_clusters)
+        self.confusion = count_pairs(data.train.labels, labels, self.n_clusters, self.n_classes)
         metrics = {"train/loss": train_loss}
         if len(data.val.labels):
             metrics["val/loss"] = self.predict(data.val)[1]
         test_labels, metrics["test/loss"] = self.predict(data.test)
-        scores = agreement(data.test.labels, test_labels, self.n_clusters)
+        scores = agreement(data.test.labels, test_labels, self.n_clusters, self.n_classes)
         metrics |= {f"test/{name}": value for name, value in scores.items()}
         active = len(labels.unique())
         if active < self.n_clusters:
@@ -314,8 +325,8 @@ class MiniBatchKMeans(ReconstructionModel):
             case "digit" | "sample":
                 choices.append("start from images that differ more (init=kmeans++)")
             case _:
-                # One image of each digit makes ten centres.
-                digit = "init=digit, " if self.n_clusters == 10 else ""
+                # One image of each class makes as many centres.
+                digit = "init=digit, " if self.n_clusters == self.n_classes else ""
                 choices.append(f"start from data ({digit}init=kmeans++)")
         if self.reassignment_ratio == 0:
             choices.append("revive idle centres (model.reassignment_ratio=0.01)")
@@ -327,68 +338,76 @@ class MiniBatchKMeans(ReconstructionModel):
         """Write centers.npy, and confusion_matrix.csv of the training images."""
         assert self.confusion is not None, "evaluate must run first"
         with atomic_write(directory / "centers.npy") as part:
-            np.save(part, self._center_images())
+            np.save(part, to_array(self.center_images()))
         columns = [f"center {k}" for k in range(self.n_clusters)]
-        rows = [[digit, *counts] for digit, counts in enumerate(self.confusion.tolist())]
-        write_csv(directory / "confusion_matrix.csv", ["digit", *columns], rows)
+        rows = []
+        for name, counts in zip(data.classes, self.confusion.tolist(), strict=True):
+            rows.append([name, *counts])
+        header = [kind_of_class(data.classes), *columns]
+        write_csv(directory / "confusion_matrix.csv", header, rows)
 
     def figures(self, data: Split) -> dict[str, Figure]:
         """Draw the centres and the confusion matrix of the training images."""
         assert self.confusion is not None, "evaluate must run first"
-        heading = f"Final centres, {self.heading}"
+        centers, heading = to_array(self.center_images()), f"Final centres, {self.heading}"
+        kind = kind_of_class(data.classes)
         return {
-            "centers": figures.centers(self._center_images(), self.confusion, heading),
+            "centers": figures.centers(centers, self.confusion, heading, data.classes),
             "confusion_matrix": figures.confusion_matrix(
-                self.confusion, "Training images by digit and centre"
+                self.confusion, f"Training images by {kind} and centre", data.classes
             ),
         }
 
-    def _center_images(self) -> np.ndarray:
-        """The centres as images, float32 (K, 28, 28)."""
-        images: np.ndarray = self.centers.detach().view(-1, *IMAGE_SHAPE).cpu().numpy()
-        return images
-
     def pictures(self) -> dict[str, Tensor | Figure]:
-        """The centres as images (K, 1, 28, 28)."""
-        return {"centers": self.centers.detach().view(-1, 1, *IMAGE_SHAPE).clamp(0, 1).cpu()}
+        """The centres as images (K, C, H, W)."""
+        return {"centers": self.center_images().clamp(0, 1)}
+
+    def center_images(self) -> Tensor:
+        """The centres as images, float (K, C, H, W) on the CPU."""
+        return self.centers.detach().view(-1, *self.image_shape).cpu()
 
 
 def count_distinct(images: Tensor) -> int:
-    """Count the distinct images of (N, 28, 28), uint8."""
+    """Count the distinct images of (N, C, H, W), uint8."""
     return len({image.tobytes() for image in images.cpu().numpy()})
 
 
-def count_pairs(digits: Tensor, labels: Tensor, n_clusters: int) -> np.ndarray:
-    """Compute the confusion matrix, int (10, K): the number of images of digit i at centre k."""
-    pairs = torch.bincount(digits * n_clusters + labels, minlength=10 * n_clusters)
-    return pairs.view(10, n_clusters).numpy()
+def count_pairs(
+    classes: Tensor, labels: Tensor, n_clusters: int, n_classes: int = 10
+) -> np.ndarray:
+    """Compute the confusion matrix, int (classes, K): the images of class i at centre k."""
+    pairs = torch.bincount(classes * n_clusters + labels, minlength=n_classes * n_clusters)
+    return pairs.view(n_classes, n_clusters).numpy()
 
 
-def agreement(digits: Tensor, labels: Tensor, n_clusters: int) -> dict[str, float]:
-    """Measure how well a clustering agrees with the digits.
+def agreement(
+    classes: Tensor, labels: Tensor, n_clusters: int, n_classes: int = 10
+) -> dict[str, float]:
+    """Measure how well a clustering agrees with the classes.
 
     Args:
-        digits: The digit of each image, int64 (N,).
+        classes: The class of each image, int64 (N,).
         labels: The centre of each image, int64 (N,).
         n_clusters: K.
+        n_classes: The number of classes.
 
     Returns:
         Scores from 0 to 1 (ari from -0.5).
-        accuracy: The share of images on the best one-to-one matching of centres and digits.
-        diagonal (K = 10 only): The share of images with digit i at centre i.
-        purity: The share of images that show the commonest digit of their centre.
+        accuracy: The share of images on the best one-to-one matching of centres and classes.
+        diagonal (for as many centres as classes): The share of images of class i at centre i.
+        purity: The share of images of the commonest class of their centre.
         nmi, ari: Normalized mutual information and adjusted Rand index, by scikit-learn.
     """
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    confusion = count_pairs(digits, labels, n_clusters)
+    confusion = count_pairs(classes, labels, n_clusters, n_classes)
     n = confusion.sum()
     matching = linear_sum_assignment(confusion, maximize=True)
     scores = {"accuracy": confusion[matching].sum() / n}
-    if n_clusters == 10:
+    if n_clusters == n_classes:
         scores["diagonal"] = confusion.trace() / n
     scores["purity"] = confusion.max(0).sum() / n
-    scores["nmi"] = normalized_mutual_info_score(digits, labels)
-    scores["ari"] = adjusted_rand_score(digits, labels)
+    scores["nmi"] = normalized_mutual_info_score(classes, labels)
+    scores["ari"] = adjusted_rand_score(classes, labels)
     return {name: float(score) for name, score in scores.items()}

