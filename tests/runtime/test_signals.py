@@ -183,17 +183,17 @@ def interrupted_library(original: Callable[..., Any]) -> Callable[..., Any]:
 
 # The function that the signal interrupts: figures, checkpoints, evaluation, mixture, classifier.
 STAGES = [
-    (KMEANS, "digitlab.figures.loss"),
+    (KMEANS, "digitlab.figures.training_curve"),
     (KMEANS, "digitlab.figures.centers"),
     (KMEANS, "digitlab.models.checkpoints.write_checkpoint"),
-    (KMEANS, "digitlab.training.artifacts.write_csv"),
+    (KMEANS, "digitlab.models.kmeans.write_csv"),
     (KMEANS, "digitlab.models.kmeans.MiniBatchKMeans.evaluate"),
     (KMEANS, "digitlab.models.kmeans.nearest"),
     (KMEANS, "digitlab.models.baselines.mean_image"),
     (AUTOENCODER, "digitlab.figures.latents"),
     (AUTOENCODER, "digitlab.models.prior.Prior.fit"),
     (AUTOENCODER, "digitlab.models.autoencoder.score_samples"),
-    (AUTOENCODER, "digitlab.training.artifacts.open_writer"),
+    (AUTOENCODER, "digitlab.training.stages.open_writer"),
 ]
 
 
