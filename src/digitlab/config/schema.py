@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,8 +26,8 @@ CONF = (Path(__file__).parents[1] / "conf").resolve()
 
 def folders() -> list[Path]:
     """conf/, and the folders that the command line adds by --config-dir or hydra.searchpath."""
-    found, words = [CONF], sys.argv[1:]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    found = [CONF]
+    for word, following in pairwise([*sys.argv[1:], ""]):
         flag, _, value = word.partition("=")
         if flag in ("--config-dir", "-cd"):
             found.append(Path(value or following))

@@ -1,0 +1,70 @@
+"""docs/extending.md, step by step: files in a folder outside the checkout, and commands."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .conftest import ROOT, RunTrain, load_results
+
+PAGE = ROOT / "docs" / "extending.md"
+BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.slow
+def test_every_step_of_the_page_works_as_written(
+    overrides: list[str], run_train: RunTrain, tmp_path: Path
+) -> None:
+    """Each file is written and each command run, on small data; the results are those it names."""
+    page, refused = PAGE.read_text(), ""
+    for block in BLOCK.finditer(page):
+        if name := re.search(r"`(my/\S+)`:\s*$", page[: block.start()]):
+            (tmp_path / name[1]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name[1]).write_text(block["text"])
+        elif block["language"] == "sh":
+            for line in block["text"].splitlines():
+                assert not refused
+                refused = run_line(shlex.split(line), overrides, run_train, tmp_path)
+        elif not block["language"]:
+            assert refused == block["text"]
+            refused = ""
+    first = load_results(tmp_path / "outputs" / "first")
+    assert first["objective"]["name"] == "val/accuracy"
+    assert first["objective"]["value"] == first["metrics"]["val/accuracy"] > 0.8
+    assert {"test/accuracy", "test/loss"} <= first["metrics"].keys()
+    assert first["baselines"] == {"majority_class": pytest.approx(0.1)}
+    report = (tmp_path / "outputs" / "widths" / "report" / "report.md").read_text()
+    assert "model.width" in report
+    assert "mean image" not in report
+    rows = np.genfromtxt(
+        tmp_path / "outputs" / "watched" / "metrics.csv", delimiter=",", names=True, deletechars=""
+    )
+    assert (rows["train/gradient_norm"] > 0).all()
+    starts = [load_results(path.parent)["config"] for path in find_runs(tmp_path)]
+    assert {"brightest", "digit"} == {config["model"]["init"]["name"] for config in starts[:2]}
+    assert starts[2]["trainer"]["max_steps"] == 20
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The results of the runs in outputs/runs, in the order of their starts; k-means first."""
+    return sorted(folder.glob("outputs/runs/*/results.json"))
+
+
+def run_line(words: list[str], overrides: list[str], run_train: RunTrain, folder: Path) -> str:
+    """Run a command of the page; returns what it prints if it is refused."""
+    assert words.pop(0) == "python"
+    script = words.pop(0)
+    if script == "train.py":
+        small = [] if any(word.startswith("resume=") for word in words) else overrides
+        done = run_train(*words, *small)
+    else:
+        command = [sys.executable, str(ROOT / script), *words]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    if done.returncode == 0:
+        return ""
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.stderr
