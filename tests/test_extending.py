@@ -44,6 +44,9 @@ def test_every_step_of_the_page_works_as_written(
         tmp_path / "outputs" / "watched" / "metrics.csv", delimiter=",", names=True, deletechars=""
     )
     assert (rows["train/gradient_norm"] > 0).all()
+    noise = load_results(tmp_path / "outputs" / "noise")
+    assert noise["data"] == {"source": "noise", "digest": "noise of 12"}
+    assert noise["metrics"]["test/accuracy"] == 1
     starts = [load_results(path.parent)["config"] for path in find_runs(tmp_path)]
     assert {"brightest", "digit"} == {config["model"]["init"]["name"] for config in starts[:2]}
     assert starts[2]["trainer"]["max_steps"] == 20
@@ -60,6 +63,8 @@ def run_line(words: list[str], overrides: list[str], run_train: RunTrain, folder
     script = words.pop(0)
     if script == "train.py":
         small = [] if any(word.startswith("resume=") for word in words) else overrides
+        if any(word.startswith("data=") for word in words):
+            small = [word for word in small if not word.startswith("data.")]
         done = run_train(*words, *small)
     else:
         command = [sys.executable, str(ROOT / script), *words]
