@@ -405,7 +405,7 @@ def test_a_download_is_complete_or_absent(
 def test_held_out_images_keep_the_share_of_each_digit() -> None:
     """Of 30, 20 and 10 images of three digits, 6, 4 and 2 are held out; no image is lost."""
     labels = torch.tensor([0] * 30 + [1] * 20 + [2] * 10)
-    images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 28, 28)
+    images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
     rest, held = hold_out(Images(images, labels), 12, generator(0, Stream.SPLIT))
     assert torch.bincount(held.labels).tolist() == [6, 4, 2]
     assert sorted(torch.cat([rest.images, held.images])[:, 0, 0, 0].tolist()) == list(range(60))
