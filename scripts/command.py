@@ -30,7 +30,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def add_plugins(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names the files of models of one's own; see `plugins.load`."""
+    """Add the option that names the files of the user's own models; see `plugins.load`."""
     parser.add_argument(
         "--plugin",
         action="append",

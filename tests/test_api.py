@@ -382,7 +382,7 @@ def test_the_table_has_typed_columns(overrides: list[str]) -> None:
     ],
 )
 def test_a_column_has_the_type_that_its_values_share(values: list[Any], dtype: str) -> None:
-    """Whole numbers and booleans stay what they are beside missing values."""
+    """Whole numbers and booleans keep their types in a column with missing values."""
     column = typed_column(values)
     assert str(column.dtype) == dtype
     assert column.isna().tolist() == [value is None for value in values]

@@ -137,7 +137,7 @@ YAMLS = {
 
 @pytest.fixture
 def own(tmp_path: Path, overrides: list[str]) -> list[str]:
-    """Write files of one's own to tmp_path; returns the first words of a command there."""
+    """Write a user's files to tmp_path; returns the first words of a command there."""
     (tmp_path / "own_digits.py").write_text(CLASSIFIER)
     (tmp_path / "own_plain.py").write_text(PLAIN)
     for name, content in YAMLS.items():
@@ -230,7 +230,7 @@ def test_a_killed_run_of_one_s_own_model_resumes_to_equal_bits(
 def test_a_callback_of_one_s_own_is_called(
     own: list[str], run_train: RunTrain, tmp_path: Path
 ) -> None:
-    """It stands in a plugin, and a YAML names it. Listed by --help, as all files of one's own."""
+    """It stands in a plugin, and a YAML names it. Listed by --help, as all of the user's files."""
     done = run_train(*own, "model=own", "callbacks=stop", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     assert load_results(tmp_path / "run")["epochs"] == 2
@@ -240,7 +240,7 @@ def test_a_callback_of_one_s_own_is_called(
 
 
 def test_results_load_no_code(own: list[str], run_train: RunTrain, tmp_path: Path) -> None:
-    """Plugins that results.json names, in whatever place, are not imported."""
+    """Plugins that results.json names, at any key, are not imported."""
     run_train(*own, "model=own", "hydra.run.dir=run", "trainer.max_epochs=1")
     (tmp_path / "own_evil.py").write_text("open('was_run', 'w')\n")
     path = tmp_path / "run" / "results.json"
@@ -277,7 +277,7 @@ def test_two_processes_train_one_s_own_model_as_one_does(
 ) -> None:
     """The processes that DDP starts know model and schedule; a short last batch is weighted.
 
-    An init of one's own is known there as well.
+    A user's own init is known there as well.
     """
     command = [*own, "model=own", "scheduler=own_step", "data.val_size=85", "+model.dropout=0.0"]
     assert run_train(*command, "hydra.run.dir=single").returncode == 0

@@ -229,7 +229,7 @@ def latents(
 ) -> Figure:
     """Draw latents (N, Z) by their first two principal components, coloured by class (N,)."""
     n, names = len(classes), [short(name) for name in classes]
-    # Room for the names beside the colours.
+    # Room for the names next to the colours.
     width = 6.6 + 0.08 * (max(map(len, names)) - 1)
     height = 5.6 if n <= 20 else 6.6
     figure, axes = create_axes(width, height, heading, right=6.6 / width)

@@ -10,7 +10,7 @@ from digitlab.runtime import launchers
 
 
 def test_a_child_that_has_ended_does_not_disturb_the_end_of_a_command() -> None:
-    """A child whose exit code nobody has read has no command line that could be asked for."""
+    """A zombie, whose exit code has not been read, has no command line to ask for."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The values of a YAML of one's own, checked by the annotations of what they are passed to.
+"""The values of a user's own YAML, checked by the annotations of what they are passed to.
 
 digitlab's own models have schemas instead (`schema`), which need no torch.
 """

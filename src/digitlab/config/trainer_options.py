@@ -1,4 +1,4 @@
-"""The options of Lightning's Trainer that a configuration may hold, beside those of conf/trainer.
+"""The options of Lightning's Trainer that a configuration may add to those of conf/trainer.
 
 `+trainer.gradient_clip_val=1` passes an option on. Imports no torch.
 """
@@ -69,7 +69,7 @@ def find_option_errors(options: dict[str, Any], known: list[str], has_blocks: bo
     """List what is wrong with options of the Trainer.
 
     Args:
-        options: The options beside those of conf/trainer.
+        options: The options that conf/trainer lacks.
         known: The keys of conf/trainer.
         has_blocks: Whether the model steps by hand through blocks of minibatches.
     """

@@ -110,7 +110,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def trainer_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of Lightning's Trainer beside those of conf/trainer."""
+    """The options of Lightning's Trainer that conf/trainer lacks."""
     known = {"callbacks", *keys_of(Trainer)}
     return {key: value for key, value in trainer.items() if key not in known}
 

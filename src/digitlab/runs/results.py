@@ -149,7 +149,7 @@ def find_unbeaten(value: float, baselines: Mapping[str, float], objective: Objec
 
 
 def describe_baseline(name: str) -> str:
-    """Describe a baseline for "no better than ..."; by its name, if it is none of ours."""
+    """Describe a baseline for "no better than ...": one of a plugin by its name."""
     return BASELINES.get(name, f"the {name.replace('_', ' ')}")
 
 
