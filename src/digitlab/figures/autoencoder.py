@@ -1,4 +1,4 @@
-"""Figures of an autoencoder: reconstructions, latents, and the shapes of its stages."""
+"""Figures of an autoencoder: reconstructions, latents, walks among them, and its stages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +59,56 @@ def latents(
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     return figure
+
+
+def traversals(
+    images: np.ndarray,
+    offsets: Sequence[float],
+    dimensions: Sequence[int],
+    shares: Sequence[float],
+    heading: str,
+) -> Figure:
+    """Draw the images that are decoded while one coordinate of a latent moves.
+
+    Args:
+        images: (rows, columns, H, W) or (rows, columns, H, W, 3) in [0, 1].
+        offsets: How far the coordinate is moved in each column, in standard deviations.
+        dimensions: The coordinate that moves in each row.
+        shares: Its share of the variance of all latents.
+        heading: The title of the figure.
+    """
+    rows = zip(dimensions, shares, strict=True)
+    names = [f"z[{dimension}], {share:.0%}" for dimension, share in rows]
+    heads = [f"{offset:+g} sd" if offset else "unchanged" for offset in offsets]
+    flat = images.reshape(-1, *images.shape[2:])
+    return image_grid(flat, None, len(offsets), heading, names, heads=heads, cell=0.8)
+
+
+def interpolations(
+    originals: np.ndarray, decoded: np.ndarray, ends: Sequence[tuple[str, str]], heading: str
+) -> Figure:
+    """Draw a row of decoded images between the two originals of each pair.
+
+    Args:
+        originals: (pairs, 2, H, W) or (pairs, 2, H, W, 3) in [0, 1].
+        decoded: (pairs, steps, H, W) or (pairs, steps, H, W, 3) in [0, 1].
+        ends: The names of the classes of each pair.
+        heading: The title of the figure.
+    """
+    rows = np.concatenate([originals[:, :1], decoded, originals[:, 1:]], axis=1)
+    steps = decoded.shape[1]
+    shares = [f"{step / (steps - 1):.0%}" for step in range(steps)]
+    left, right = ([short(name) for name in names] for names in zip(*ends, strict=True))
+    return image_grid(
+        rows.reshape(-1, *rows.shape[2:]),
+        None,
+        steps + 2,
+        heading,
+        left,
+        ends=right,
+        heads=["original", *shares, "original"],
+        cell=0.9,
+    )
 
 
 def shapes(rows: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], heading: str) -> Figure:

@@ -57,37 +57,34 @@ def create_axes(
     return figure, axes
 
 
-def image_grid(
-    images: np.ndarray,
-    titles: Sequence[str] | None,
-    columns: int,
-    heading: str,
-    names: Sequence[str] = (),
-) -> Figure:
-    """Draw images in rows.
+def cell_shape(images: np.ndarray, *, has_titles: bool) -> tuple[int, int]:
+    """The height and the width of a cell of `draw_images`, in pixels of the images.
 
-    All of them are one picture; separate pictures would take three times as long to draw.
-
-    Args:
-        images: (N, H, W) in [0, 1], drawn white on black, or (N, H, W, 3) in colour.
-        titles: A text below each image.
-        columns: The number of images in a row.
-        heading: The title of the figure.
-        names: A text before each row.
+    An image is as wide as one of MNIST's, however many pixels it has.
     """
-    rows, (height, width) = ceil(len(images) / columns), images.shape[1:3]
-    # The size of a cell and the layout of the figure, in pixels of the images and in inches. An
-    # image is as wide as one of MNIST's, however many pixels it has.
+    height, width = images.shape[1:3]
     unit = width / 28
     gap = max(1, round(2 * unit))
-    cell_width = width + gap
-    cell_height = height + (round(14 * unit) if titles else gap)
-    left, share = (0.05, 0.94) if names else (0.01, 0.98)
-    picture_width = max(4.5, 1.25 * columns)
-    picture_height = 1.25 * cell_height / cell_width * rows * share + 0.05
-    figure = Figure(figsize=(picture_width, picture_height + heading_height(heading)))
-    top = picture_height / (picture_height + heading_height(heading))
-    axes = figure.add_axes((left, 0, share, top))
+    return height + (round(14 * unit) if has_titles else gap), width + gap
+
+
+def draw_images(
+    axes: Axes,
+    images: np.ndarray,
+    columns: int,
+    titles: Sequence[str] | None = None,
+    *,
+    names: Sequence[str] = (),
+    ends: Sequence[str] = (),
+    heads: Sequence[str] = (),
+) -> None:
+    """Draw images in rows; the arguments are those of `image_grid`.
+
+    All of them are one picture; separate pictures would take three times as long to draw.
+    """
+    rows, (height, width) = ceil(len(images) / columns), images.shape[1:3]
+    cell_height, cell_width = cell_shape(images, has_titles=titles is not None)
+    unit = width / 28
     axes.axis("off")
     canvas = np.ones((rows * cell_height, columns * cell_width, *images.shape[3:]))
     for i, image in enumerate(images):
@@ -96,11 +93,52 @@ def image_grid(
         if titles:
             below = y + height + unit
             axes.text(x + width / 2, below, titles[i], ha="center", va="top", fontsize=8)
-    for row, name in enumerate(names):
-        y = row * cell_height + height / 2
-        axes.text(-3 * unit, y, name, ha="right", va="center", rotation=90, fontsize=8)
+    right = columns * cell_width + unit
+    for x, side, texts in ((-3 * unit, "right", names), (right, "left", ends)):
+        rotation = 90 if max(map(len, texts), default=0) > 2 else 0
+        for row, text in enumerate(texts):
+            y = row * cell_height + height / 2
+            axes.text(x, y, text, ha=side, va="center", rotation=rotation, fontsize=8)
+    for column, text in enumerate(heads):
+        x = column * cell_width + width / 2
+        axes.text(x, -1.5 * unit, text, ha="center", va="bottom", fontsize=8)
     extent = (0, columns * cell_width, rows * cell_height, 0)
     axes.imshow(canvas.clip(0, 1), cmap="gray", vmin=0, vmax=1, extent=extent)
     axes.set_anchor("N")
+
+
+def image_grid(
+    images: np.ndarray,
+    titles: Sequence[str] | None,
+    columns: int,
+    heading: str,
+    names: Sequence[str] = (),
+    *,
+    ends: Sequence[str] = (),
+    heads: Sequence[str] = (),
+    cell: float = 1.25,
+) -> Figure:
+    """Draw images in rows.
+
+    Args:
+        images: (N, H, W) in [0, 1], drawn white on black, or (N, H, W, 3) in colour.
+        titles: A text below each image.
+        columns: The number of images in a row.
+        heading: The title of the figure.
+        names: A text before each row.
+        ends: A text after each row.
+        heads: A text above each column.
+        cell: The width of an image with its margin, in inches.
+    """
+    rows = ceil(len(images) / columns)
+    cell_height, cell_width = cell_shape(images, has_titles=titles is not None)
+    left = 0.05 if names else 0.01
+    share = 0.99 - left - (0.04 if ends else 0)
+    picture_width = max(4.5, cell * columns)
+    picture_height = cell * cell_height / cell_width * rows * share + 0.05
+    above = heading_height(heading) + (0.2 if heads else 0)
+    figure = Figure(figsize=(picture_width, picture_height + above))
+    axes = figure.add_axes((left, 0, share, picture_height / (picture_height + above)))
+    draw_images(axes, images, columns, titles, names=names, ends=ends, heads=heads)
     figure.suptitle(heading, fontsize=11, y=1 - 0.08 / figure.get_figheight())
     return figure

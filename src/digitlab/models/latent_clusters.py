@@ -1,0 +1,73 @@
+"""Whether latents keep the classes apart better than pixels do, by k-means on both.
+
+The clusters have no part in a run; scripts/evaluate.py compares them on request.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from digitlab.data.images import Split, scale
+from digitlab.models.kmeans import agreement
+
+# Each start of k-means ends in other clusters.
+STARTS = 10
+# Training images that the clusters are fitted to, at most; fewer if they are larger than 28 x 28.
+FIT_SIZE = 10_000
+SCORES = ("accuracy", "purity", "nmi", "ari")
+
+
+class Clustering(NamedTuple):
+    """Scores of the clusters of one space."""
+
+    space: str
+    dimensions: int
+    # The mean of each of SCORES over the starts, and the standard deviation.
+    means: dict[str, float]
+    deviations: dict[str, float]
+
+
+def compare_clusters(encode: Callable[[Any], Tensor], data: Split) -> list[Clustering]:
+    """Cluster pixels, and latents, into as many clusters as there are classes.
+
+    scikit-learn's k-means is fitted to training images; the scores of `agreement` are those of the
+    test images.
+
+    Args:
+        encode: Computes latents (N, Z) of images.
+        data: The split.
+    """
+    pixels = data.train.images[0].numel()
+    size = max(len(data.classes), min(FIT_SIZE, FIT_SIZE * 784 // pixels))
+    train, test = data.train.images[:size], data.test.images
+    spaces: dict[str, Callable[[Tensor], Tensor]] = {
+        "pixels": lambda images: scale(images).flatten(1),
+        "latents": encode,
+    }
+    clusterings = []
+    for name, embed in spaces.items():
+        points = embed(train).numpy()
+        scores = [
+            _score(points, [embed(part).numpy() for part in test.split(size)], data, start)
+            for start in range(STARTS)
+        ]
+        columns = {key: np.array([score[key] for score in scores]) for key in SCORES}
+        means = {key: float(values.mean()) for key, values in columns.items()}
+        deviations = {key: float(values.std(ddof=1)) for key, values in columns.items()}
+        clusterings.append(Clustering(name, points.shape[1], means, deviations))
+    return clusterings
+
+
+def _score(
+    points: np.ndarray, parts: list[np.ndarray], data: Split, start: int
+) -> dict[str, float]:
+    """Fit k-means to points (N, D) from one start, and score its clusters of the test images."""
+    from sklearn.cluster import KMeans
+
+    k = len(data.classes)
+    kmeans = KMeans(k, n_init=1, random_state=start).fit(points)
+    labels = torch.from_numpy(np.concatenate([kmeans.predict(part) for part in parts])).long()
+    return agreement(data.test.labels, labels, k, k)
