@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--clusters",
         action="store_true",
-        help="compare k-means on the pixels and on the latents of an autoencoder (1 minute)",
+        help="compare k-means on the pixels and on the latents of an autoencoder (half a minute)",
     )
     command.add_plugins(parser)
     options = parser.parse_args()

@@ -40,9 +40,11 @@ def compare_clusters(encode: Callable[[Any], Tensor], data: Split) -> list[Clust
         encode: Computes latents (N, Z) of images.
         data: The split.
     """
-    pixels = data.train.images[0].numel()
-    size = max(len(data.classes), min(FIT_SIZE, FIT_SIZE * 784 // pixels))
-    train, test = data.train.images[:size], data.test.images
+    from sklearn.cluster import KMeans
+
+    k, pixels = len(data.classes), data.train.images[0].numel()
+    size = max(k, min(FIT_SIZE, FIT_SIZE * 784 // pixels))
+    train = data.train.images[:size]
     spaces: dict[str, Callable[[Tensor], Tensor]] = {
         "pixels": lambda images: scale(images).flatten(1),
         "latents": encode,
@@ -50,24 +52,15 @@ def compare_clusters(encode: Callable[[Any], Tensor], data: Split) -> list[Clust
     clusterings = []
     for name, embed in spaces.items():
         points = embed(train).numpy()
-        scores = [
-            _score(points, [embed(part).numpy() for part in test.split(size)], data, start)
-            for start in range(STARTS)
-        ]
+        fitted = [KMeans(k, n_init=1, random_state=start).fit(points) for start in range(STARTS)]
+        labels = []
+        for part in data.test.images.split(size):
+            x = embed(part).numpy()
+            labels.append(np.stack([kmeans.predict(x) for kmeans in fitted]))
+        found = torch.from_numpy(np.concatenate(labels, axis=1)).long()  # (STARTS, N)
+        scores = [agreement(data.test.labels, row, k, k) for row in found]
         columns = {key: np.array([score[key] for score in scores]) for key in SCORES}
         means = {key: float(values.mean()) for key, values in columns.items()}
         deviations = {key: float(values.std(ddof=1)) for key, values in columns.items()}
         clusterings.append(Clustering(name, points.shape[1], means, deviations))
     return clusterings
-
-
-def _score(
-    points: np.ndarray, parts: list[np.ndarray], data: Split, start: int
-) -> dict[str, float]:
-    """Fit k-means to points (N, D) from one start, and score its clusters of the test images."""
-    from sklearn.cluster import KMeans
-
-    k = len(data.classes)
-    kmeans = KMeans(k, n_init=1, random_state=start).fit(points)
-    labels = torch.from_numpy(np.concatenate([kmeans.predict(part) for part in parts])).long()
-    return agreement(data.test.labels, labels, k, k)
