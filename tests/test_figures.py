@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from digitlab import figures
+from digitlab.figures import clusters
 
 
 def test_numbers_drawn_as_glyphs_look_like_texts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,10 +31,10 @@ def test_numbers_drawn_as_glyphs_look_like_texts(monkeypatch: pytest.MonkeyPatch
         write_texts(figure, axes, table + (table == 0), colors)
 
     def draw(write: Callable[..., None]) -> np.ndarray:
-        monkeypatch.setattr(figures, "write_numbers", write)
+        monkeypatch.setattr(clusters, "write_numbers", write)
         return figures.render(figures.confusion_matrix(table, "")).astype(int)
 
-    glyphs, texts = draw(figures.write_numbers), draw(write_texts)
+    glyphs, texts = draw(clusters.write_numbers), draw(write_texts)
     other_texts = draw(write_other_texts)
     assert np.abs(glyphs - texts).max() < 40 < 100 < np.abs(other_texts - texts).max()
 

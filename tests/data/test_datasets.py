@@ -514,7 +514,11 @@ def test_kmeans_on_26_classes_in_colour(pictures: Path, tmp_path: Path) -> None:
     assert [line.partition(",")[0] for line in lines] == ["class", *LETTERS]
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert figures == ["centers.png", "confusion_matrix.png", "loss.png"]
-    assert "as recorded, within 0.1 %" in run_script("evaluate", str(tmp_path))
+    evaluated = run_script("evaluate", str(tmp_path), "--by-class")
+    assert "as recorded, within 0.1 %" in evaluated
+    rows = [line.split() for line in evaluated.splitlines()[-28:-1]]
+    assert [row[:2] for row in rows] == [*([letter, "4"] for letter in LETTERS), ["all", "104"]]
+    assert (tmp_path / "errors.png").stat().st_size > 0
 
 
 def test_the_autoencoder_on_26_classes_in_colour(letters: Path, tmp_path: Path) -> None:
@@ -526,7 +530,9 @@ def test_the_autoencoder_on_26_classes_in_colour(letters: Path, tmp_path: Path) 
     assert outcome["metrics"]["generated/classes"] >= 1
     assert outcome["baselines"]["pca"] < outcome["baselines"]["mean_image"]
     figures = sorted(path.stem for path in (run / "figures").iterdir())
-    assert figures == ["generated", "latents", "loss", "reconstructions", "shapes"]
+    walks = ["interpolations", "traversals"]
+    others = ["errors", "generated", "latents", "loss", "reconstructions", "shapes"]
+    assert figures == sorted(walks + others)
     model = checkpoints.load_model(run / "checkpoints" / "best.ckpt")
     assert isinstance(model, Autoencoder)
     assert model.generate(5, 0).shape == (5, 3, 32, 32)

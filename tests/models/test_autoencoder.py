@@ -147,7 +147,8 @@ def test_a_run_writes_all_its_files_and_warns_of_a_poor_model(
     assert set(outcome["baselines"]) == {"mean_image", "pca"}
     start = "Not better than predicting the mean image"
     assert any(warning.startswith(start) for warning in outcome["warnings"])
-    for name in ("shapes", "loss", "reconstructions", "generated", "latents"):
+    walks = ("traversals", "interpolations")
+    for name in ("shapes", "loss", "reconstructions", "generated", "latents", "errors", *walks):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 0
     scores = ("fid", "fid_floor", "recognized", "recognized_real", "classes", "rarest", "commonest")
     for name in scores:
@@ -403,6 +404,20 @@ def test_evaluate_agrees_with_results(trained: Path, tmp_path: Path, run_script:
         assert code == 1
         lines = [line for line in output.splitlines() if line.endswith("differs")]
         assert [line.split()[0] for line in lines] == [name]
+
+
+def test_evaluate_compares_clusters_of_pixels_and_of_latents(
+    trained: Path, overrides: list[str], tmp_path: Path, run_script: RunScript
+) -> None:
+    """It prints a row for each; the run of a k-means, which has no latents, is refused."""
+    code, output = run_script("evaluate", trained, "--clusters")
+    assert code == 0
+    rows = [line.split() for line in output.splitlines()[-3:-1]]
+    assert [row[:2] for row in rows] == [["pixels", "784"], ["latents", "4"]]
+    run_in_process(["model=kmeans", "init=digit", *overrides], tmp_path)
+    code, output = run_script("evaluate", tmp_path, "--clusters")
+    assert code == 2
+    assert "--clusters: this model has no latents; name a run of an autoencoder" in output
 
 
 def test_evaluate_reports_what_is_not_a_completed_run(

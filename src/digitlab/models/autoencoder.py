@@ -28,10 +28,10 @@ from digitlab.data.images import (
     scale,
     to_array,
 )
-from digitlab.data.loaders import Chunks
 from digitlab.formatting import format_loss
 from digitlab.models import baselines
 from digitlab.models.digit_classifier import load_or_train, score_samples
+from digitlab.models.latent_walks import draw_walks
 from digitlab.models.prior import Prior
 from digitlab.models.reconstruction import ReconstructionModel
 from digitlab.registry import register_model
@@ -203,6 +203,8 @@ class Autoencoder(ReconstructionModel):
         if self.prior_name == "mixture":
             self.priors["mixture"] = Prior(prior["n_components"], latent_dim, prior["temperature"])
         self.compiled = compile
+        # The loss of each image that figures show, set by `evaluate`.
+        self.unseen_losses: Tensor | None = None
 
     def setup(self, stage: str) -> None:
         """Compile in place, which leaves the names of the weights unchanged."""
@@ -276,11 +278,7 @@ class Autoencoder(ReconstructionModel):
 
     def mean_loss(self, data: Images) -> float:
         """Compute the mean squared error over pixels and images."""
-        total = 0.0
-        for chunk in Chunks(data):
-            difference = self.reconstruct(chunk.images) - scale(chunk.images.cpu())
-            total += float(difference.square().double().sum())
-        return total / (len(data.labels) * self.pixels)
+        return self.measure_losses(data)[0]
 
     def priors_to_fit(self) -> list[Prior]:
         """The densities that are fitted to the latents of the training images."""
@@ -338,9 +336,11 @@ class Autoencoder(ReconstructionModel):
         With fewer training images, the number of generated digits is theirs.
         """
         metrics = {"train/loss": self.mean_loss(data.train)}
+        held_out = None
         if len(data.val.labels):
-            metrics["val/loss"] = self.mean_loss(data.val)
-        metrics["test/loss"] = self.mean_loss(data.test)
+            metrics["val/loss"], held_out = self.measure_losses(data.val)
+        metrics["test/loss"], tested = self.measure_losses(data.test)
+        self.unseen_losses = tested if held_out is None else held_out
         samples = self.generate(min(SCORED_SAMPLES, len(data.train.labels)), self.seed)
         train_size = len(data.train.labels) + len(data.val.labels)
         assert data.source is not None
@@ -428,7 +428,7 @@ class Autoencoder(ReconstructionModel):
 
     def write_files(self, data: Split, directory: Path, writer: SummaryWriter) -> None:
         """Write latents of unseen images for TensorBoard's projector."""
-        sample, _ = _unseen(data)
+        sample, _ = _take_unseen(data)
         latents = self.encode(sample.images[:1000])
         # The projector would add to the files of an earlier evaluation of this run, with a warning.
         shutil.rmtree(directory / "00000" / "latents", ignore_errors=True)
@@ -438,12 +438,12 @@ class Autoencoder(ReconstructionModel):
         writer.add_embedding(latents, names, sprites, tag="latents")
 
     def figures(self, data: Split) -> dict[str, Figure]:
-        """Draw the shapes of the stages, and images: restored, generated, and as latents."""
-        sample, part = _unseen(data)
+        """Draw the stages, the errors, the latents, and images that are restored or generated."""
+        sample, part = _take_unseen(data)
         originals = to_array(scale(sample.images[:30]))
         restored = to_array(self.reconstruct(sample.images[:30]))
         digits = to_array(self.generate(20, self.seed))
-        latents, labels = self.encode(sample.images).numpy(), sample.labels.numpy()
+        latents, labels = self.encode(sample.images), sample.labels.numpy()
         prior, title = self.prior_name.replace("_", " "), self.heading
         kind = kind_of_image(data.classes)
         return {
@@ -455,8 +455,10 @@ class Autoencoder(ReconstructionModel):
                 digits, None, 10, f"Decoded from random z ({prior}), {title}"
             ),
             "latents": figures.latents(
-                latents, labels, f"Latents of {part} {kind}, {title}", data.classes
+                latents.numpy(), labels, f"Latents of {part} {kind}, {title}", data.classes
             ),
+            "errors": self.draw_errors(*_unseen(data), data, self.unseen_losses),
+            **draw_walks(self.decode, latents, sample, part, data.classes, title),
         }
 
     def summary(self) -> list[str]:
@@ -486,6 +488,11 @@ class Autoencoder(ReconstructionModel):
 
 
 def _unseen(data: Split) -> tuple[Images, str]:
-    """Up to 2,000 held-out images, or test images if none are held out, and which they are."""
-    images, part = (data.val, "held-out") if len(data.val.labels) else (data.test, "test")
+    """The held-out images, or the test images if none are held out, and which they are."""
+    return (data.val, "held-out") if len(data.val.labels) else (data.test, "test")
+
+
+def _take_unseen(data: Split) -> tuple[Images, str]:
+    """The first 2,000 of the unseen images, and which they are."""
+    images, part = _unseen(data)
     return images.take(torch.arange(min(2000, len(images.labels)))), part

@@ -20,6 +20,16 @@ def mean_image(data: Split) -> float:
     return float(sum(parts)) / images.numel()
 
 
+def mean_image_losses(train: Images, images: Tensor) -> Tensor:
+    """The loss of each image (N, C, H, W) if the mean training image answers; float64 (N,)."""
+    mean = _mean(train).float()
+    parts = [
+        (scale(part) - mean).square().flatten(1).mean(1, dtype=torch.double)
+        for part in images.split(256)
+    ]
+    return torch.cat(parts)
+
+
 def pca(data: Split, n_components: int) -> float:
     """The test loss of PCA with the first `n_components` components of the training images."""
     mean = _mean(data.train).flatten()  # (D,)
