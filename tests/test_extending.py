@@ -1,5 +1,6 @@
 """docs/extending.md, step by step: files in a folder outside the checkout, and commands."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -44,6 +45,10 @@ def test_every_step_of_the_page_works_as_written(
         tmp_path / "outputs" / "watched" / "metrics.csv", delimiter=",", names=True, deletechars=""
     )
     assert (rows["train/gradient_norm"] > 0).all()
+    lines = (tmp_path / "outputs" / "lined" / "lines.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["model.name"] == "kmeans"
+    final = load_results(tmp_path / "outputs" / "lined")["metrics"]["test/loss"]
+    assert json.loads(lines[-1])["final/test/loss"] == final
     noise = load_results(tmp_path / "outputs" / "noise")
     assert noise["data"] == {"source": "noise", "digest": "noise of 12"}
     assert noise["metrics"]["test/accuracy"] == 1

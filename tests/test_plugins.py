@@ -235,7 +235,7 @@ def test_a_callback_of_one_s_own_is_called(
     assert done.returncode == 0, done.stderr
     assert load_results(tmp_path / "run")["epochs"] == 2
     text = run_train(*own, "--help").stdout
-    assert re.search(r"callbacks: +early_stopping, stop\n", text)
+    assert re.search(r"callbacks: +early_stopping, lr_monitor, stop\n", text)
     assert re.search(r"model: +autoencoder, kmeans, own, plain, unnamed\n", text)
 
 

@@ -304,7 +304,7 @@ def sweep_name(overrides: ListConfig) -> str:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for override in parsed:
         key = override.key_or_group
-        if key in UNNAMED:
+        if key in UNNAMED or key.partition(".")[0] == "logger":
             continue
         if override.is_sweep_override():
             names.append(key)

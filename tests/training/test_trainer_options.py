@@ -87,12 +87,13 @@ def test_gradients_are_clipped(overrides: list[str], tmp_path: Path) -> None:
         ("+trainer.limit_train_batches=7.5", "invalid value 7.5 for limit_train_batches"),
         ("+trainer.gradient_clip_algorithm=up", "`gradient_clip_algorithm` up is invalid"),
         ("+trainer.overfit_batches=3", "is not passed on: data.train_size=N trains on N images"),
+        ("+trainer.logger=true", "is not passed on: logger=csv, wandb or mlflow adds one"),
         ("+trainer.strategy=ddp", "is not passed on: trainer.devices=2 trains with DDP"),
         (
             "model=kmeans +trainer.accumulate_grad_batches=2",
             "the model steps by hand through blocks of minibatches, and Lightning counts blocks",
         ),
-        ("callbacks=early", "callbacks=early: must be one of early_stopping"),
+        ("callbacks=early", "callbacks=early: must be one of early_stopping, lr_monitor"),
         ("+trainer.callbacks=early_stopping", "must be callbacks by name (callbacks=...)"),
         ("+trainer.callbacks.a.patience=1", "must have a _target_, as lightning.pytorch.callbacks"),
         (
@@ -101,7 +102,7 @@ def test_gradients_are_clipped(overrides: list[str], tmp_path: Path) -> None:
         ),
         (
             "+trainer.callbacks.a._target_=lightning.pytorch.callbacks.ModelCheckpoint",
-            "is no callback, or one that saves checkpoints, which a run does itself",
+            "saves checkpoints, which a run does itself; name another class",
         ),
         (
             "callbacks=early_stopping +trainer.callbacks.early_stopping.patienc=1",

@@ -232,12 +232,13 @@ def _format_unknown_key(key: str, parent: DictConfig, overrides: Sequence[str]) 
     for name, value in parent.items_ex(resolve=False):
         if isinstance(value, DictConfig):
             nested += [f"{name}.{inner}" for inner in map(str, value)]
+    is_logger = stem.startswith("logger.")
     close = difflib.get_close_matches(last, keys, n=1)
     close += [name for name in nested if last in name.partition(".")[2]]
     if not stem and last in ("init", "prior"):
         value = word.lstrip("+~")
         remedy = f"a value of the choice is model.{value}, the choice itself {last}=..."
-    elif not keys:
+    elif not keys or (is_logger and not close):
         remedy = f"a new key takes a +, as +{word.lstrip('+~')}"
     elif close:
         remedy = f"did you mean {stem}{'.' if stem else ''}{close[0]}?"
@@ -252,6 +253,9 @@ def _format_unknown_key(key: str, parent: DictConfig, overrides: Sequence[str]) 
     else:
         remedy = f"it has {', '.join(keys)}"
     owner, name = stem or "the configuration", parent.get("name")
+    if is_logger:
+        # The name there is that of its run.
+        name = None
     return f"{word}: {f'{owner}={name}' if name else owner} has no such key; {remedy}"
 
 

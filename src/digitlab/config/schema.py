@@ -236,6 +236,7 @@ class Config:
     scheduler: Any = MISSING
     data: Any = MISSING
     trainer: Trainer = field(default_factory=Trainer)
+    logger: Any = field(default_factory=dict)
     plugins: Any = field(default_factory=list)
     resume: str | None = None
     force: bool = False

@@ -43,7 +43,7 @@ _DATA = "digitlab loads and shares the data itself"
 # Those that digitlab decides, with the reason or what to choose instead.
 OWNED: dict[str, str] = {
     "default_root_dir": _FILES,
-    "logger": _FILES,
+    "logger": "logger=csv, wandb or mlflow adds one",
     "model_registry": _FILES,
     "enable_autolog_hparams": _FILES,
     "plugins": "plugins=[FILE.py] registers models and others",

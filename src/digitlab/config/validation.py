@@ -1,7 +1,7 @@
 """Checks of a composed configuration, and its plain values.
 
-Imports torch only for plugins, callbacks, options of Lightning's Trainer, and an optimizer that has
-no schema.
+Imports torch only for plugins, callbacks, loggers, options of Lightning's Trainer, and an optimizer
+that has no schema.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -107,6 +107,10 @@ def check(cfg: DictConfig) -> None:
         from digitlab.training.own_callbacks import make_callbacks
 
         make_callbacks(to_plain(cfg)["trainer"]["callbacks"])
+    if cfg.get("logger"):
+        from digitlab.training.loggers import check_loggers
+
+        check_loggers(to_plain(cfg)["logger"])
 
 
 def trainer_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,7 +247,10 @@ def _find_key_errors(node: DictConfig, path: str = "") -> Iterator[str]:
             yield f"{path}{key}={value}: nothing reads this key; leave it out"
         elif isinstance(value, DictConfig) and node[key] is None:
             yield f"{path}{key}=null: must be a choice; leave it out for the default"
-        elif isinstance(value, DictConfig) and f"{path}{key}" != "trainer.callbacks":
+        elif isinstance(value, DictConfig) and f"{path}{key}" not in (
+            "trainer.callbacks",
+            "logger",
+        ):
             yield from _find_key_errors(value, f"{path}{key}.")
     expected, name = name_of(schema), node.get("name")
     if schema is MNIST:
@@ -291,7 +298,8 @@ def _find_conflicts(cfg: DictConfig) -> Iterator[str]:
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved values of the experiment in plain dicts and lists."""
-    keys = [str(key) for key in cfg if key not in ("hydra", *ACTIONS)]
+    """The resolved values of the experiment in plain dicts and lists; no `logger` without one."""
+    left_out = ("hydra", *ACTIONS) if cfg.get("logger") else ("hydra", "logger", *ACTIONS)
+    keys = [str(key) for key in cfg if key not in left_out]
     plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
     return dict(plain)

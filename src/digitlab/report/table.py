@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from digitlab.report.statistics import find_varied_settings, most_common, short_name
-from digitlab.runs.provenance import flatten
+from digitlab.runs.provenance import flatten, without_loggers
 from digitlab.runs.results import is_running, read_results
 from hydra_plugins.resumable_sweeper.jobs import read_plan, short_lines
 
@@ -135,7 +135,7 @@ def make_row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     row["classifier"] = results.get("classifier")
     code = results.get("code") or {}
     row["code"] = str(code.get("digest", code.get("sha")))
-    config = flatten(results["config"])
+    config = flatten(without_loggers(results["config"]))
     row |= {f"config.{key}": format_value(value) for key, value in config.items()}
     row |= {f"baseline/{name}": value for name, value in results.get("baselines", {}).items()}
     if objective := results["objective"]:

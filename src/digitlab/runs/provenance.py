@@ -19,11 +19,22 @@ DATA_PLACE = ("data.root", "data.verify")
 
 def make_run_id(config: Mapping[str, Any]) -> str:
     """Twelve hex digits that identify the values which determine a result."""
-    kept = dict(config)
+    text = json.dumps(determining_values(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def determining_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values which determine a result: not where the data lies or what else logs the run."""
+    kept = without_loggers(config)
     kept["data"] = {
         key: value for key, value in config["data"].items() if f"data.{key}" not in DATA_PLACE
     }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    return kept
+
+
+def without_loggers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without its loggers, which are no settings of the experiment."""
+    return {key: value for key, value in config.items() if key != "logger"}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

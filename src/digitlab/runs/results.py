@@ -165,6 +165,10 @@ OUTPUTS = (
 )
 
 
+# The files of logger=csv.
+CSV_LOGGER = ("csv/metrics.csv", "csv/hparams.yaml")
+
+
 def file_digests(run: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of OUTPUTS, by its path in the run; ignores other files."""
     files: list[Path] = []
@@ -256,6 +260,6 @@ def check_same_run(run: Path, expected: str) -> None:
 def remove_outputs(run: Path) -> None:
     """Delete the outputs of an earlier start, but keep its logs and settings."""
     # results.json first: without it, the other files do not count as a completed run.
-    for pattern in ("results.json", *OUTPUTS, "events.out.tfevents.*"):
+    for pattern in ("results.json", *OUTPUTS, "events.out.tfevents.*", *CSV_LOGGER):
         for path in run.glob(pattern):
             path.unlink(missing_ok=True)

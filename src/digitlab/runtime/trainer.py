@@ -12,6 +12,7 @@ from lightning.fabric.plugins.environments.lightning import (
 )
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 
 from digitlab.runtime import signals
 
@@ -95,19 +96,20 @@ def make_trainer(
     directory: Path,
     callbacks: Sequence[Callback] = (),
     plugins: Sequence[Any] = (),
+    loggers: Sequence[Logger] = (),
     **options: Any,
 ) -> Trainer:
     """Make a Trainer that ignores a scheduler's variables and reads files only in `directory`.
 
     With Slurm's variables set, Lightning would continue from any `hpc_ckpt_N.ckpt` in the working
-    directory. Logging and progress are left to the callbacks.
+    directory. The run's own log and progress are left to the callbacks.
     """
     with hidden_variables():
         return Trainer(
             default_root_dir=directory,
             callbacks=[StopOnSignal(), *callbacks],
             plugins=[OneMachine(), *plugins],
-            logger=False,
+            logger=list(loggers) or False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,

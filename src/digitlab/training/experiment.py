@@ -34,6 +34,7 @@ from digitlab.runs.results import (
 from digitlab.runtime.signals import Deferred, deferred
 from digitlab.runtime.threads import initial_torch_state, quiet_threads
 from digitlab.training.callbacks import Diverged
+from digitlab.training.loggers import open_loggers
 from digitlab.training.stages import read_data, run_stages
 
 log = logging.getLogger(__name__)
@@ -170,8 +171,12 @@ def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) ->
     write_json(path, results)
     stop = Deferred()
     try:
-        with deferred() as stop, quiet_threads():
-            run_stages(config, directory, results)
+        with (
+            deferred() as stop,
+            quiet_threads(),
+            open_loggers(config, directory, results) as loggers,
+        ):
+            run_stages(config, directory, results, loggers)
             results["files"] = file_digests(directory)
         results["status"] = "completed"
     except BaseException as error:

@@ -5,7 +5,7 @@ a file of results, which names no code.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -33,7 +33,12 @@ def make_callbacks(choices: Any, objective: Objective = LOSS) -> list[Callback]:
         if not isinstance(values, Mapping) or "_target_" not in values:
             raise ValueError(f"{key}={values}: must have a _target_, as {LIGHTNING}.EarlyStopping")
         options = {option: value for option, value in values.items() if option != "_target_"}
-        cls = _find_class(f"{key}._target_", values["_target_"])
+        cls = find_class(f"{key}._target_", values["_target_"], Callback, (LIGHTNING,))
+        if issubclass(cls, Checkpoint):
+            raise ValueError(
+                f"{key}._target_={values['_target_']}: saves checkpoints, which a run does itself;"
+                " name another class"
+            )
         if issubclass(cls, EarlyStopping) and options.get("monitor") is None:
             options |= {"monitor": objective.name, "mode": objective.direction}
         try:
@@ -43,18 +48,25 @@ def make_callbacks(choices: Any, objective: Objective = LOSS) -> list[Callback]:
     return made
 
 
-def _find_class(key: str, target: Any) -> type[Callback]:
-    """Import the class of a callback."""
+def find_class(key: str, target: Any, base: type, packages: Sequence[str]) -> Any:
+    """Import a class from one of some packages, or from a plugin.
+
+    Raises:
+        ValueError: It is in none of them, or does not derive from `base`.
+    """
     module, _, name = str(target).rpartition(".")
-    if module != LIGHTNING and module not in plugins.digests():
+    is_in_package = any(f"{module}.".startswith(f"{package}.") for package in packages)
+    if not is_in_package and module not in plugins.digests():
         raise ValueError(
-            f"{key}={target}: must be a class of {LIGHTNING}, or of a file of your own"
+            f"{key}={target}: must be a class of {packages[0]}, or of a file of your own"
             " (plugins=[FILE.py] and FILE.Class)"
         )
-    cls = getattr(importlib.import_module(module), name, None)
+    try:
+        cls = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{key}={target}: {error}; name a class of {packages[0]}") from error
     if cls is None:
         raise ValueError(f"{key}={target}: {module} has no {name}; name a class that it has")
-    if not isinstance(cls, type) or not issubclass(cls, Callback) or issubclass(cls, Checkpoint):
-        reason = "no callback, or one that saves checkpoints, which a run does itself"
-        raise ValueError(f"{key}={target}: is {reason}; name another class")
+    if not isinstance(cls, type) or not issubclass(cls, base):
+        raise ValueError(f"{key}={target}: is no {base.__name__}; name another class")
     return cls

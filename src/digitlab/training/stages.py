@@ -5,6 +5,8 @@ import math
 import os
 import signal
 import time
+import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from io import BytesIO
@@ -13,6 +15,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -29,7 +33,7 @@ from digitlab.models import checkpoints
 from digitlab.models.base import Model, find_objective, sentence, trait
 from digitlab.registry import MODELS
 from digitlab.runs.files import atomic_write, write_json
-from digitlab.runs.provenance import flatten
+from digitlab.runs.provenance import flatten, without_loggers
 from digitlab.runs.results import LOSS, Objective, describe_baseline, find_unbeaten
 from digitlab.runtime import signals
 from digitlab.runtime.threads import busy_cores_warning, cpu_threads, keep_freed_memory
@@ -54,13 +58,19 @@ from digitlab.training.own_callbacks import make_callbacks
 log = logging.getLogger(__name__)
 
 
-def run_stages(config: dict[str, Any], directory: Path, results: dict[str, Any]) -> None:
+def run_stages(
+    config: dict[str, Any],
+    directory: Path,
+    results: dict[str, Any],
+    loggers: Sequence[Logger] = (),
+) -> None:
     """Run all stages; each adds to `results` at once, so a later failure loses nothing.
 
     Args:
         config: The configuration as plain values.
         directory: The run's directory.
         results: The content of results.json, updated in place.
+        loggers: What else logs the training.
     """
     source, data = read_data(config, expected=results["data"])
     check_fit(config, source.shape, len(source.classes))
@@ -79,7 +89,7 @@ def run_stages(config: dict[str, Any], directory: Path, results: dict[str, Any])
         for line in trait(model, "summary")():
             log.info("%s", line)
         signals.safe_point()
-        history = fit(model, data, config, directory, results)
+        history = fit(model, data, config, directory, results, loggers)
         path = directory / "checkpoints" / "best.ckpt"
         best = checkpoints.load_model(path)
         # The same random numbers, whether training ran in this process or before.
@@ -179,6 +189,7 @@ def fit(
     config: dict[str, Any],
     directory: Path,
     results: dict[str, Any],
+    loggers: Sequence[Logger] = (),
 ) -> list[dict[str, float]]:
     """Train to the last epoch, starting from last.ckpt if it exists.
 
@@ -188,6 +199,7 @@ def fit(
         config: The configuration as plain values.
         directory: The run's directory, for checkpoints, metrics.csv and events.
         results: The content of results.json, updated in place.
+        loggers: What else logs the training.
 
     Returns:
         The rows of metrics.csv, one per epoch.
@@ -201,7 +213,11 @@ def fit(
     objective = Objective(entry["name"], entry["direction"])
     if not len(data.val.labels):
         passed["limit_val_batches"] = 0
+    if trait(model, "block_steps"):
+        # An epoch has few blocks, fewer than the 50 items after which Lightning logs.
+        passed.setdefault("log_every_n_steps", 1)
     require_devices(options["accelerator"], options["devices"])
+    own_callbacks = make_callbacks(options.get("callbacks", {}), objective)
     trainer = make_trainer(
         directory / "checkpoints",
         max_epochs=options["max_epochs"],
@@ -217,11 +233,13 @@ def fit(
             DivergenceCheck(),
             Record(directory, results, (config["model"]["name"], model_values(config, data))),
             Progress(results["baselines"], directory),
-            TensorBoard(directory, results["baselines"], flatten(config)),
-            *make_callbacks(options.get("callbacks", {}), objective),
+            TensorBoard(directory, results["baselines"], flatten(without_loggers(config))),
+            *own_callbacks,
             DestroyProcessGroup(),
         ],
         plugins=[checkpoints.AtomicCheckpointIO()],
+        # Callbacks such as LearningRateMonitor demand a logger.
+        loggers=loggers or [DummyLogger() for _ in own_callbacks[:1]],
         num_sanity_val_steps=0,
         **passed,
     )
@@ -244,7 +262,9 @@ def fit(
         # A process that waits for the processes it spawned reaches no safe point.
         waiting = signals.immediate() if options["devices"] > 1 else nullcontext()
         checkpoint = last if last.is_file() else None
-        with hidden_variables(), waiting:
+        with hidden_variables(), waiting, warnings.catch_warnings():
+            # Metrics by epoch are logged in short epochs as well.
+            warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
             trainer.fit(model, batches, ckpt_path=checkpoint, weights_only=True)
     except ProcessRaisedException as error:
         # The error holds the traceback of a spawned process as text.
