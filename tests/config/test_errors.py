@@ -72,8 +72,8 @@ INITS = ", ".join(schema.choices("init"))
         (
             "experiment=autoencoder_best model=kmeans",
             (
-                "experiment/autoencoder_best.yaml: chooses prior, which needs model=autoencoder; "
-                "leave out model=kmeans"
+                "experiment/autoencoder_best.yaml: chooses prior, which needs model=autoencoder or"
+                " model=vae; leave out model=kmeans"
             ),
         ),
         (
@@ -106,7 +106,7 @@ INITS = ", ".join(schema.choices("init"))
         ("sweep=learning_rate", "; did you mean sweep=kmeans/learning_rate?"),
         (
             "model=kmean",
-            "model=kmean: must be one of autoencoder, kmeans; did you mean model=kmeans?",
+            "model=kmean: must be one of autoencoder, kmeans, vae; did you mean model=kmeans?",
         ),
         ("kmeans", "kmeans: is not key=value; did you mean model=kmeans?"),
         ("dry_run", "dry_run: is not key=value; did you mean dry_run=true?"),
@@ -159,7 +159,7 @@ INITS = ", ".join(schema.choices("init"))
         ("-m seed=${hydra:job.num},1", "HydraConfig was not set"),
         (
             "channels=wide",
-            "channels=wide: is not available; channels needs model=autoencoder",
+            "channels=wide: is not available; channels needs model=autoencoder or model=vae",
         ),
         ("optimizer=[sgd,adamw]", "optimizer=[sgd,adamw]: must be one of adamw"),
         ("seed=null", "seed=null: field 'seed' is not Optional; must be from 0 to 4294967295"),

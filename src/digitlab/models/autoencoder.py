@@ -37,7 +37,7 @@ from digitlab.runtime.seeds import Stream, generator
 
 # Samples that the generated/... metrics are computed from.
 SCORED_SAMPLES = 10_000
-# The choices of experiment=autoencoder_best, which warnings recommend.
+# The choices of the best experiments, which warnings recommend.
 BEST_CHOICES = {"optimizer": "adamw", "scheduler": "one_cycle"}
 
 
@@ -49,6 +49,12 @@ class ShapeRow(NamedTuple):
     inner: tuple[int, ...]
     # Before the encoder stage and after the decoder stage.
     outer: tuple[int, ...]
+
+
+def mean_squared_error(restored: Tensor, x: Tensor) -> Tensor:
+    """The mean squared error over pixels and images."""
+    squared: Tensor = (restored.float() - x).square().sum()
+    return squared * (1 / x.numel())
 
 
 @register_model("autoencoder")
@@ -64,6 +70,8 @@ class Autoencoder(ReconstructionModel):
     """
 
     bf16 = True
+    # The experiment that warnings recommend.
+    best_experiment = "autoencoder_best"
 
     def __init__(
         self,
@@ -121,11 +129,13 @@ class Autoencoder(ReconstructionModel):
         self.log("val/loss", self._loss(batch))
 
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The mean squared error over pixels and images."""
+        x = self.arrange(batch)
+        return mean_squared_error(self(x), x)
+
+    def arrange(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the images of a minibatch in the memory format."""
         images, _ = batch
-        x = images.contiguous(memory_format=self.memory_format)
-        squared: Tensor = (self(x).float() - x).square().sum()
-        return squared * (1 / x.numel())
+        return images.contiguous(memory_format=self.memory_format)
 
     def _parts(self, images: Any) -> Sequence[Tensor]:
         """The images of a user in parts as large as 2,048 of MNIST's."""
@@ -197,9 +207,13 @@ class Autoencoder(ReconstructionModel):
 
     def complete(self, data: Split) -> None:
         """Fit the densities of z to the latents of the training images."""
-        latents = self.encode(data.train.images)
+        latents = self.latents_to_fit(data.train.images)
         for prior in self.priors_to_fit():
             prior.fit(latents, self.seed)
+
+    def latents_to_fit(self, images: Tensor) -> Tensor:
+        """Compute the latents (N, Z) that the densities are fitted to."""
+        return self.encode(images)
 
     def generate(self, n: int, seed: int, prior: str | None = None) -> Tensor:
         """Decode digits from random z.
@@ -278,7 +292,7 @@ class Autoencoder(ReconstructionModel):
         ]
         if not changes:
             return "Train longer."
-        return f"Train longer, or try {' '.join(changes)} (experiment=autoencoder_best)."
+        return f"Train longer, or try {' '.join(changes)} (experiment={self.best_experiment})."
 
     def _generation_advice(self) -> str:
         """How to generate better digits with the same reconstructions."""
@@ -306,7 +320,7 @@ class Autoencoder(ReconstructionModel):
         # A mixture takes seconds to fit; its moments suffice here.
         prior = Prior(1, self.latent_dim, fitted=True)
         if self.prior_name != "standard_normal":
-            prior.fit(latents, self.seed)
+            prior.fit(self.latents_to_fit(sample.images), self.seed)
         digits = self.decode(prior.sample(20, generator(self.seed, Stream.PRIOR)))
         self.train(training)
         return {
