@@ -11,6 +11,7 @@ from digitlab.data.images import Images
 from digitlab.models import checkpoints
 from digitlab.models.autoencoder import mean_squared_error
 from digitlab.models.vae import VAE, Posterior
+from digitlab.runtime.seeds import Stream, generator
 from digitlab.training import callbacks
 
 from ..conftest import load_results, run_in_process
@@ -23,6 +24,7 @@ def make_model(**changes: Any) -> VAE:
     torch.manual_seed(0)
     options: dict[str, Any] = {
         "beta": 0.1,
+        "flow": 0,
         "channels": [4, 8],
         "latent_dim": 3,
         "hidden": None,
@@ -190,3 +192,18 @@ def test_an_interrupted_run_ends_with_the_same_bits_and_has_its_metrics(
     assert isinstance(model, VAE)
     for prior in ("standard_normal", "gaussian"):
         assert model.generate(3, 0, prior).shape == (3, 1, 28, 28)
+
+
+def test_with_a_flow_one_drawn_z_estimates_the_divergence() -> None:
+    """A new flow is the identity: over many z the estimate has the mean of the closed form."""
+    plain, model = make_model(), make_model(flow=2)
+    mean, log_variance = torch.tensor([[1.0, 0.0, -0.5]]), torch.tensor([[0.0, 1.0, -1.0]])
+    posterior = Posterior(mean.expand(50_000, 3), log_variance.expand(50_000, 3))
+    z = posterior.sample(torch.Generator().manual_seed(0))
+    expected = plain.divergence(posterior, z)
+    torch.testing.assert_close(model.divergence(posterior, z), expected, atol=0.02, rtol=0)
+    loss, _ = step(model, make_batch())
+    loss.backward()
+    flow: Any = model.priors["standard_normal"]
+    assert all(weight.grad is not None for weight in flow.parameters())
+    assert model.generate(4, 0).equal(model.decode(flow.sample(4, generator(0, Stream.PRIOR))))

@@ -114,6 +114,7 @@ class VAE(Autoencoder):
 
     name: str = "vae"
     beta: float = MISSING
+    flow: int = MISSING
 
 
 @dataclass
@@ -312,6 +313,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.latent_dim", lambda v: v >= 1, "must be >= 1"),
     ("model.hidden", _at_least_one, "must be >= 1, or null for none"),
     ("model.beta", _not_negative, "must be >= 0 and finite"),
+    ("model.flow", _not_negative, "must be >= 0; 0 is none"),
     ("model.norm", *_one_of("none", "group")),
     ("model.activation", *_one_of("relu", "silu", "hardswish")),
     ("model.output", *_one_of("sigmoid", "linear")),

@@ -233,8 +233,7 @@ class Autoencoder(ReconstructionModel):
         if name not in self.priors:
             available = ", ".join(self.priors)
             raise ValueError(f"prior={name}: this run has {available}; train one with prior={name}")
-        density = self.priors[name]
-        assert isinstance(density, Prior)
+        density: Any = self.priors[name]
         return self.decode(density.sample(n, generator(seed, Stream.PRIOR)))
 
     def evaluate(self, data: Split) -> dict[str, float]:
@@ -317,9 +316,10 @@ class Autoencoder(ReconstructionModel):
         restored = self.reconstruct(sample.images[:10])
         pairs = torch.stack([originals, restored], dim=1).flatten(0, 1)
         latents = self.encode(sample.images)
-        # A mixture takes seconds to fit; its moments suffice here.
-        prior = Prior(1, self.latent_dim, fitted=True)
+        prior: Any = self.priors["standard_normal"]
         if self.prior_name != "standard_normal":
+            # A mixture takes seconds to fit; its moments suffice here.
+            prior = Prior(1, self.latent_dim)
             prior.fit(self.latents_to_fit(sample.images), self.seed)
         digits = self.decode(prior.sample(20, generator(self.seed, Stream.PRIOR)))
         self.train(training)

@@ -11,6 +11,13 @@ The training loss is the mean over images of (1) times 2v / D, for the D numbers
 
     (|x - d(z)|^2 + beta KL) / D,   beta = 2v                                               (3)
 
+With a flow f, z has the density p(z) of `flow` in place of N(0, I), and one drawn z estimates
+
+    KL = E_q [log q(z|x) - log p(z)]                                                        (4)
+
+For u = f(z) nothing else changes: u ~ N(0, I), the decoder of u is d after f^-1, and q(u|x) is the
+image of a Gaussian by f, as in Rezende and Mohamed (2015).
+
 So beta (Higgins et al., 2017) is twice the variance that a pixel is assumed to have. beta = 0
 trains an autoencoder; the larger it is, the closer the latents of the images come to N(0, I), and
 the coarser are the reconstructions. The bound is tightest where v is the mean squared error of the
@@ -25,6 +32,7 @@ from torch import Tensor, nn
 
 from digitlab.data.images import Images, Split
 from digitlab.models.autoencoder import Autoencoder, mean_squared_error
+from digitlab.models.flow import Flow, normal_log_density
 from digitlab.registry import register_model
 from digitlab.runtime.seeds import Stream, generator
 
@@ -50,6 +58,11 @@ class Posterior(NamedTuple):
         """The terms of (2), (B, Z): the KL divergence from N(0, 1) of each dimension, in nats."""
         return (self.mean.square() + self.log_variance.exp() - 1 - self.log_variance) / 2
 
+    def log_density(self, z: Tensor) -> Tensor:
+        """Compute log q(z|x), (B,)."""
+        noise = (z - self.mean) * (-self.log_variance / 2).exp()
+        return normal_log_density(noise) - self.log_variance.sum(1) / 2
+
 
 @register_model("vae")
 class VAE(Autoencoder):
@@ -60,14 +73,17 @@ class VAE(Autoencoder):
 
     Args:
         beta: The weight of the KL divergence in (3).
+        flow: The number of couplings of f, or 0 for none.
         **options: See `Autoencoder`.
     """
 
     best_experiment = "vae_best"
 
-    def __init__(self, beta: float, **options: Any) -> None:
+    def __init__(self, beta: float, flow: int, **options: Any) -> None:
         super().__init__(**options)
         self.beta = beta
+        if flow:
+            self.priors["standard_normal"] = Flow(self.latent_dim, flow)
         to_mean = self.encoder.get_submodule("latent")
         assert isinstance(to_mean, nn.Linear)
         self.log_variance = nn.Linear(to_mean.in_features, self.latent_dim)
@@ -86,6 +102,13 @@ class VAE(Autoencoder):
         # The divergence in bfloat16 would cancel where q is close to N(0, I).
         return Posterior(to_mean(x).float(), self.log_variance(x).float())
 
+    def divergence(self, posterior: Posterior, z: Tensor) -> Tensor:
+        """Compute the mean of (2) over images, or with a flow that of (4) by one z each."""
+        flow = self.priors["standard_normal"]
+        if isinstance(flow, Flow):
+            return (posterior.log_density(z) - flow.log_density(z)).mean()
+        return posterior.divergence().sum(1).mean()
+
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Compute the loss (3) of a minibatch; log its two parts.
 
@@ -93,8 +116,9 @@ class VAE(Autoencoder):
         """
         x = self.arrange(batch)
         posterior = self.posterior(x)
-        loss = mean_squared_error(self.decoder(posterior.sample()), x)
-        divergence = posterior.divergence().sum(1).mean()
+        z = posterior.sample()
+        loss = mean_squared_error(self.decoder(z), x)
+        divergence = self.divergence(posterior, z)
         self.log("train/loss", loss, on_step=False, on_epoch=True)
         self.log("train/kl", divergence, on_step=False, on_epoch=True)
         return loss + self.beta / self.pixels * divergence
@@ -104,7 +128,7 @@ class VAE(Autoencoder):
         x = self.arrange(batch)
         posterior = self.posterior(x)
         self.log("val/loss", mean_squared_error(self.decoder(posterior.mean), x))
-        self.log("val/kl", posterior.divergence().sum(1).mean())
+        self.log("val/kl", self.divergence(posterior, posterior.sample()))
 
     @torch.no_grad()
     def encode_posterior(self, images: Any) -> Posterior:
@@ -124,10 +148,13 @@ class VAE(Autoencoder):
     def evaluate(self, data: Split) -> dict[str, float]:
         """Add the divergence, and the number of latent dimensions that the images use."""
         metrics = super().evaluate(data)
+        rng = generator(self.seed, Stream.POSTERIOR)
         for part, images in (("train", data.train), ("val", data.val), ("test", data.test)):
             if len(images.labels):
                 posterior = self.encode_posterior(images.images)
-                metrics[f"{part}/kl"] = float(posterior.divergence().sum(1).mean())
+                with torch.no_grad():
+                    divergence = self.divergence(posterior, posterior.sample(rng))
+                metrics[f"{part}/kl"] = float(divergence)
         return metrics | {"test/active_units": self.active_units(data.test)}
 
     def active_units(self, data: Images) -> int:
