@@ -162,7 +162,7 @@ def test_posterior_collapse_gives_a_warning_with_its_remedy() -> None:
     (exploded,) = get_warnings(0, loss=2.0)
     assert exploded.startswith("The loss exploded")
     (illegible,) = get_warnings(5, recognized=0.3)
-    assert "raise model.beta (0.1)" in illegible
+    assert "put a flow between N(0, I) and z, model.flow=8, or draw z from where" in illegible
 
 
 def test_an_interrupted_run_ends_with_the_same_bits_and_has_its_metrics(

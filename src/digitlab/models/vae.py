@@ -82,7 +82,8 @@ class VAE(Autoencoder):
     def __init__(self, beta: float, flow: int, **options: Any) -> None:
         super().__init__(**options)
         self.beta = beta
-        if flow:
+        self.has_flow = flow > 0
+        if self.has_flow:
             self.priors["standard_normal"] = Flow(self.latent_dim, flow)
         to_mean = self.encoder.get_submodule("latent")
         assert isinstance(to_mean, nn.Linear)
@@ -178,12 +179,10 @@ class VAE(Autoencoder):
         return f"{super()._training_advice()} A lower model.beta than {self.beta:g} restores more."
 
     def _generation_advice(self) -> str:
-        if self.prior_name == "standard_normal":
-            return (
-                f"raise model.beta ({self.beta:g}), which brings the latents closer to N(0, I),"
-                " or draw z from where the encoder puts the data, prior=mixture"
-            )
-        return super()._generation_advice()
+        advice = super()._generation_advice()
+        if self.prior_name == "standard_normal" and not self.has_flow:
+            return f"put a flow between N(0, I) and z, model.flow=8, or {advice}"
+        return advice
 
     def summary(self) -> list[str]:
         """Add the layer of the log variances, which the decoder has no inverse of."""
