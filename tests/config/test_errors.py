@@ -40,6 +40,11 @@ INITS = ", ".join(schema.choices("init"))
             "model=autoencoder model.latent_dim=0",
             "model.latent_dim=0: must be >= 1",
         ),
+        ("model=vae model.beta=-1", "model.beta=-1.0: must be >= 0 and finite"),
+        (
+            "model=vae model.flow=4 model.latent_dim=1",
+            "model.flow=4: splits z in halves and needs model.latent_dim >= 2",
+        ),
         ("model=autoencoder model.latent_dim=785", "model.latent_dim=785: must be from 1 to 784"),
         (
             "model=autoencoder model.channels=[]",
