@@ -1,4 +1,4 @@
-"""Draw images from the checkpoint of a trained autoencoder; no data or configuration is needed."""
+"""Draw images from the checkpoint of a trained model; no data or configuration is needed."""
 
 import inspect
 from typing import Any
@@ -19,7 +19,7 @@ def main() -> None:
         "run",
         type=command.parse_path,
         metavar="RUN",
-        help="directory of a completed autoencoder run",
+        help="directory of a completed run of a model that generates images",
     )
     parser.add_argument("--n", type=int, default=20, help="number of images (default 20)")
     parser.add_argument(
@@ -52,10 +52,12 @@ def main() -> None:
     from digitlab.models import checkpoints
 
     # Its method `generate` takes n, the seed and, if there is a choice, the prior; it returns
-    # images (n, 28, 28) in [0, 1].
+    # images (n, C, H, W) in [0, 1].
     model: Any = checkpoints.load_model(path)
     if not hasattr(model, "generate"):
-        raise ValueError(f"{options.run}: is no autoencoder run; only autoencoders generate images")
+        raise ValueError(
+            f"{options.run}: its model generates no images; name a run of an autoencoder or a vae"
+        )
     if options.prior and "prior" not in inspect.signature(model.generate).parameters:
         raise ValueError(f"--prior {options.prior}: the model of {options.run} has no choice")
     prior = options.prior or getattr(model, "prior_name", "standard_normal")

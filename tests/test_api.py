@@ -227,7 +227,7 @@ def test_the_import_and_a_mistake_need_no_slow_imports() -> None:
     )
     lines = done.stdout.splitlines()
     assert (lines[0], lines[2]) == ("[]", "[]")
-    assert lines[1].startswith("model=kmean: must be one of autoencoder, kmeans")
+    assert lines[1].startswith("model=kmean: must be one of autoencoder, kmeans, vae")
     with pytest.raises(AttributeError, match="no attribute 'sweep'"):
         digitlab.sweep  # noqa: B018
 

@@ -192,15 +192,15 @@ def test_a_classifier_of_one_s_own_is_ranked_by_its_accuracy(
     assert done.returncode == 0, done.stderr
     assert "test/accuracy" in done.stdout
     for script, message in (
-        ("evaluate.py", "model.name=own_classifier: must be one of kmeans, autoencoder, or"),
-        ("generate.py", "is not a checkpoint of kmeans, autoencoder but of 'own_classifier'"),
+        ("evaluate.py", "model.name=own_classifier: must be one of kmeans, autoencoder, vae, or"),
+        ("generate.py", "is not a checkpoint of kmeans, autoencoder, vae but of 'own_classifier'"),
     ):
         done = run_script(script, run, folder=tmp_path)
         assert (done.returncode, done.stderr.count("\n") <= 2) == (2, True), done.stderr
         assert message in done.stderr
         assert "--plugin FILE.py" in done.stderr
     done = run_script("generate.py", run, "--plugin", "own_digits.py", folder=tmp_path)
-    assert (done.returncode, "only autoencoders generate images" in done.stderr) == (2, True)
+    assert (done.returncode, "its model generates no images" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_a_killed_run_of_one_s_own_model_resumes_to_equal_bits(
     assert load_results(run)["status"] == "interrupted"
     refused = run_train("resume=cut")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "model.name=own_classifier: must be one of kmeans, autoencoder" in refused.stderr
+    assert "model.name=own_classifier: must be one of kmeans, autoencoder, vae" in refused.stderr
     done = run_train("resume=cut", "plugins=[own_digits.py]")
     assert done.returncode == 0, done.stderr
     assert "Resuming from" in done.stdout
@@ -236,7 +236,7 @@ def test_a_callback_of_one_s_own_is_called(
     assert load_results(tmp_path / "run")["epochs"] == 2
     text = run_train(*own, "--help").stdout
     assert re.search(r"callbacks: +early_stopping, lr_monitor, stop\n", text)
-    assert re.search(r"model: +autoencoder, kmeans, own, plain, unnamed\n", text)
+    assert re.search(r"model: +autoencoder, kmeans, own, plain, unnamed, vae\n", text)
 
 
 def test_results_load_no_code(own: list[str], run_train: RunTrain, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ MISTAKES = {
     "share, gamma",
     "+scheduler.rate=1": "scheduler.rate=1: nothing reads this key",
     "model=unnamed": "model.name: has no value; its YAML must hold one, as name: mine",
-    "model=own model.name=[1]": "model.name=[1]: must be one of kmeans, autoencoder, ",
+    "model=own model.name=[1]": "model.name=[1]: must be one of kmeans, autoencoder, vae, ",
     "plugins=[own_nothing.py]": "plugins=own_nothing.py: is no file; name a .py file (here ",
     "plugins=[own_nothing]": "plugins=own_nothing: ModuleNotFoundError: No module named",
     "plugins=[1]": "plugins=[1]: must be a list of files or modules, as [my/vae.py]",
@@ -445,7 +445,8 @@ def test_values_are_converted_by_annotations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [("kmeans", schema.KMeans), ("autoencoder", schema.Autoencoder)]
+    ("name", "values"),
+    [("kmeans", schema.KMeans), ("autoencoder", schema.Autoencoder), ("vae", schema.VAE)],
 )
 def test_the_schema_of_a_model_agrees_with_its_constructor(name: str, values: type) -> None:
     """Its keys are the arguments of the class, all of them required, with the same types."""

@@ -119,7 +119,7 @@ def test_the_installed_command_is_the_command(
     assert len(list(tmp_path.glob("sweep/*/results.json"))) == 2
     done = command("model=kmean", folder=tmp_path)
     expected = (
-        "Error: model=kmean: must be one of autoencoder, kmeans; did you mean model=kmeans?\n"
+        "Error: model=kmean: must be one of autoencoder, kmeans, vae; did you mean model=kmeans?\n"
     )
     assert (done.returncode, done.stderr) == (2, expected)
     assert {path.name for path in tmp_path.iterdir()} == {"outputs", "own", "sweep"}

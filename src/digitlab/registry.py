@@ -89,7 +89,11 @@ def _place(entry: Any) -> tuple[str, str]:
 MODELS = Registry(
     "model",
     "register_model",
-    {"kmeans": "digitlab.models.kmeans", "autoencoder": "digitlab.models.autoencoder"},
+    {
+        "kmeans": "digitlab.models.kmeans",
+        "autoencoder": "digitlab.models.autoencoder",
+        "vae": "digitlab.models.vae",
+    },
 )
 INITS = Registry(
     "init",

@@ -40,6 +40,11 @@ INITS = ", ".join(schema.choices("init"))
             "model=autoencoder model.latent_dim=0",
             "model.latent_dim=0: must be >= 1",
         ),
+        ("model=vae model.beta=-1", "model.beta=-1.0: must be >= 0 and finite"),
+        (
+            "model=vae model.flow=4 model.latent_dim=1",
+            "model.flow=4: splits z in halves and needs model.latent_dim >= 2",
+        ),
         ("model=autoencoder model.latent_dim=785", "model.latent_dim=785: must be from 1 to 784"),
         (
             "model=autoencoder model.channels=[]",
@@ -72,8 +77,8 @@ INITS = ", ".join(schema.choices("init"))
         (
             "experiment=autoencoder_best model=kmeans",
             (
-                "experiment/autoencoder_best.yaml: chooses prior, which needs model=autoencoder; "
-                "leave out model=kmeans"
+                "experiment/autoencoder_best.yaml: chooses prior, which needs model=autoencoder or"
+                " model=vae; leave out model=kmeans"
             ),
         ),
         (
@@ -106,7 +111,7 @@ INITS = ", ".join(schema.choices("init"))
         ("sweep=learning_rate", "; did you mean sweep=kmeans/learning_rate?"),
         (
             "model=kmean",
-            "model=kmean: must be one of autoencoder, kmeans; did you mean model=kmeans?",
+            "model=kmean: must be one of autoencoder, kmeans, vae; did you mean model=kmeans?",
         ),
         ("kmeans", "kmeans: is not key=value; did you mean model=kmeans?"),
         ("dry_run", "dry_run: is not key=value; did you mean dry_run=true?"),
@@ -159,7 +164,7 @@ INITS = ", ".join(schema.choices("init"))
         ("-m seed=${hydra:job.num},1", "HydraConfig was not set"),
         (
             "channels=wide",
-            "channels=wide: is not available; channels needs model=autoencoder",
+            "channels=wide: is not available; channels needs model=autoencoder or model=vae",
         ),
         ("optimizer=[sgd,adamw]", "optimizer=[sgd,adamw]: must be one of adamw"),
         ("seed=null", "seed=null: field 'seed' is not Optional; must be from 0 to 4294967295"),

@@ -35,6 +35,7 @@ from ..training.test_experiment import assert_same
 LETTERS = string.ascii_lowercase
 SMALL = ["data.batch_size=26", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
 COLOURED = ["model=autoencoder", "model.channels=[4,8,8]", "model.latent_dim=4", "prior=gaussian"]
+VARIATIONAL = ["model=vae", *COLOURED[1:]]
 
 
 def make_letters(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -521,10 +522,13 @@ def test_kmeans_on_26_classes_in_colour(pictures: Path, tmp_path: Path) -> None:
     assert (tmp_path / "errors.png").stat().st_size > 0
 
 
-def test_the_autoencoder_on_26_classes_in_colour(letters: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [COLOURED, VARIATIONAL])
+def test_autoencoders_on_26_classes_in_colour(
+    model: list[str], letters: Path, tmp_path: Path
+) -> None:
     """It trains, gives its figures and metrics, and generates images in colour."""
     run = tmp_path / "run"
-    outcome = run_in_process([*COLOURED, "data=idx", f"data.root={letters}", *SMALL], run)
+    outcome = run_in_process([*model, "data=idx", f"data.root={letters}", *SMALL], run)
     # A tenth of 520 images is held out.
     assert outcome["steps"] == 2 * 18
     assert outcome["metrics"]["generated/classes"] >= 1
@@ -533,9 +537,9 @@ def test_the_autoencoder_on_26_classes_in_colour(letters: Path, tmp_path: Path) 
     walks = ["interpolations", "traversals"]
     others = ["errors", "generated", "latents", "loss", "reconstructions", "shapes"]
     assert figures == sorted(walks + others)
-    model = checkpoints.load_model(run / "checkpoints" / "best.ckpt")
-    assert isinstance(model, Autoencoder)
-    assert model.generate(5, 0).shape == (5, 3, 32, 32)
+    best = checkpoints.load_model(run / "checkpoints" / "best.ckpt")
+    assert isinstance(best, Autoencoder)
+    assert best.generate(5, 0).shape == (5, 3, 32, 32)
     run_script("generate", str(run), "--n", "4", "--out", str(tmp_path / "x.npz"))
     images = np.load(tmp_path / "x.npz")["images"]
     assert (images.shape, images.dtype) == ((4, 32, 32, 3), np.uint8)
@@ -546,7 +550,7 @@ def test_the_autoencoder_on_26_classes_in_colour(letters: Path, tmp_path: Path) 
     assert "test/loss" in evaluated
 
 
-@pytest.mark.parametrize("model", [["model=kmeans", "init=sample"], COLOURED])
+@pytest.mark.parametrize("model", [["model=kmeans", "init=sample"], COLOURED, VARIATIONAL])
 def test_an_interrupted_run_on_26_classes_ends_with_the_same_bits(
     model: list[str], letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,8 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from digitlab import RunFailed
 from digitlab.data.images import Images
 from digitlab.models import autoencoder, digit_classifier
-from digitlab.models.autoencoder import Autoencoder, Stages, edge_lengths
+from digitlab.models.autoencoder import Autoencoder
+from digitlab.models.convolutional import Stages, edge_lengths
 
 from ..conftest import ROOT, load_results, make_digits, run_in_process, write_idx
 

@@ -22,7 +22,12 @@ from yaml import MarkedYAMLError, YAMLError
 
 from digitlab.config import schema
 
-NEEDS = {"init": "model=kmeans", "channels": "model=autoencoder", "prior": "model=autoencoder"}
+# The groups that only some models have, and these models.
+NEEDS = {
+    "init": ("kmeans",),
+    "channels": ("autoencoder", "vae"),
+    "prior": ("autoencoder", "vae"),
+}
 QUOTING = "leave out spaces around =, close brackets and quotes, and quote other characters"
 
 
@@ -159,7 +164,7 @@ def _format_composition_error(text: str, overrides: Sequence[str]) -> str:
     if "Could not append" in first:
         return f"{_find_override(overrides, key)}: leave out the +, since {key} exists already"
     if "No match in the defaults list" in text:
-        needed = NEEDS.get(key, "another model")
+        needed = _models_with(key) if key in NEEDS else "another model"
         return f"{_find_override(overrides, key)}: is not available; {key} needs {needed}"
     if first.startswith("Multiple values for"):
         group = first.removeprefix("Multiple values for ").partition(".")[0]
@@ -182,14 +187,15 @@ def _format_file_conflict(lines: list[str], overrides: Sequence[str]) -> str:
         return f"{file}.yaml: {reason}; begin it with the line `# @package model.{group}`"
     if group not in ("experiment", "sweep"):
         return f"{file}.yaml: {reason}; compare its keys and first lines with its neighbours"
-    for choice, needed in NEEDS.items():
+    for choice, models in NEEDS.items():
         if f"Could not override '{choice}'" in reason:
-            remedy = f"add `override /{needed.replace('=', ': ')}` above it"
+            remedy = f"add `override /model: {models[0]}` above it"
             for key in ("model", "sweep"):
                 remedy = next(
                     (f"leave out {word}" for word in overrides if word.startswith(f"{key}=")),
                     remedy,
                 )
+            needed = _models_with(choice)
             return f"{file}.yaml: chooses {choice}, which needs {needed}; {remedy}"
     if not has_package:
         remedy = "begin it with the line `# @package _global_`"
@@ -249,7 +255,7 @@ def _format_unknown_key(key: str, parent: DictConfig, overrides: Sequence[str]) 
     elif stem == "hydra.launcher":
         remedy = "name the launcher that has it, as hydra/launcher=joblib"
     elif stem == "model" and last in NEEDS:
-        remedy = f"{last} needs {NEEDS[last]}"
+        remedy = f"{last} needs {_models_with(last)}"
     else:
         remedy = f"it has {', '.join(keys)}"
     owner, name = stem or "the configuration", parent.get("name")
@@ -257,6 +263,11 @@ def _format_unknown_key(key: str, parent: DictConfig, overrides: Sequence[str]) 
         # The name there is that of its run.
         name = None
     return f"{word}: {f'{owner}={name}' if name else owner} has no such key; {remedy}"
+
+
+def _models_with(group: str) -> str:
+    """The overrides that choose a model with a group, as `model=autoencoder or model=vae`."""
+    return " or ".join(f"model={name}" for name in NEEDS[group])
 
 
 def _find_override(overrides: Sequence[str], key: str) -> str:

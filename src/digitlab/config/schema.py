@@ -109,6 +109,15 @@ class Autoencoder:
 
 
 @dataclass
+class VAE(Autoencoder):
+    """conf/model/vae.yaml."""
+
+    name: str = "vae"
+    beta: float = MISSING
+    flow: int = MISSING
+
+
+@dataclass
 class SGD:
     """conf/optimizer/sgd.yaml."""
 
@@ -245,7 +254,7 @@ class Config:
 
 # The schemas of the options that have their own, by choice.
 SCHEMAS: dict[str, tuple[type, ...]] = {
-    "model": (KMeans, Autoencoder),
+    "model": (KMeans, Autoencoder, VAE),
     "model.prior": (Mixture,),
     "optimizer": (SGD, AdamW, InverseCount, SqrtShare),
     "scheduler": (OneCycle,),
@@ -304,6 +313,8 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.reassignment_ratio", _fraction, "must be >= 0 and < 1"),
     ("model.latent_dim", lambda v: v >= 1, "must be >= 1"),
     ("model.hidden", _at_least_one, "must be >= 1, or null for none"),
+    ("model.beta", _not_negative, "must be >= 0 and finite"),
+    ("model.flow", _not_negative, "must be >= 0; 0 is none"),
     ("model.norm", *_one_of("none", "group")),
     ("model.activation", *_one_of("relu", "silu", "hardswish")),
     ("model.output", *_one_of("sigmoid", "linear")),

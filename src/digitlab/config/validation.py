@@ -281,6 +281,8 @@ def _find_conflicts(cfg: DictConfig) -> Iterator[str]:
     elif optimizer in OWN_RATES:
         usable = ", ".join(choice for choice in choices("optimizer") if choice not in OWN_RATES)
         yield f"optimizer={optimizer}: with model={model.name} it must be one of {usable}"
+    if model.get("flow") and model.get("latent_dim") == 1 and MODELS.is_builtin(model.name):
+        yield f"model.flow={model.flow}: splits z in halves and needs model.latent_dim >= 2"
     if data.batch_size % trainer.devices:
         yield (
             f"data.batch_size={data.batch_size}: is split among trainer.devices={trainer.devices}"

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     PRIOR = 4
     CLASSIFIER = 5
     EPOCH = 6
+    POSTERIOR = 7
 
 
 def generator(seed: int, stream: Stream, *position: int) -> torch.Generator:
