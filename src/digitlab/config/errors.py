@@ -73,7 +73,9 @@ def format_error(error: BaseException, overrides: Sequence[str]) -> str:
     if isinstance(error, OSError):
         return _format_os_error(error)
     if isinstance(error, HydraException):
-        return _find_unknown_choice(overrides) or "; ".join(str(error).strip().splitlines()[:2])
+        # The plugin names its own sweeper, ours adds the hooks.
+        text = str(error).replace("hydra/sweeper=resumable_optuna", "hydra/sweeper=digitlab_search")
+        return _find_unknown_choice(overrides) or "; ".join(text.strip().splitlines()[:2])
     if _is_raised_by_hydra(error):
         hint = "choices are names that --help lists, docs/usage.md describes values"
         return _find_unknown_choice(overrides) or f"{' '.join(overrides)}: {error}; {hint}"

@@ -43,6 +43,8 @@ class Trial:
     """The name of the job's directory in it."""
     pruner: dict[str, Any] | None
     """The option `pruner` of the search."""
+    direction: str
+    """The option `direction` of the search: minimize or maximize."""
 
     def report(self, value: float, step: int) -> bool:
         """As `report_step`."""
@@ -61,4 +63,6 @@ def current_trial() -> Trial | None:
     pruner: Any = settings.sweeper.pruner
     if pruner is not None:
         pruner = OmegaConf.to_container(pruner, resolve=True)
-    return Trial(Path(settings.sweep.dir), settings.sweep.subdir, pruner)
+    return Trial(
+        Path(settings.sweep.dir), settings.sweep.subdir, pruner, settings.sweeper.direction
+    )
