@@ -213,9 +213,12 @@ def test_results_of_a_grid_are_known_and_a_finite_space_ends(searched: Applicati
     grid = ("hydra/sweeper=resumable", "hydra.sweep.dir=out")
     searched.run(*grid, "x=1,2", "size=5")
     assert len(finished(searched)) == 2
-    out = searched.run("x=1,2,3,4", "size=5", n_trials(10)).stdout
+    confirm = 'hydra.sweeper.confirm=["+seed=1","+seed=2"]'
+    out = searched.run("x=1,2,3,4", "size=5", n_trials(10), confirm).stdout
     assert "All 4 points of the space are known: the search ends" in out
-    assert len(searched.lines()) == 4 * 5
+    # The best one runs again, and is no trial then.
+    assert "Again with +seed=1: 5.2" in out
+    assert len(searched.lines()) == (4 + 2) * 5
     assert [t.user_attrs.get("known", False) for t in trials(searched)] == [True] * 2 + [False] * 2
     # The grid knows the search's jobs as well.
     assert "4 of 4 jobs already completed" in searched.run(*grid, "x=1,2,3,4", "size=5").stdout

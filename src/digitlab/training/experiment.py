@@ -180,9 +180,9 @@ def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) ->
             run_stages(config, directory, results)
             results["files"] = file_digests(directory)
         results["status"] = "completed"
-    except Pruned as stop:
+    except Pruned as reason:
         results["status"] = "pruned"
-        log.info("Pruned %s", stop)
+        log.info("Pruned %s", reason)
         return math.nan
     except BaseException as error:
         if isinstance(error, Exception) and error is not stop.exception:

@@ -1,18 +1,15 @@
 """Pruning: a search ends a run early whose epochs are worse than those of other trials."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from digitlab.formatting import format_loss
 from digitlab.models import checkpoints
 from digitlab.models.base import find_objective
 from digitlab.training.callbacks import EpochCallback
 from hydra_plugins.resumable_sweeper import Trial
 
-log = logging.getLogger(__name__)
 DIRECTIONS = {"min": "minimize", "max": "maximize"}
 
 
@@ -49,7 +46,6 @@ class Pruning(EpochCallback):
         gives_up = bool(trainer.strategy.broadcast(gives_up))
         if gives_up and epoch != trainer.max_epochs:
             self.pruned = trainer.should_stop = True
-            log.info("Pruned in epoch %d: %s %s", epoch, names[0], format_loss(row[names[0]]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the decision."""

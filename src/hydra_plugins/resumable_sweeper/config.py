@@ -65,6 +65,8 @@ class ResumableOptunaSweeperConf(CommonConf):
     """The class that ends hopeless trials early, and its arguments; null: none does."""
     objective: Optional[str] = None  # noqa: UP045
     """Dotted name of a function directory -> value. By default what the job returned counts."""
+    confirm: List[str] = field(default_factory=list)  # noqa: UP006
+    """Overrides with each of which the best trial runs again at the end, such as seed=1."""
 
 
 def digest_resolver(*ignored: str, _root_: DictConfig) -> str:

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -55,10 +55,12 @@ class ResumableOptunaSweeper(ResumableSweeper):
         sampler: Mapping[str, Any],
         pruner: Mapping[str, Any] | None,
         objective: str | None,
+        confirm: Sequence[str],
         **common: Any,
     ) -> None:
         super().__init__(max_batch_size=n_jobs, force=False, **common)
         self.n_trials, self.n_jobs, self.direction, self.seed = n_trials, n_jobs, direction, seed
+        self.confirm = list(confirm)
         self.sampler, self.pruner = to_plain(sampler), to_plain(pruner)
         if not self.keeps_records and objective is None:
             raise CompactHydraException(
@@ -96,14 +98,20 @@ class ResumableOptunaSweeper(ResumableSweeper):
         print(f"Search for {self.n_trials} trials in {self.directory}")
         with self.resumable():
             self.search()
+            again = self.run_best_again()
         if self.report is not None and (text := self.report(self.directory)):
             print(text)
         best = self.study.best()
         if best is not None:
             print(f"Best: {self.describe_trial(best)}")
-        left = self.unfinished()
+            for job in again:
+                lines = self.job_of(best).lines
+                changed = " ".join(line for line in job.lines if line not in lines)
+                print(f"Again with {changed or 'the same values'}: {self.describe_value(job)}")
+        left = self.unfinished() + sum(not is_completed(self.state_of(job)) for job in again)
         if left:
-            print(f"{left} of {self.count()} trials not completed", file=sys.stderr)
+            total = self.count() + len(again)
+            print(f"{left} of {total} trials not completed", file=sys.stderr)
             sys.exit(1)
         return best.value if best is not None else None
 
@@ -140,6 +148,7 @@ class ResumableOptunaSweeper(ResumableSweeper):
         self.composer = jobs.Composer(loader, self.config)
         for params in self.space.corners():
             self.make_job(self.composer, self.space.lines(params), 0)
+        self.confirmations(self.space.lines(next(self.space.corners())))
 
     def open_study(self) -> None:
         """Open the study of the fixed configuration, and tell it what is known already.
@@ -235,6 +244,24 @@ class ResumableOptunaSweeper(ResumableSweeper):
                 time.sleep(POLL_SECONDS)
             else:
                 return
+
+    def run_best_again(self) -> list[Job]:
+        """Run the best trial once for each override of `confirm`, as jobs that are no trials."""
+        best = self.study.best()
+        if best is None or self.launcher_failed:
+            return []
+        again = jobs.unique(self.confirmations(self.job_of(best).lines), self.ignore)
+        if again:
+            self.run(again, jobs.extend_plan(self.directory, again, force=False))
+        return again
+
+    def confirmations(self, lines: Sequence[str]) -> list[Job]:
+        """The jobs of `confirm` for a trial with these overrides."""
+        parser, made = OverridesParser.create(), []
+        for override in self.confirm:
+            for job_lines in jobs.expand(parser.parse_overrides([*lines, override])):
+                made.append(self.make_job(self.composer, job_lines, self.launched))
+        return made
 
     def next_batch(self) -> list[Job]:
         """The next jobs: trials that nobody finishes, those that failed before, and new ones."""
@@ -378,6 +405,12 @@ class ResumableOptunaSweeper(ResumableSweeper):
         )
         return f"Trial {trial.number} {state}{value}  {values}  {self.job_of(trial).name}"
 
+    def describe_value(self, job: Job) -> str:
+        """The value of a job, or how it stands without one."""
+        state = self.state_of(job).partition(":")[0]
+        value = self.value_of(job) if state == "completed" else None
+        return state if value is None else f"{value:.6g}"
+
     def describe_search(self) -> str:
         """What a dry run prints: the space, what is known, and the first batch."""
         rows = [f"{key}  {dimension}" for key, dimension in self.space.dimensions.items()]
@@ -394,6 +427,8 @@ class ResumableOptunaSweeper(ResumableSweeper):
             state = self.state_of(job).partition(":")[0]
             values = " ".join(job.lines[len(self.space.fixed) :])
             rows.append(f"{job.name}  {ACTIONS.get(state, 'run again'):9}  {state:11}  {values}")
+        if self.confirm:
+            rows.append(f"at the end the best again with: {', '.join(self.confirm)}")
         done, total = self.count(), self.n_trials
         rows.append(f"{done} of {total} trials in {self.directory}, the next {len(batch)} included")
         return "\n".join(rows)
