@@ -29,6 +29,9 @@ def note(line):
     file = os.open(os.environ["DONE"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(file, f"{line}\\n".encode())
 
+def loss(cfg, step):
+    return (cfg.x - 1) ** 2 + cfg.size + 1 / (step + 1)
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg):
     if str(cfg.size) == os.environ.get("FAIL"):
@@ -37,14 +40,13 @@ def main(cfg):
     checkpoint = directory / "step"
     for step in range(int(checkpoint.read_text()) if checkpoint.exists() else 0, 5):
         time.sleep(cfg.sleep)
-        loss = (cfg.x - 1) ** 2 + cfg.size + 1 / (step + 1)
         note(f"{directory.name} {step}")
-        if report_step(loss, step):
+        if report_step(loss(cfg, step), step):
             raise Pruned
         part = directory / "part"
         part.write_text(str(step + 1))
         part.replace(checkpoint)
-    return loss
+    return loss(cfg, 4)
 
 if __name__ == "__main__":
     main()

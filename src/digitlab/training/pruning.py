@@ -48,8 +48,8 @@ class Pruning(EpochCallback):
             self.pruned = trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the decision."""
-        return {"pruned": self.pruned}
+        """Return the decision, if it is made: Lightning warns of a state that nobody restores."""
+        return {"pruned": True} if self.pruned else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the decision."""

@@ -370,8 +370,11 @@ class ResumableOptunaSweeper(ResumableSweeper):
                 continue
             else:
                 self.study.tell(trial, TrialState.FAIL)
-            if not self.dry_run:
-                print(self.describe_trial(self.study.trials()[trial.number]))
+            if self.dry_run:
+                continue
+            print(self.describe_trial(self.study.trials()[trial.number]))
+            if state == "completed" and value is None:
+                print("It has no finite value; the application has to return its objective")
 
     def gave_up(self, job: Job) -> bool:
         """Whether this command launched a job that then failed, or twice did not finish."""
