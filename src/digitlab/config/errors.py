@@ -43,6 +43,11 @@ def _is_raised_by_hydra(error: BaseException) -> bool:
 
 def format_error(error: BaseException, overrides: Sequence[str]) -> str:
     """One or two lines for a mistake in the overrides of a command, in a YAML or on the disk."""
+    # The plugin names its own sweeper; ours adds the hooks.
+    return _format(error, overrides).replace("=resumable_optuna", "=digitlab_search")
+
+
+def _format(error: BaseException, overrides: Sequence[str]) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     cause = error.__cause__ or error
     if isinstance(error, YAMLError | UnicodeDecodeError):
@@ -73,9 +78,7 @@ def format_error(error: BaseException, overrides: Sequence[str]) -> str:
     if isinstance(error, OSError):
         return _format_os_error(error)
     if isinstance(error, HydraException):
-        # The plugin names its own sweeper, ours adds the hooks.
-        text = str(error).replace("hydra/sweeper=resumable_optuna", "hydra/sweeper=digitlab_search")
-        return _find_unknown_choice(overrides) or "; ".join(text.strip().splitlines()[:2])
+        return _find_unknown_choice(overrides) or "; ".join(str(error).strip().splitlines()[:2])
     if _is_raised_by_hydra(error):
         hint = "choices are names that --help lists, docs/usage.md describes values"
         return _find_unknown_choice(overrides) or f"{' '.join(overrides)}: {error}; {hint}"

@@ -87,7 +87,7 @@ class ResumableOptunaSweeper(ResumableSweeper):
             SystemExit: With code 1 if a trial failed.
         """
         try:
-            self.prepare(arguments)
+            self.plan(arguments)
             self.open_study()
             if self.dry_run:
                 print(self.describe_search())
@@ -117,8 +117,11 @@ class ResumableOptunaSweeper(ResumableSweeper):
 
     # -- the space -----------------------------------------------------------------------------
 
-    def prepare(self, arguments: list[str]) -> None:
-        """Read the space and compose its corners. Raises ValueError for a mistake in either."""
+    def plan(self, arguments: list[str]) -> list[Job]:
+        """Read the space, compose and check its corners; returns their jobs, which do not run.
+
+        Raises ValueError for a mistake.
+        """
         for key, value in (("n_trials", self.n_trials), ("n_jobs", self.n_jobs)):
             if value is None or value < 1:
                 what = "trials there shall be in all" if key == "n_trials" else "run at a time"
@@ -146,9 +149,9 @@ class ResumableOptunaSweeper(ResumableSweeper):
         parser = OverridesParser.create(config_loader=loader)
         self.space: Space = _space.make_space(parser.parse_overrides([*lines, *arguments]))
         self.composer = jobs.Composer(loader, self.config)
-        for params in self.space.corners():
-            self.make_job(self.composer, self.space.lines(params), 0)
-        self.confirmations(self.space.lines(next(self.space.corners())))
+        corners = [self.space.lines(params) for params in self.space.corners()]
+        planned = [self.make_job(self.composer, lines, 0) for lines in corners]
+        return [*planned, *self.confirmations(corners[0])]
 
     def open_study(self) -> None:
         """Open the study of the fixed configuration, and tell it what is known already.

@@ -354,17 +354,19 @@ class ResumableSweeper(Sweeper):
         """The launcher, with the configurations that were composed already."""
         assert self.hydra_context is not None
         assert self.config is not None
-        if self.config.hydra.launcher._target_.endswith(".RayLauncher"):
+        # Jobs that are composed later have the options of the command.
+        config = copy.deepcopy(self.config)
+        if config.hydra.launcher._target_.endswith(".RayLauncher"):
             # The plugin asks for an object store of its own, which a running cluster refuses.
             key = "hydra.launcher.ray.init.object_store_memory"
-            with read_write(self.config.hydra):
-                OmegaConf.update(self.config, key, None, force_add=True)
+            with read_write(config.hydra):
+                OmegaConf.update(config, key, None, force_add=True)
             # Ray hides lines of a job that equal another's, and answers SIGTERM with a stack trace.
             os.environ.setdefault("RAY_DEDUP_LOGS", "0")
             os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
         context = dataclasses.replace(self.hydra_context, config_loader=self.loader)
         return Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=self.task, config=self.config
+            hydra_context=context, task_function=self.task, config=config
         )
 
     def wait_for_others(self, planned: Sequence[Job]) -> None:
