@@ -250,6 +250,18 @@ def test_several_trials_run_at_a_time(searched: Application) -> None:
     assert states == {"COMPLETE", "PRUNED"}
 
 
+@pytest.mark.slow
+def test_several_commands_share_a_search(searched: Application) -> None:
+    """Each asks for its next trial when it is ready; none is run twice, and both end well."""
+    command = (*SPACE, n_trials(12), "sleep=0.05")
+    processes = [searched.start(*command) for _ in range(2)]
+    for process in processes:
+        out, error = process.communicate(timeout=300)
+        assert process.returncode == 0, out + error
+    assert len(trials(searched)) == len(finished(searched)) == 12
+    assert len(searched.lines()) == len(set(searched.lines()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
