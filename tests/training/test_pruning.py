@@ -17,7 +17,7 @@ from digitlab.runs.results import run_state
 from digitlab.training import stages
 from digitlab.training.experiment import run_experiment
 
-from ..conftest import compose, load_results, run_in_process
+from ..conftest import compose, error_message, load_results, run_in_process
 from .test_experiment import KMEANS
 
 
@@ -88,6 +88,13 @@ def test_a_search_in_the_wrong_direction_is_refused(
     prune(last=3, direction="maximize")
     with pytest.raises(Exception, match=r"search with hydra.sweeper.direction=minimize"):
         run_in_process([*KMEANS, *overrides], tmp_path)
+
+
+def test_a_search_cannot_be_forced() -> None:
+    """It continues towards its total; the message names the remedy."""
+    pytest.importorskip("optuna")
+    message = error_message("-m", "sweep=search/kmeans", "force=true")
+    assert message.startswith("force=true: a search continues; to start over, choose another")
 
 
 @pytest.mark.slow
