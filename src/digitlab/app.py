@@ -32,10 +32,16 @@ from digitlab.report import progress
 from digitlab.runs.files import SWEEP_FILES, check_links
 from digitlab.runs.provenance import DATA_PLACE, make_run_id
 from digitlab.runs.restore import resumed
-from digitlab.runs.results import check_same_run, find_conflict, run_state
+from digitlab.runs.results import (
+    check_same_run,
+    find_conflict,
+    read_results,
+    run_state,
+    selection_score,
+)
 from digitlab.runtime import launchers, signals
 from digitlab.runtime.command import command_name
-from hydra_plugins.resumable_sweeper.jobs import read_plan
+from hydra_plugins.resumable_sweeper.jobs import FINISHED, read_plan
 from hydra_plugins.resumable_sweeper.sweeper import ACTIONS
 
 log = logging.getLogger(__name__)
@@ -228,7 +234,7 @@ def describe_run(config: DictConfig, directory: Path, run_id: str) -> str:
     state = "foreign" if find_conflict(directory, run_id) else run_state(directory)
     action = ACTIONS.get(state, "run again")
     remark = ""
-    if state == "completed":
+    if state in FINISHED:
         remark = describe_origin(directory, config.data.get("root"))
         action = "run again" if config.force else action
     place = str(directory)
@@ -238,7 +244,7 @@ def describe_run(config: DictConfig, directory: Path, run_id: str) -> str:
     return f"{run_id}  {action}  {state}{suffix}\n1 job in {place}: 1 to {action}"
 
 
-# -- hooks of the sweeper, named in conf/hydra/sweeper/digitlab.yaml ----------------------------
+# -- hooks of the sweepers, named in conf/hydra/sweeper/ ----------------------------------------
 
 
 def check_job(cfg: DictConfig) -> None:
@@ -249,6 +255,10 @@ def check_job(cfg: DictConfig) -> None:
     """
     if cfg.resume is not None:
         raise ValueError(f"resume={cfg.resume}: continues one run; leave out --multirun")
+    if cfg.force and "n_trials" in cfg.hydra.sweeper:
+        raise ValueError(
+            "force=true: a search continues; to start over, choose another hydra.sweep.dir"
+        )
     validation.check(cfg)
     launchers.check_launcher(cfg.hydra.launcher, cfg.trainer.devices)
     sweep_dir = Path(cfg.hydra.sweep.dir)
@@ -273,6 +283,14 @@ def job_state(directory: Path, name: str) -> str:
     if state == "completed" and (remark := describe_origin(directory, cfg.data.get("root"))):
         return f"completed: {remark}"
     return state
+
+
+def job_value(directory: Path) -> float | None:
+    """The objective of a completed job; None for another one."""
+    results = read_results(directory)
+    if results is None or results["status"] != "completed":
+        return None
+    return selection_score(results)[1]
 
 
 def report_sweep(directory: Path) -> str:

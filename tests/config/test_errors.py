@@ -150,7 +150,8 @@ INITS = ", ".join(schema.choices("init"))
         ),
         (
             "-m seed=interval(0,3)",
-            "seed=interval(0,3): a grid needs a list of values; write 1,2,3 or range(1,4)",
+            "seed=interval(0,3): a grid needs a list of values; write 1,2,3 or range(1,4),"
+            " or search with hydra/sweeper=digitlab_search hydra.sweeper.n_trials=40",
         ),
         (
             "-m hydra.launcher=joblib",

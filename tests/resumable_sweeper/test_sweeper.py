@@ -582,7 +582,7 @@ def test_the_plugin_imports_no_application() -> None:
     source = (
         "import sys, hydra_plugins.resumable_sweeper.config\n"
         "assert 'filelock' not in sys.modules\n"
-        "import hydra_plugins.resumable_sweeper.sweeper\n"
+        "import hydra_plugins.resumable_sweeper.sweeper, hydra_plugins.resumable_sweeper.search\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
@@ -590,4 +590,4 @@ def test_the_plugin_imports_no_application() -> None:
         [sys.executable, "-c", source], env=environment, capture_output=True, text=True, check=True
     ).stdout.split()
     assert {"hydra", "omegaconf", "filelock"} <= set(out)
-    assert not {"digitlab", "torch", "lightning", "numpy", "ray", "joblib"} & set(out)
+    assert not {"digitlab", "torch", "lightning", "numpy", "optuna", "ray", "joblib"} & set(out)

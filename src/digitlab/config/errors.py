@@ -48,6 +48,11 @@ def _is_raised_by_hydra(error: BaseException) -> bool:
 
 def format_error(error: BaseException, overrides: Sequence[str]) -> str:
     """One or two lines for a mistake in the overrides of a command, in a YAML or on the disk."""
+    # The plugin names its own sweeper; ours adds the hooks.
+    return _format(error, overrides).replace("=resumable_optuna", "=digitlab_search")
+
+
+def _format(error: BaseException, overrides: Sequence[str]) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     cause = error.__cause__ or error
     if isinstance(error, YAMLError | UnicodeDecodeError):

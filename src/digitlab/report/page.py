@@ -163,8 +163,8 @@ def sort_incomplete(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def list_failures(table: pd.DataFrame) -> pd.DataFrame:
-    """List the runs and jobs that have not completed, with the reasons."""
-    incomplete = sort_incomplete(table)
+    """List the runs and jobs that have not completed and were not pruned, with the reasons."""
+    incomplete = sort_incomplete(table[table.status != "pruned"])
     seeds = [format_number(seed, 0) for seed in incomplete.seed]
     return incomplete[["setting", "status", "seed", "error", "run"]].assign(seed=seeds)
 

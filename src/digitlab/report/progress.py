@@ -9,7 +9,7 @@ from digitlab.formatting import format_loss
 from digitlab.runs.results import read_results, selection_score
 from hydra_plugins.resumable_sweeper.jobs import Planned, read_plan, short_lines
 
-ENDED = ("completed", "failed", "diverged")
+ENDED = ("completed", "failed", "diverged", "pruned")
 
 
 def opening(sweep_dir: Path, name: str) -> str:

@@ -91,7 +91,7 @@ def write_csv(path: Path, header: Sequence[Any], rows: Sequence[Sequence[Any]]) 
 # The files of a run and of a sweep. Each pattern has a wildcard, because glob does not find a
 # broken link by its exact name.
 RUN_FILES = ("*", "checkpoints/*", "figures/*", ".hydra/*", "00000/*", "00000/latents/*")
-SWEEP_FILES = ("*.json", "report*", "report*/*")
+SWEEP_FILES = ("*.json", "*.journal", "report*", "report*/*")
 
 
 def check_links(folder: Path, places: Sequence[str] = RUN_FILES) -> None:

@@ -14,7 +14,7 @@ from filelock import lock_descriptor
 
 from digitlab.runs.files import is_partial_file, read_json
 
-STATUSES = ("completed", "interrupted", "failed", "diverged")
+STATUSES = ("completed", "interrupted", "failed", "diverged", "pruned")
 # The types in results.json. A file of another version may lack some; one of another program may
 # hold anything.
 FIELD_TYPES: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ from digitlab.runtime.threads import initial_torch_state, quiet_threads
 from digitlab.training.callbacks import Diverged
 from digitlab.training.loggers import open_loggers
 from digitlab.training.stages import read_data, run_stages
+from hydra_plugins.resumable_sweeper import Pruned
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +45,8 @@ log = logging.getLogger(__name__)
 def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> float:
     """Train and evaluate one model; all its files are in `directory`.
 
-    A completed run is skipped, and an unfinished one continues from its last checkpoint. `force`
-    starts over, except for a run that started after `since`.
+    A completed or pruned run is skipped, and an unfinished one continues from its last checkpoint.
+    `force` starts over, except for a run that started after `since`.
 
     Args:
         cfg: The composed configuration.
@@ -53,7 +55,8 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
 
     Returns:
         The model's objective: for the models here val/loss, or train/loss if no images are held
-        out. If its direction is max, a search over it has to maximise.
+        out. If its direction is max, a search over it has to maximise. NaN if a search gave the
+        run up.
 
     Raises:
         RunFailed: If the run fails; the reason is already logged and in results.json.
@@ -73,6 +76,9 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
         earlier = read_results(directory) or {}
         force = cfg.force and not started_since(directory, since)
         completed = earlier.get("status") == "completed"
+        if earlier.get("status") == "pruned" and not force:
+            log.info("Pruned by a search, not rerun (force=true reruns it): %s", directory)
+            return math.nan
         if completed and not force:
             damaged = find_damage(directory, earlier)
             if not damaged:
@@ -179,6 +185,10 @@ def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) ->
             run_stages(config, directory, results, loggers)
             results["files"] = file_digests(directory)
         results["status"] = "completed"
+    except Pruned as reason:
+        results["status"] = "pruned"
+        log.info("Pruned %s", reason)
+        return math.nan
     except BaseException as error:
         if isinstance(error, Exception) and error is not stop.exception:
             results["status"] = "diverged" if isinstance(error, Diverged) else "failed"

@@ -54,6 +54,8 @@ from digitlab.training.callbacks import (
 )
 from digitlab.training.event_files import open_writer
 from digitlab.training.own_callbacks import make_callbacks
+from digitlab.training.pruning import Pruning, was_pruned
+from hydra_plugins.resumable_sweeper import Pruned, current_trial
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,9 @@ def run_stages(
         directory: The run's directory.
         results: The content of results.json, updated in place.
         loggers: What else logs the training.
+
+    Raises:
+        Pruned: A search gave the run up.
     """
     source, data = read_data(config, expected=results["data"])
     check_fit(config, source.shape, len(source.classes))
@@ -90,6 +95,9 @@ def run_stages(
             log.info("%s", line)
         signals.safe_point()
         history = fit(model, data, config, directory, results, loggers)
+        if was_pruned(directory):
+            save_pruned(history, find_objective(model), directory, results)
+            raise Pruned(f"in epoch {results['epochs']} of {config['trainer']['max_epochs']}")
         path = directory / "checkpoints" / "best.ckpt"
         best = checkpoints.load_model(path)
         # The same random numbers, whether training ran in this process or before.
@@ -208,7 +216,7 @@ def fit(
         Diverged: If a loss becomes NaN or infinite.
         ValueError: If the machine lacks the configured devices.
     """
-    options = config["trainer"]
+    options, trial = config["trainer"], current_trial()
     passed, entry = trainer_options(options), results["objective"]
     objective = Objective(entry["name"], entry["direction"])
     if not len(data.val.labels):
@@ -235,6 +243,7 @@ def fit(
             Progress(results["baselines"], directory),
             TensorBoard(directory, results["baselines"], flatten(without_loggers(config))),
             *own_callbacks,
+            *([] if trial is None else [Pruning(trial)]),
             DestroyProcessGroup(),
         ],
         plugins=[checkpoints.AtomicCheckpointIO()],
@@ -401,6 +410,22 @@ def record_objective(best_epoch: dict[str, float], results: dict[str, Any]) -> N
             " returns; add it to one of them"
         )
     entry["value"] = metrics[name] = (best_epoch | metrics)[name]
+
+
+def save_pruned(
+    history: list[dict[str, float]],
+    objective: Objective,
+    directory: Path,
+    results: dict[str, Any],
+) -> None:
+    """Add the metrics of a pruned run's best epoch to the results, and log its end."""
+    best_epoch = best_row(history, objective)
+    results["metrics"] |= logged(best_epoch)
+    record_objective(best_epoch, results)
+    with open_writer(directory) as writer:
+        writer.add_text("status", "pruned by the search", len(history))
+        # A run without an end looks as if it were running.
+        write_summary(writer, hparams({}, {})[2])
 
 
 def in_words(objective: Objective) -> str:

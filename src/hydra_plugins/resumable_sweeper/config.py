@@ -12,18 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass
-class ResumableSweeperConf:
-    """The options of `hydra/sweeper=resumable`."""
+class CommonConf:
+    """The options that grids and searches share."""
 
-    _target_: str = "hydra_plugins.resumable_sweeper.sweeper.ResumableSweeper"
     params: Optional[Dict[str, str]] = None  # noqa: UP006, UP045
     """Swept values by key, as the basic sweeper's. The command line overrides them."""
-    max_batch_size: Optional[int] = None  # noqa: UP045
-    """At most so many jobs are handed to the launcher at a time."""
     dry_run: bool = False
     """Print the jobs and what would happen to each, and start none."""
-    force: bool = False
-    """Run completed jobs again. After an interruption the same command runs the remaining ones."""
     ignore: List[str] = field(default_factory=list)  # noqa: UP006
     """Keys that change no result: they do not enter a job's digest."""
     check: Optional[str] = None  # noqa: UP045
@@ -32,6 +27,46 @@ class ResumableSweeperConf:
     """Dotted name of a function (directory, name) -> state. By default records are kept."""
     report: Optional[str] = None  # noqa: UP045
     """Dotted name of a function of the sweep's directory, called at the end."""
+
+
+@dataclass
+class ResumableSweeperConf(CommonConf):
+    """The options of `hydra/sweeper=resumable`."""
+
+    _target_: str = "hydra_plugins.resumable_sweeper.sweeper.ResumableSweeper"
+    max_batch_size: Optional[int] = None  # noqa: UP045
+    """At most so many jobs are handed to the launcher at a time."""
+    force: bool = False
+    """Run completed jobs again. After an interruption the same command runs the remaining ones."""
+
+
+@dataclass
+class ResumableOptunaSweeperConf(CommonConf):
+    """The options of `hydra/sweeper=resumable_optuna`."""
+
+    _target_: str = "hydra_plugins.resumable_sweeper.search.ResumableOptunaSweeper"
+    # Sampler and pruner are instantiated by the sweeper, anew for each trial.
+    _recursive_: bool = False
+    n_trials: Optional[int] = None  # noqa: UP045
+    """How many trials to run in all, those of earlier commands included."""
+    n_jobs: int = 1
+    """How many trials are handed to the launcher at a time."""
+    direction: str = "minimize"
+    """Whether lower values are better, or higher ones: minimize or maximize."""
+    seed: int = 0
+    """Seeds the sampler, together with the number of trials so far."""
+    sampler: Dict[str, Any] = field(  # noqa: UP006
+        default_factory=lambda: {"_target_": "optuna.samplers.TPESampler"}
+    )
+    """The class that proposes trials, and its arguments."""
+    pruner: Optional[Dict[str, Any]] = field(  # noqa: UP006, UP045
+        default_factory=lambda: {"_target_": "optuna.pruners.MedianPruner"}
+    )
+    """The class that ends hopeless trials early, and its arguments; null: none does."""
+    objective: Optional[str] = None  # noqa: UP045
+    """Dotted name of a function directory -> value. By default what the job returned counts."""
+    confirm: List[str] = field(default_factory=list)  # noqa: UP006
+    """Overrides with each of which the best trial runs again at the end, such as seed=1."""
 
 
 def digest_resolver(*ignored: str, _root_: DictConfig) -> str:
@@ -43,10 +78,14 @@ def digest_resolver(*ignored: str, _root_: DictConfig) -> str:
 
 def register() -> None:
     """Make the options and the resolver known to Hydra and OmegaConf."""
-    node: Any = ResumableSweeperConf
-    ConfigStore.instance().store(
-        group="hydra/sweeper", name="resumable", node=node, provider="hydra_resumable_sweeper"
-    )
+    nodes: dict[str, Any] = {
+        "resumable": ResumableSweeperConf,
+        "resumable_optuna": ResumableOptunaSweeperConf,
+    }
+    for name, node in nodes.items():
+        ConfigStore.instance().store(
+            group="hydra/sweeper", name=name, node=node, provider="hydra_resumable_sweeper"
+        )
     # OmegaConf 2.4 gives the name register_resolver to what 2.3 calls register_new_resolver.
     register_resolver: Any = OmegaConf.register_resolver
     if "replace" not in signature(register_resolver).parameters:

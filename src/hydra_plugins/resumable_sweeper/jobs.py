@@ -34,6 +34,8 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from hydra_plugins.resumable_sweeper._trial import Pruned
+
 log = logging.getLogger(__name__)
 # An application that reports the failures of its jobs itself can silence this logger.
 failures = log.getChild("failures")
@@ -73,7 +75,8 @@ def expand(parsed: Iterable[Override]) -> list[list[str]]:
             values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
             raise ValueError(
-                f"{override.input_line}: a grid needs a list of values; write 1,2,3 or range(1,4)"
+                f"{override.input_line}: a grid needs a list of values; write 1,2,3 or range(1,4),"
+                " or search with hydra/sweeper=resumable_optuna hydra.sweeper.n_trials=40"
             )
         if not values[key]:
             raise ValueError(f"{override.input_line}: has no value; give it at least one")
@@ -470,6 +473,9 @@ def started_since(directory: Path, moment: float) -> bool:
 
 # -- how a job stands, where the application does not say --------------------------------------
 
+# States in which a job needs no further run.
+FINISHED = ("completed", "pruned")
+
 
 def recorded_state(directory: Path, name: str) -> str:
     """`new`, `running`, or the status in a job's record; `interrupted` where its process died."""
@@ -480,6 +486,12 @@ def recorded_state(directory: Path, name: str) -> str:
         return "running"
     status = str(record.get("status"))
     return "interrupted" if status == "running" else status
+
+
+def recorded_value(directory: Path) -> Any:
+    """What a completed job returned, if it is a number."""
+    record = read_json(directory / RECORD)
+    return record.get("value") if isinstance(record, dict) else None
 
 
 def is_locked(directory: Path) -> bool:
@@ -530,6 +542,9 @@ class SweepTask:
             if self.keeps_record:
                 return self.run_recorded(cfg, directory, planned)
             return self.task(cfg)
+        except Pruned as stop:
+            log.info("Pruned: %s", str(stop) or " ".join(planned.lines))
+            return None
         except Exception:
             failures.exception("Failed: %s", " ".join(planned.lines))
             raise
@@ -538,32 +553,46 @@ class SweepTask:
         """Run the task unless another process runs it or has completed it."""
         # Another process may only be reading the state, for which it holds the lock briefly.
         with hold_lock(directory / LOCK, timeout=1) as acquired:
-            if not acquired or _is_completed_since(directory, planned.since):
+            if not acquired or _is_finished_since(directory, planned.since):
                 return None
-            with _record(directory, planned.digest):
-                return self.task(cfg)
+            with _record(directory, planned.digest) as record:
+                result = self.task(cfg)
+                record["value"] = _number(result)
+                return result
 
 
-def _is_completed_since(directory: Path, moment: float) -> bool:
-    """Whether the record of a job says that it was completed, and not before a moment."""
+def _number(result: Any) -> float | None:
+    """What a job returned as a number, if it is one."""
+    try:
+        return None if isinstance(result, str) else float(result)
+    except (TypeError, ValueError):
+        return None
+
+
+def _is_finished_since(directory: Path, moment: float) -> bool:
+    """Whether the record of a job says that it finished, and not before a moment."""
     record = read_json(directory / RECORD)
-    if not isinstance(record, dict) or record.get("status") != "completed":
+    if not isinstance(record, dict) or record.get("status") not in FINISHED:
         return False
     return (directory / RECORD).stat().st_mtime >= moment
 
 
 @contextmanager
-def _record(directory: Path, digest: str) -> Iterator[None]:
-    """Record how a job ends."""
+def _record(directory: Path, digest: str) -> Iterator[dict[str, Any]]:
+    """Record how a job ends; the block may set the `value` that it returned."""
+    content: dict[str, Any] = {"digest": digest, "value": None}
 
     def write(status: str, error: BaseException | None = None) -> None:
         message = f"{type(error).__name__}: {error}" if error else None
-        content = {"digest": digest, "status": status, "error": message, "time": time.time()}
-        write_json(directory / RECORD, content)
+        ending = {"status": status, "error": message, "time": time.time()}
+        write_json(directory / RECORD, content | ending)
 
     write("running")
     try:
-        yield
+        yield content
+    except Pruned:
+        write("pruned")
+        raise
     except Exception as error:
         write("failed", error)
         raise

@@ -35,6 +35,7 @@ from hydra_plugins.resumable_sweeper.jobs import Job, Planned, SweepTask
 ACTIONS = {
     "new": "run",
     "completed": "skip",
+    "pruned": "skip",
     "interrupted": "resume",
     "failed": "retry",
     "running": "wait for",
@@ -165,16 +166,8 @@ class ResumableSweeper(Sweeper):
         jobs.write_text(self.directory / "multirun.yaml", OmegaConf.to_yaml(self.config))
         print(f"{_count(len(planned), 'job')} in {self.directory}")
         self.print_completed(states)
-        try:
-            with signals_as_interrupts():
-                returns = self.run(planned, recorded)
-        except (KeyboardInterrupt, SystemExit):
-            # Ray turns SIGTERM into SystemExit.
-            remedy = f"the same command continues {self.directory}"
-            if self.names_new_directory:
-                remedy = f"continue it with hydra.sweep.dir={self.directory}"
-            print(f"Interrupted; {remedy}", file=sys.stderr)
-            raise KeyboardInterrupt(str(self.directory)) from None
+        with self.resumable():
+            returns = self.run(planned, recorded)
         if not self.launcher_failed:
             jobs.close_plan(self.directory, recorded)
         if self.report is not None and (text := self.report(self.directory)):
@@ -184,6 +177,20 @@ class ResumableSweeper(Sweeper):
             print(f"{len(left)} of {_count(len(planned), 'job')} not completed", file=sys.stderr)
             sys.exit(1)
         return returns
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Turn signals into KeyboardInterrupt, and say how to continue after it."""
+        try:
+            with signals_as_interrupts():
+                yield
+        except (KeyboardInterrupt, SystemExit):
+            # Ray turns SIGTERM into SystemExit.
+            remedy = f"the same command continues {self.directory}"
+            if self.names_new_directory:
+                remedy = f"continue it with hydra.sweep.dir={self.directory}"
+            print(f"Interrupted; {remedy}", file=sys.stderr)
+            raise KeyboardInterrupt(str(self.directory)) from None
 
     def print_completed(self, states: Mapping[str, str]) -> None:
         """Say how many jobs are completed already, and how many of them with a remark."""
@@ -211,15 +218,7 @@ class ResumableSweeper(Sweeper):
         composer = jobs.Composer(loader, self.config)
         requested = []
         for number, job_lines in enumerate(with_progress(grid)):
-            cfg = composer.compose(job_lines)
-            self.check_settings_of_sweep(cfg, job_lines)
-            digest = jobs.digest(cfg, self.ignore)
-            name = jobs.directory_name(cfg, digest, number)
-            jobs.place(cfg, self.directory, name, self.ignore)
-            if self.check is not None:
-                with jobs.hydra_settings(cfg):
-                    self.check(cfg)
-            requested.append(Job(name, job_lines, cfg, digest))
+            requested.append(self.make_job(composer, job_lines, number))
         planned = jobs.unique(requested, self.ignore)
         if len(planned) < len(requested):
             print(
@@ -227,6 +226,18 @@ class ResumableSweeper(Sweeper):
                 " configurations; each configuration runs once"
             )
         return planned
+
+    def make_job(self, composer: jobs.Composer, lines: list[str], number: int) -> Job:
+        """Compose, check and name a job. Raises ValueError if it cannot be run."""
+        cfg = composer.compose(lines)
+        self.check_settings_of_sweep(cfg, lines)
+        digest = jobs.digest(cfg, self.ignore)
+        name = jobs.directory_name(cfg, digest, number)
+        jobs.place(cfg, self.directory, name, self.ignore)
+        if self.check is not None:
+            with jobs.hydra_settings(cfg):
+                self.check(cfg)
+        return Job(name, lines, cfg, digest)
 
     def check_settings_of_sweep(self, cfg: DictConfig, lines: list[str]) -> None:
         """Raise ValueError for a job that changes what holds for the whole sweep."""
@@ -269,7 +280,7 @@ class ResumableSweeper(Sweeper):
         for job in planned:
             state, _, remark = states[job.name].partition(": ")
             action = ACTIONS.get(state, "run again")
-            if self.force and state == "completed" and not self.is_done(job, recorded):
+            if self.force and is_completed(state) and not self.is_done(job, recorded):
                 action = "run again"
             actions[action] += 1
             suffix = f"  ({remark})" if remark else ""
@@ -343,17 +354,19 @@ class ResumableSweeper(Sweeper):
         """The launcher, with the configurations that were composed already."""
         assert self.hydra_context is not None
         assert self.config is not None
-        if self.config.hydra.launcher._target_.endswith(".RayLauncher"):
+        # Jobs that are composed later have the options of the command.
+        config = copy.deepcopy(self.config)
+        if config.hydra.launcher._target_.endswith(".RayLauncher"):
             # The plugin asks for an object store of its own, which a running cluster refuses.
             key = "hydra.launcher.ray.init.object_store_memory"
-            with read_write(self.config.hydra):
-                OmegaConf.update(self.config, key, None, force_add=True)
+            with read_write(config.hydra):
+                OmegaConf.update(config, key, None, force_add=True)
             # Ray hides lines of a job that equal another's, and answers SIGTERM with a stack trace.
             os.environ.setdefault("RAY_DEDUP_LOGS", "0")
             os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
         context = dataclasses.replace(self.hydra_context, config_loader=self.loader)
         return Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=self.task, config=self.config
+            hydra_context=context, task_function=self.task, config=config
         )
 
     def wait_for_others(self, planned: Sequence[Job]) -> None:
@@ -377,12 +390,12 @@ class ResumableSweeper(Sweeper):
         if not self.force:
             return True
         since = recorded[job.name].since if job.name in recorded else 0.0
-        return state == "completed" and jobs.started_since(self.directory / job.name, since)
+        return state in jobs.FINISHED and jobs.started_since(self.directory / job.name, since)
 
 
 def is_completed(state: str) -> bool:
-    """Whether a state is `completed`, with or without a remark behind a colon."""
-    return state.partition(":")[0] == "completed"
+    """Whether a state is `completed` or `pruned`, with or without a remark behind a colon."""
+    return state.partition(":")[0] in jobs.FINISHED
 
 
 def function(name: str | None, option: str) -> Callable[..., Any] | None:
