@@ -16,7 +16,9 @@ from scipy.stats import ttest_ind
 
 from digitlab import figures
 from digitlab.report import statistics, table
-from digitlab.report.page import format_duration, rank, write_report
+from digitlab.report.findings import rank
+from digitlab.report.page import write_report
+from digitlab.report.sentences import format_duration
 from digitlab.runs.files import directory_lock
 
 from ..conftest import ROOT, RunTrain, plan_jobs
