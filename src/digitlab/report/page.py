@@ -6,51 +6,30 @@ import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
 from digitlab import figures
-from digitlab.report.findings import list_failures, rank, sort_incomplete
-from digitlab.report.sentences import (
-    count_jobs,
-    describe_incomplete,
-    describe_run,
-    explain_ranking,
-    select_best_run,
-    summarize,
-    summarize_effect,
-)
-from digitlab.report.statistics import (
-    average_baselines,
-    compare,
-    find_varied_settings,
-    select_comparable,
-    shared_objective,
-    short_name,
-    sort_key,
-    split_by_objective,
-)
-from digitlab.report.table import collect, describe_settings
+from digitlab.report import html
+from digitlab.report.by_metric import Criterion
+from digitlab.report.findings import Effect, Part, Report, find
+from digitlab.report.run_files import find_pictures
+from digitlab.report.sentences import describe_run
 from digitlab.runs.files import LARGEST_JSON, atomic_write
+from digitlab.runs.results import Objective
 
-# Limits of the tables in the terminal; report.md has all rows and all text.
+# Limits of the tables in the terminal; the report has all rows and all text.
 MAX_ROWS = 20
 MAX_WIDTH = 80  # characters of a setting or an error
-# More lines in one figure could not be distinguished.
-MAX_LINES = 12
-BEST_RUN_FIGURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
-# The course of training and the layers, which do not show what the model can do.
-OTHER_FIGURES = ("loss", "shapes")
-MAX_FIGURES = 20
 
 
-def write_report(sweeps: Sequence[Path], out: Path) -> str:
-    """Write report.md, runs.csv and their figures into a directory.
+def write_report(sweeps: Sequence[Path], out: Path, criterion: Criterion | None = None) -> str:
+    """Write report.md, report.html, runs.csv and their figures into a directory.
 
     Args:
         sweeps: Directories that contain runs.
         out: Directory of the report.
+        criterion: The metric to rank by, if it is not the objective.
 
     Returns:
         A summary for the terminal.
@@ -58,75 +37,78 @@ def write_report(sweeps: Sequence[Path], out: Path) -> str:
     Raises:
         ValueError: The directories hold no runs.
     """
-    table = collect(sweeps)
-    lines, failures = count_jobs(table), list_failures(table)
-    tables = split_by_objective(table)
-    parts = [report_on(runs, out, has_rivals=len(tables) > 1) for runs in tables]
-
-    listed = []
-    if len(failures):
-        listed = ["## Not completed", "", format_markdown(failures), ""]
-    page = [f"# {', '.join(str(folder) for folder in sweeps)}", ""]
-    if len(parts) == 1:
-        (part,) = parts
-        lines += part.summary
-        page += [*format_list(lines), *part.table, *listed, *part.sections]
-        printed = [*format_ranking(part.ranking), *format_failures(failures), "", *lines]
-    else:
-        page += [*format_list(lines), *listed]
-        printed = [*format_failures(failures), "", *lines]
-        for part in parts:
-            page += [f"# {part.title}", "", *format_list(part.summary), *part.table, *part.sections]
-            printed += ["", f"{part.title}:", *format_ranking(part.ranking), "", *part.summary]
-    page += ["Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]
+    report = find(sweeps, criterion)
+    # A foreign results.json may hold characters that UTF-8 lacks: they become question marks.
+    page = write_markdown(report, out)
     earlier = find_figures(out / "report.md")
     with atomic_write(out / "report.md") as file:
-        file.write_text("\n".join(page))
+        file.write_bytes(page.encode(errors="replace"))
     # Figures of an earlier report in the same place would be misleading.
     for name in earlier - find_figures(out / "report.md"):
         (out / name).unlink(missing_ok=True)
     with atomic_write(out / "runs.csv") as file:
         columns = ["warnings", "config.data.root"]
-        table.drop(columns=columns, errors="ignore").to_csv(file, index=False)
-    return "\n".join([*printed, f"Report: {out / 'report.md'}"])
+        report.table.drop(columns=columns, errors="ignore").to_csv(
+            file, index=False, errors="replace"
+        )
+    with atomic_write(out / "report.html") as file:
+        file.write_bytes(html.render_report(report, out))
+    text = "\n".join([*print_report(report), f"Report: {out / 'report.html'}"])
+    return text.encode(errors="replace").decode()
 
 
-class Part(NamedTuple):
-    """What a report says about the runs of one objective."""
+def write_markdown(report: Report, out: Path) -> str:
+    """Draw the figures of a report into `out` and return the text of report.md."""
+    listed = []
+    if len(report.failures):
+        listed = ["## Not completed", "", format_markdown(report.failures), ""]
+    page = [f"# {', '.join(str(folder) for folder in report.folders)}", ""]
+    has_rivals = len(report.parts) > 1
+    if has_rivals:
+        page += [*format_list([*report.counts, *report.choice]), *listed]
+        for part in report.parts:
+            page += [f"# {part.title}", "", *format_list(part.summary.lines)]
+            page += write_part(part, out, listed=[], has_rivals=True)
+    else:
+        summaries = [part.summary.lines for part in report.parts] or [report.notes]
+        page += format_list([*report.counts, *report.choice, *summaries[0]])
+        for part in report.parts:
+            page += write_part(part, out, listed, has_rivals=False)
+        if not report.parts:
+            page += listed
+    page += ["Every run, with all its settings and metrics: [runs.csv](runs.csv).", ""]
+    return "\n".join(page)
 
-    title: str
-    summary: list[str]
-    ranking: pd.DataFrame
-    # Lines of the page: the ranking, and then the sections on the settings and on the best run.
-    table: list[str]
-    sections: list[str]
 
-
-def report_on(table: pd.DataFrame, out: Path, has_rivals: bool) -> Part:
-    """Report on the runs of one objective, and draw their figures into `out`.
+def write_part(part: Part, out: Path, listed: list[str], has_rivals: bool) -> list[str]:
+    """Return the ranking, the list of failures and the sections on the runs of one objective.
 
     Args:
-        table: The runs, and the planned jobs that have not started.
-        out: Directory of the report.
+        part: What the report says about these runs.
+        out: Directory of the report, for the figures.
+        listed: The list of the jobs that have not completed.
         has_rivals: Whether the report has runs of other objectives, with figures of their own.
     """
-    settings = find_varied_settings(table)
-    runs, notes = select_comparable(table)
-    runs = runs.assign(setting=describe_settings(runs))
-    if not len(runs):
-        return Part("", notes, pd.DataFrame(), [], [])
-    objective, ranking = shared_objective(runs), rank(runs, settings)
-    title = f"By {objective.name}, {'highest' if objective.direction == 'max' else 'lowest'} first"
+    objective = part.objective
     prefix = f"{objective.direction}_{objective.measure}_" if has_rivals else ""
-    incomplete = sort_incomplete(table)
-    sections = []
-    for key in settings:
-        sections += write_effect(key, settings, runs, incomplete, out, prefix)
-    sections += write_best_run(runs, out, prefix)
-    rows = ["## Settings, best first", "", format_markdown(ranking), ""]
-    rows += [explain_ranking(ranking, objective), ""]
-    is_complete = len(runs) == (table.status == "completed").sum()
-    return Part(title, summarize(runs, is_complete) + notes, ranking, rows, sections)
+    rows = ["## Settings, best first", "", format_markdown(part.ranking), ""]
+    rows += [part.explanation, "", *listed]
+    for effect in part.effects:
+        rows += write_effect(effect, objective, out, prefix)
+    return rows + write_best_run(part.best, out, prefix)
+
+
+def print_report(report: Report) -> list[str]:
+    """Return the lines of a report for the terminal."""
+    failures = format_failures(report.failures)
+    if len(report.parts) == 1:
+        (part,) = report.parts
+        lines = [*report.counts, *report.choice, *part.summary.lines]
+        return [*format_ranking(part.ranking), *failures, "", *lines]
+    printed = [*failures, "", *report.counts, *report.choice, *report.notes]
+    for part in report.parts:
+        printed += ["", f"{part.title}:", *format_ranking(part.ranking), "", *part.summary.lines]
+    return printed
 
 
 def format_list(lines: Sequence[str]) -> list[str]:
@@ -163,46 +145,25 @@ def format_markdown(table: pd.DataFrame) -> str:
     return text
 
 
-def write_effect(
-    key: str,
-    settings: list[str],
-    runs: pd.DataFrame,
-    incomplete: pd.DataFrame,
-    out: Path,
-    prefix: str,
-) -> list[str]:
-    """Draw the effect of one setting into `out` and return its section of the page.
-
-    The section is empty if no two runs differ only in this setting.
-    """
-    lines, used, fixed, tuned = compare(runs, key, settings)
-    if not lines:
-        return []
-    # Only runs with the same fixed settings could have been compared.
-    fixed_keys = [
-        name for name in settings if f"{short_name(name)}={used[name].iloc[0]}" in fixed.split()
-    ]
-    has_fixed = (incomplete[fixed_keys] == used[fixed_keys].iloc[0]).all(axis=1)
+def write_effect(effect: Effect, objective: Objective, out: Path, prefix: str) -> list[str]:
+    """Draw the effect of one setting into `out` and return its section of the page."""
     # A key in a foreign results.json may look like a path.
-    name = "effect_" + re.sub(r"[^\w.+-]", "-", prefix + short_name(key)) + ".png"
-    objective = shared_objective(runs)
-    sentences, values = summarize_effect(lines, key, objective)
-    sentences += describe_incomplete(incomplete[has_fixed], key)
-    ticks = sorted({value for means in lines.values() for value in means.index}, key=sort_key)
-    drawn = dict(list(lines.items())[:MAX_LINES])
-    baselines, direction = average_baselines(used), objective.direction
+    name = "effect_" + re.sub(r"[^\w.+-]", "-", prefix + effect.name) + ".png"
     with atomic_write(out / name) as part:
-        figure = figures.effect(drawn, ticks, short_name(key), objective.name, baselines, direction)
+        figure = figures.effect(
+            effect.drawn,
+            effect.ticks,
+            effect.name,
+            objective.name,
+            effect.baselines,
+            objective.direction,
+        )
         figure.savefig(part, dpi=110)
-    page = [f"## Effect of {short_name(key)}", ""]
-    if tuned:
-        page += [f"Each value with the best {', '.join(map(short_name, tuned))} tried with it.", ""]
-    if fixed:
-        page += [f"All with {fixed}.", ""]
-    if len(lines) > MAX_LINES:
-        page += [f"The figure shows the first {MAX_LINES} of {len(lines)} lines.", ""]
-    page += [*(f"- {sentence}" for sentence in sentences), ""]
-    return [*page, format_markdown(values), "", f"![{short_name(key)}]({name})", ""]
+    page = [f"## Effect of {effect.name}", ""]
+    for sentence in effect.conditions:
+        page += [sentence, ""]
+    page += [*(f"- {sentence}" for sentence in effect.sentences), ""]
+    return [*page, format_markdown(effect.values), "", f"![{effect.name}]({name})", ""]
 
 
 def find_figures(page: Path) -> set[str]:
@@ -213,26 +174,12 @@ def find_figures(page: Path) -> set[str]:
     return set(re.findall(r"\]\(((?:effect|best)_[\w.+-]+\.png)\)", text))
 
 
-def write_best_run(runs: pd.DataFrame, out: Path, prefix: str) -> list[str]:
+def write_best_run(best: pd.Series, out: Path, prefix: str) -> list[str]:
     """Copy the figures of the best run into `out` and return its section of the page."""
-    best = select_best_run(runs)
     page = ["## The best run", "", f"{describe_run(best)}: `{best.run}`", ""]
-    run = Path(best.run)
-    for name in list_figures(run):
-        source = run / "figures" / f"{name}.png"
-        # A link in a foreign run may name any file.
-        if source.is_file() and source.resolve().is_relative_to(run.resolve()):
-            copy = "best_" + re.sub(r"[^\w.+-]", "-", prefix + name) + ".png"
-            with atomic_write(out / copy) as part:
-                shutil.copyfile(source, part)
-            page += [f"![{name}]({copy})", ""]
+    for name, source in find_pictures(Path(best.run)).items():
+        copy = "best_" + re.sub(r"[^\w.+-]", "-", prefix + name) + ".png"
+        with atomic_write(out / copy) as part:
+            shutil.copyfile(source, part)
+        page += [f"![{name}]({copy})", ""]
     return page
-
-
-def list_figures(run: Path) -> list[str]:
-    """List the figures of a run that a report shows: those that we know, then a model's own."""
-    # A name in a foreign run may contain anything.
-    names = [path.stem for path in sorted(run.glob("figures/*.png"))]
-    own = [name for name in names if re.fullmatch(r"[\w.+-]+", name)]
-    own = [name for name in own if name not in (*BEST_RUN_FIGURES, *OTHER_FIGURES)]
-    return [*BEST_RUN_FIGURES, *own[:MAX_FIGURES]]

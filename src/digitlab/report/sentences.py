@@ -2,11 +2,13 @@
 
 import math
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from digitlab.formatting import format_loss, format_spread
+from digitlab.report.pairs import compare_pairs, describe_pair
 from digitlab.report.statistics import (
     REMEDY,
     average_baselines,
@@ -60,46 +62,63 @@ def count_jobs(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def summarize(runs: pd.DataFrame, is_complete: bool) -> list[str]:
-    """Summarize the most important results, one sentence each.
+@dataclass(frozen=True)
+class Summary:
+    """The most important results, one sentence each."""
+
+    verdict: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    """The time, and which runs are not compared."""
+
+    @property
+    def lines(self) -> list[str]:
+        """All sentences."""
+        return self.verdict + self.warnings + self.remarks
+
+
+def summarize(runs: pd.DataFrame, is_complete: bool) -> Summary:
+    """Summarize the most important results.
 
     Args:
         runs: The runs that are compared.
         is_complete: Whether these are all completed runs.
     """
-    lines = []
+    verdict = []
     if runs.setting.nunique() > 1:
-        lines.append(summarize_best_two(runs))
-    lines.append(summarize_best_run(runs))
+        verdict += summarize_best_two(runs)
+    verdict.append(summarize_best_run(runs))
     group = "completed runs" if is_complete else "runs compared"
-    lines += summarize_baselines(runs, group)
-    lines += summarize_warnings(runs)
+    warnings = summarize_baselines(runs, group) + summarize_warnings(runs)
     if others := (runs.other != "").sum():
-        lines.append(
+        warnings.append(
             f"{others} of {len(runs)} {group} used other code or libraries than the last run:"
             " see the column other."
         )
     times = runs.seconds
-    lines.append(
+    time = (
         f"Time: {format_duration(times.sum())} in total,"
         f" {format_duration(runs.fit_seconds.sum())} of it training;"
         f" {format_duration(times.mean())} per run, {format_duration(times.max())} at most."
     )
-    return lines
+    return Summary(verdict, warnings, [time])
 
 
-def summarize_best_two(runs: pd.DataFrame) -> str:
-    """Compare the two best settings."""
+def summarize_best_two(runs: pd.DataFrame) -> list[str]:
+    """Compare the two best settings, by their means and seed by seed."""
     objective = shared_objective(runs)
     means = runs.groupby("setting").score.mean().sort_values(key=objective.cost)
     first, second = means.index[:2]
     both = runs[runs.setting.isin([first, second])]
     measure = "Mean over seeds" if len(both) > 2 else objective.name
-    return (
+    lines = [
         f"{measure}: {format_loss(means[first])} with {first}, then"
         f" {format_loss(means[second])} with {second};"
         f" the difference {describe_difference(both, first)}."
-    )
+    ]
+    if pair := compare_pairs(runs, first, [second]):
+        lines.append(describe_pair(pair[0], len(means)))
+    return lines
 
 
 def summarize_best_run(runs: pd.DataFrame) -> str:
@@ -113,6 +132,8 @@ def summarize_best_run(runs: pd.DataFrame) -> str:
     values = average_baselines(best.to_frame().T)
     baselines = ", ".join(f"{name} {format_loss(value)}" for name, value in values.items())
     compared = f" ({baselines})" if baselines else ""
+    if test == objective.name:
+        return f"{text}{compared}."
     return f"{text}; its {test.replace('/', ' ')} is {format_loss(best[test])}{compared}."
 
 
