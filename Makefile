@@ -68,7 +68,7 @@ search-smoke: $(READY) ## The same on a slice of the data, in minutes, to see th
 	$(BIN)/python scripts/report.py outputs/sweeps/smoke && exit $$status
 
 RUNS ?= outputs/sweeps
-report: $(READY) ## Report on the runs under RUNS (outputs/sweeps)
+report: $(READY) ## Report on the folders in RUNS (outputs/sweeps)
 	$(BIN)/python scripts/report.py $(RUNS)
 
 bench: $(READY) ## Measure speed, as ratios against peers in the same run

@@ -163,7 +163,10 @@ def test_equal_jobs_are_reported_and_run_once(run_train: RunTrain, overrides: li
 def test_an_interrupted_sweep_says_how_to_continue(
     start_train: StartTrain, overrides: list[str], tmp_path: Path
 ) -> None:
-    """Ctrl-C in the second job gives exit code 130 and a remedy, and no further job starts."""
+    """Ctrl-C in the second job gives exit code 130 and a remedy, and no further job starts.
+
+    The page of the sweep shows this job while it runs, and that it was interrupted.
+    """
     sweep_dir = tmp_path / "sweep"
     command = [
         "-m",
@@ -175,11 +178,17 @@ def test_an_interrupted_sweep_says_how_to_continue(
     ]
     process = start_train(command)
     wait_for_metrics(sweep_dir, jobs=2, seconds=100)
+    page = sweep_dir / "report" / "report.html"
+    running = page.read_text()
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     assert process.exitcode == 130
     output = (tmp_path / "output").read_text()
     assert f"Interrupted; the same command continues {sweep_dir}\n" in output
+    assert "<title>1 of 3" in running
+    assert "data-written" in running
+    assert "the same command continues the sweep" in page.read_text()
+    assert "data-written" not in page.read_text()
     assert sorted(load_results(run)["status"] for run in find_jobs(sweep_dir).values()) == [
         "completed",
         "interrupted",
@@ -335,6 +344,9 @@ def test_a_failed_job_stops_no_other_and_runs_again(
     assert "1 to run again" in run_train(*command, "dry_run=true").stdout
     report = (sweep_dir / "report" / "report.md").read_text()
     assert "| optimizer.lr=1e+30 | diverged" in report
+    page = (sweep_dir / "report" / "report.html").read_text()
+    assert "digitlab report" in page
+    assert "raise Diverged" in page, "the end of its log"
 
 
 @pytest.mark.slow

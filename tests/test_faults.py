@@ -29,7 +29,7 @@ from digitlab.config import errors, validation
 from digitlab.data.idx import DIGESTS
 from digitlab.data.mnist import load
 from digitlab.models import checkpoints
-from digitlab.report import progress
+from digitlab.report import live, progress
 from digitlab.report.page import write_report
 from digitlab.runs.provenance import flatten, make_run_id
 from digitlab.runs.restore import restore
@@ -402,7 +402,7 @@ def test_an_invalid_results_json_causes_no_traceback(
 ) -> None:
     """A results.json in which a key is missing or invalid is skipped, shown or refused.
 
-    This holds for reports, `resume`, evaluate.py and the progress of a sweep.
+    This holds for reports, `resume`, evaluate.py, the progress and the page of a sweep.
     """
     content, evaluate = load_results(completed[model]), importlib.import_module("evaluate")
     assert content["status"] == "completed"
@@ -428,6 +428,7 @@ def test_an_invalid_results_json_causes_no_traceback(
                 with pytest.raises(SystemExit):
                     evaluate.main()
                 progress.standing(tmp_path, "run")
+                live.render_page(tmp_path, read_plan(tmp_path), tmp_path, "", False)
             part[key] = original
 
 

@@ -78,9 +78,11 @@ def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 
 def test_the_wheel_holds_every_package_and_choice(wheel: Path) -> None:
-    """All modules of src/ and all choices of conf/ are in the wheel, and no other files."""
+    """All modules and templates of src/ and all choices of conf/ are in it, and no other files."""
     expected = {path.relative_to(ROOT / "src").as_posix() for path in ROOT.glob("src/**/*.py")}
     expected |= {f"digitlab/{path.relative_to(ROOT)}" for path in schema.CONF.glob("**/*.yaml")}
+    templates = ROOT.glob("src/digitlab/report/templates/*")
+    expected |= {path.relative_to(ROOT / "src").as_posix() for path in templates}
     expected.add("hydra_plugins/resumable_sweeper/py.typed")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}

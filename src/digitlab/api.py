@@ -92,7 +92,7 @@ def run(overrides: Sequence[str] = (), directory: str | os.PathLike[str] | None 
 
         try:
             with _logging_to(train_log), isolate_rng():
-                app.run(cfg, place)
+                app.run_alone(cfg, place)
         except KeyboardInterrupt as stop:
             if stop.args:
                 log.warning("Continue with: digitlab.run(%s)", [f"resume={place}"])

@@ -77,7 +77,7 @@ def run_job(cfg: DictConfig) -> float:
     if settings.mode == RunMode.MULTIRUN:
         return run_sweep_job(cfg, directory, settings)
     try:
-        return run(cfg, directory)
+        return run_alone(cfg, directory)
     except KeyboardInterrupt as stop:
         if stop.args:
             # The run had started.
@@ -85,8 +85,24 @@ def run_job(cfg: DictConfig) -> float:
         raise
 
 
+def run_alone(cfg: DictConfig, directory: Path) -> float:
+    """Run one experiment that belongs to no sweep, and write its page. Raises as `run`."""
+    from digitlab.report.run_page import write_run_page
+
+    results = directory / "results.json"
+    before = results.stat().st_mtime_ns if results.is_file() else 0
+    try:
+        return run(cfg, directory)
+    finally:
+        # A run that is skipped or refused leaves its directory as it is.
+        if results.is_file() and results.stat().st_mtime_ns != before:
+            write_run_page(directory)
+
+
 def run_sweep_job(cfg: DictConfig, directory: Path, settings: HydraConf) -> float:
     """Run one job of a sweep, and print where it stands in the sweep."""
+    from digitlab.report.live import show_on_page
+
     launcher = settings.runtime.choices.get("hydra/launcher")
     if launcher == "submitit_local":
         # It starts all jobs of a sweep at once on this machine.
@@ -102,7 +118,8 @@ def run_sweep_job(cfg: DictConfig, directory: Path, settings: HydraConf) -> floa
     if launcher in ("joblib", "ray"):
         launchers.prefix_console_logs(opening.partition(":")[0])
     try:
-        objective = run(cfg, directory, since)
+        with show_on_page(sweep_dir, name):
+            objective = run(cfg, directory, since)
     except Busy:
         # The sweeper waits for the other process.
         return float("nan")

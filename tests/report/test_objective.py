@@ -10,7 +10,8 @@ import pytest
 
 from digitlab import figures
 from digitlab.report import progress, statistics, table
-from digitlab.report.page import rank, write_report
+from digitlab.report.findings import rank
+from digitlab.report.page import write_report
 from digitlab.runs.results import Objective, is_no_better, read_results, selection_score
 
 from ..conftest import plan_jobs

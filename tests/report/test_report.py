@@ -16,7 +16,9 @@ from scipy.stats import ttest_ind
 
 from digitlab import figures
 from digitlab.report import statistics, table
-from digitlab.report.page import format_duration, rank, write_report
+from digitlab.report.findings import rank
+from digitlab.report.page import write_report
+from digitlab.report.sentences import format_duration
 from digitlab.runs.files import directory_lock
 
 from ..conftest import ROOT, RunTrain, plan_jobs
@@ -605,7 +607,8 @@ def test_a_report_removes_the_figures_of_an_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "report" / "effect_mine.png").touch()
     write_report([tmp_path / "epochs"], tmp_path / "report")
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert names == {"report.md", "runs.csv", "effect_mine.png", "effect_trainer.max_epochs.png"}
+    pages = {"report.md", "report.html", "runs.csv"}
+    assert names == pages | {"effect_mine.png", "effect_trainer.max_epochs.png"}
 
 
 @pytest.mark.parametrize(("best", "edge"), [(0.05, True), (0.065, False), (0.0601, False)])

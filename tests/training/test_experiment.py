@@ -89,6 +89,7 @@ def test_the_command_of_the_readme_writes_all_files_of_a_run(
         "figures/centers.png",
         "figures/confusion_matrix.png",
         "figures/loss.png",
+        "report.html",
     ):
         assert (run / name).stat().st_size > 0, name
     assert list(run.glob("events.out.tfevents.*"))

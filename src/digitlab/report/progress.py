@@ -1,15 +1,57 @@
-"""How far a sweep is: the lines that its jobs print."""
+"""How far a sweep is: the lines that its jobs print, and what its page says while it runs."""
 
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from digitlab.formatting import format_loss
-from digitlab.runs.results import read_results, selection_score
+from digitlab.runs.results import Objective, read_results, selection_score
 from hydra_plugins.resumable_sweeper.jobs import Planned, read_plan, short_lines
 
 ENDED = ("completed", "failed", "diverged", "pruned")
+
+
+class Standing(NamedTuple):
+    """How a job that has started stands."""
+
+    status: str
+    # None unless it is completed.
+    objective: Objective | None
+    score: float | None
+    seconds: float
+    error: str
+    # When results.json was written, in seconds since the epoch.
+    written: float
+
+
+# The results that this process has read, by path, with what tells that the file is the same.
+_known: dict[str, tuple[tuple[int, int, int], Standing | None]] = {}
+
+
+def read_standing(run: Path) -> Standing | None:
+    """Read how a job stands; None if it has no results. A file is read again if it changed."""
+    path = run / "results.json"
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    stamp, name = (stat.st_mtime_ns, stat.st_size, stat.st_ino), str(path)
+    known = _known.get(name)
+    if known is None or known[0] != stamp:
+        known = _known[name] = stamp, _describe(read_results(run), stat.st_mtime)
+    return known[1]
+
+
+def _describe(results: dict[str, Any] | None, written: float) -> Standing | None:
+    if results is None:
+        return None
+    objective, score = None, None
+    if results["status"] == "completed":
+        objective, score = selection_score(results)
+    seconds, error = results.get("seconds") or 0.0, results.get("error") or ""
+    return Standing(results["status"], objective, score, seconds, error, written)
 
 
 def opening(sweep_dir: Path, name: str) -> str:
@@ -30,42 +72,54 @@ def standing(sweep_dir: Path, name: str) -> str:
     plan = read_plan(sweep_dir)
     if name not in plan:
         return "Job ended"
-    results = {job: read_results(sweep_dir / job) or {} for job in plan}
-    ended = [job for job in plan if results[job].get("status") in ENDED]
+    states = {job: read_standing(sweep_dir / job) for job in plan}
     message = f"Job {list(plan).index(name) + 1} of {len(plan)} ended"
-    best: dict[tuple[str, str], tuple[float, str]] = {}
-    lines = short_lines(plan)
-    for job in ended:
-        if results[job]["status"] != "completed":
+    lines, words = short_lines(plan), []
+    for job, objective, score in find_best(states):
+        words.append(f"{objective.name} {format_loss(score)} ({lines[job]})")
+    if words:
+        message += f"; best so far: {', '.join(words)}"
+    left = describe_time_left(plan, states, plan[name].requested)
+    return f"{message}; {left}" if left else message
+
+
+def find_best(states: Mapping[str, Standing | None]) -> list[tuple[str, Objective, float]]:
+    """The best completed job of each objective, with its score."""
+    best: dict[tuple[str, str], tuple[str, Objective, float]] = {}
+    for job, state in states.items():
+        if state is None or state.objective is None or state.score is None:
             continue
-        objective, value = selection_score(results[job])
-        measure, cost = (objective.measure, objective.direction), objective.cost(value)
-        if measure not in best or cost < best[measure][0]:
-            best[measure] = cost, f"{objective.name} {format_loss(value)} ({lines[job]})"
-    if best:
-        message += f"; best so far: {', '.join(words for _, words in best.values())}"
-    minutes = minutes_left(sweep_dir, plan, ended, plan[name].requested)
+        objective = state.objective
+        measure = objective.measure, objective.direction
+        if measure not in best or objective.cost(state.score) < objective.cost(best[measure][2]):
+            best[measure] = job, objective, state.score
+    return list(best.values())
+
+
+def describe_time_left(
+    plan: Mapping[str, Planned], states: Mapping[str, Standing | None], start: float
+) -> str:
+    """The time left at the pace since `start`; empty where nothing tells it or nothing is left."""
+    minutes = minutes_left(plan, states, start)
     if minutes is None:
-        return message
-    if minutes < 1:
-        return f"{message}; less than a minute left"
-    return f"{message}; about {minutes:.0f} min left"
+        return ""
+    return "less than a minute left" if minutes < 1 else f"about {minutes:.0f} min left"
 
 
 def minutes_left(
-    sweep_dir: Path, plan: Mapping[str, Planned], ended: list[str], start: float
+    plan: Mapping[str, Planned], states: Mapping[str, Standing | None], start: float
 ) -> float | None:
     """The time left at the pace since `start`; None where nothing tells it or nothing is left.
 
     The pace is that of the epochs done, with any number of workers.
     """
-    done = 0.0
-    for job in ended:
-        if (sweep_dir / job / "results.json").stat().st_mtime >= start:
-            done += epochs(plan[job])
-    left = sum(
-        epochs(job) for name, job in plan.items() if name not in ended and job.requested >= start
-    )
+    done = left = 0.0
+    for name, job in plan.items():
+        state = states[name]
+        if state is not None and state.status in ENDED:
+            done += epochs(job) if state.written >= start else 0
+        elif job.requested >= start:
+            left += epochs(job)
     return (time.time() - start) / done * left / 60 if done and left else None
 
 

@@ -94,7 +94,9 @@ def select_comparable(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     same_score = same_data[same_data.score_name.astype(str).str.startswith("val/")]
     size = "config.data.val_size"
     if not len(same_score):
-        same_score, size = same_data, "config.data.train_size"
+        names = same_data.score_name.astype(str)
+        part = "test" if names.str.startswith("test/").any() else "train"
+        same_score, size = same_data, f"config.data.{part}_size"
     sizes = same_score.get(size, pd.Series("", same_score.index)).fillna("")
     same_size = same_score[sizes == most_common(sizes)]
     notes = []

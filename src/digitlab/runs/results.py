@@ -260,6 +260,7 @@ def check_same_run(run: Path, expected: str) -> None:
 def remove_outputs(run: Path) -> None:
     """Delete the outputs of an earlier start, but keep its logs and settings."""
     # results.json first: without it, the other files do not count as a completed run.
-    for pattern in ("results.json", *OUTPUTS, "events.out.tfevents.*", *CSV_LOGGER):
+    outputs = (*OUTPUTS, "events.out.tfevents.*", *CSV_LOGGER, "report.html")
+    for pattern in ("results.json", *outputs):
         for path in run.glob(pattern):
             path.unlink(missing_ok=True)
