@@ -120,8 +120,7 @@ def test_wandb_works_offline_and_stays_one_run(tracked: Path) -> None:
 
 def read_wandb_records(path: Path) -> Iterator[Any]:
     """The records of a file of W&B: LevelDB's log format behind seven bytes, without checksums."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    records: Any = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     content, place, record = path.read_bytes(), 7, b""
     while place + 7 <= len(content):
         # A block of 32 KiB ends with padding that holds no header.
@@ -133,16 +132,14 @@ def read_wandb_records(path: Path) -> Iterator[Any]:
         place += 7 + size
         # A whole record, or the last part of one.
         if kind in (1, 4):
-            yield Record.FromString(record)
+            yield records.Record.FromString(record)
             record = b""
 
 
 def find_mlflow_runs(folder: Path) -> list[Any]:
     """The runs in the store of a folder."""
-    pytest.importorskip("mlflow")
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder}/store/mlflow.db")
+    tracking: Any = pytest.importorskip("mlflow.tracking")
+    client = tracking.MlflowClient(f"sqlite:///{folder}/store/mlflow.db")
     experiment = client.get_experiment_by_name("digitlab")
     runs = list(client.search_runs([experiment.experiment_id]))
     for run in runs:

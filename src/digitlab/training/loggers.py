@@ -9,7 +9,7 @@ import inspect
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,6 @@ class MLFlowLogger(loggers.MLFlowLogger):
         tags: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         # Creating the tables of a new store takes many lines.
@@ -140,21 +139,16 @@ class MLFlowLogger(loggers.MLFlowLogger):
             folder.mkdir(parents=True, exist_ok=True)
             artifacts = (folder / "artifacts").as_uri()
         client = MlflowClient(tracking_uri)
-        experiment = client.get_experiment_by_name(experiment_name)
-        if experiment is None:
-            # Another job of the sweep may have made it since; if not, the next line fails.
-            with suppress(MlflowException):
-                client.create_experiment(experiment_name, artifact_location=artifacts)
-            experiment = client.get_experiment_by_name(experiment_name)
+        experiment = _find_experiment(client, experiment_name, artifacts)
         key = "digitlab.run_id"
         query = f"tags.`{key}` = '{run_tag}' and attributes.status != 'FINISHED'"
-        runs = client.search_runs([experiment.experiment_id], query, max_results=1)
+        runs = client.search_runs([experiment], query, max_results=1)
         if runs:
             run = runs[0]
             client.update_run(run.info.run_id, status="RUNNING")
         else:
             tags = {**(tags or {}), key: run_tag}
-            run = client.create_run(experiment.experiment_id, tags=tags, run_name=run_name)
+            run = client.create_run(experiment, tags=tags, run_name=run_name)
         options["run_id"] = run.info.run_id
         super().__init__(experiment_name, tracking_uri=tracking_uri, **options)
 
@@ -163,6 +157,22 @@ class MLFlowLogger(loggers.MLFlowLogger):
         """End the run, but not at the end of training (`success`): its evaluation follows."""
         if status != "success":
             super().finalize({"interrupted": "KILLED"}.get(status, status))
+
+
+def _find_experiment(client: Any, name: str, artifacts: str | None) -> str:
+    """The id of an experiment of MLflow, which is made if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:
+            # Another job of the sweep may have made it since.
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    return str(experiment.experiment_id)
 
 
 def check_loggers(choices: Any) -> None:
