@@ -17,6 +17,7 @@ from digitlab.config import validation
 from digitlab.models.kmeans import MiniBatchKMeans
 from digitlab.runs.provenance import make_run_id
 from digitlab.training import callbacks, loggers
+from hydra_plugins.resumable_sweeper import Pruned
 
 from ..conftest import RunTrain, error_message, load_results, run_in_process
 
@@ -189,6 +190,25 @@ def test_a_failed_run_fails_in_its_tracker_and_a_finished_one_is_not_continued(
     assert [run.info.status for run in find_mlflow_runs(tmp_path)] == ["FINISHED"] * 2
 
 
+@pytest.mark.slow
+def test_a_tracker_says_how_a_run_ended(tmp_path: Path) -> None:
+    """A pruned run is finished, one that a signal ended is killed, another one has failed."""
+    uri = f"logger.mlflow.tracking_uri=sqlite:///{tmp_path}/store/mlflow.db"
+    config = validation.to_plain(app.compose_config(["logger=mlflow", uri]))
+    errors = {"FINISHED": Pruned(), "KILLED": KeyboardInterrupt(), "FAILED": ValueError()}
+    for status, error in errors.items():
+        results = {"run_id": status, "metrics": {}, "steps": 0}
+        with (
+            pytest.raises(type(error)),
+            loggers.open_loggers(config, tmp_path / status, results),
+        ):
+            raise error
+    statuses = {
+        run.data.tags["digitlab.run_id"]: run.info.status for run in find_mlflow_runs(tmp_path)
+    }
+    assert statuses == {status: status for status in errors}
+
+
 @pytest.mark.parametrize("logger", [[], ["logger=csv"]])
 def test_lr_monitor_writes_the_rates_of_the_schedule(
     logger: list[str], tiny: Path, tmp_path: Path
@@ -259,7 +279,7 @@ class Twice(CSVLogger):
 def test_a_logger_of_one_s_own_stays_with_a_resumed_run(
     tiny: Path, run_train: RunTrain, tmp_path: Path
 ) -> None:
-    """A class of a plugin logs in the run's folder; `resume=` knows it without being told."""
+    """A class of a plugin logs in the run's folder; `resume=` reads it from the run."""
     (tmp_path / "twice.py").write_text(OWN_LOGGER)
     (tmp_path / "conf" / "logger").mkdir(parents=True)
     values = {"_target_": "twice.Twice", "save_dir": "{run_dir}/own", "name": "{run_id}"}

@@ -24,6 +24,7 @@ from digitlab.config.arguments import arguments, convert
 from digitlab.runs.files import write_csv
 from digitlab.runs.provenance import determining_values, flatten
 from digitlab.training.own_callbacks import find_class
+from hydra_plugins.resumable_sweeper import Pruned
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +243,7 @@ def open_loggers(
     choices = config.get("logger", {})
     if config["trainer"].get("fast_dev_run"):
         choices = {}
-    # A scheduler's variable may have told Lightning that another process logs.
+    # By a scheduler's variable, Lightning may believe that another process logs.
     only: Any = rank_zero_only
     only.rank = 0
     mode = os.environ.get("WANDB_MODE")
@@ -261,6 +262,10 @@ def open_loggers(
             logger.log_metrics(final, results["steps"])
             logger.save()
         status = "finished"
+    except Pruned:
+        # A search gave the run up, which is no failure.
+        status = "finished"
+        raise
     except BaseException as error:
         status = "failed" if isinstance(error, Exception) else "interrupted"
         raise

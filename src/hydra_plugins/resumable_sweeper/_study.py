@@ -1,9 +1,9 @@
 """The study of a search on disk: Optuna's journal in the search's directory.
 
 A trial appears in the journal whole, with its parameters and the name of its job, before the job
-starts, and is told its value after the job has recorded it. Killing any process at any moment
+starts, and gets its value after the job has recorded it. Killing any process at any moment
 therefore leaves a journal from which the search goes on. Proposals are drawn in memory by a sampler
-that is made anew for each, so that they follow from the trials and the seed alone.
+that is made for each one, so that they follow from the trials and the seed alone.
 """
 
 import hashlib
@@ -115,7 +115,7 @@ class Study:
         return self.study.trials
 
     def running(self) -> list[FrozenTrial]:
-        """The trials that are not told yet."""
+        """The trials that have not ended."""
         return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
 
     def latest(self) -> dict[str, FrozenTrial]:

@@ -45,7 +45,7 @@ class ResumableOptunaSweeperConf(CommonConf):
     """The options of `hydra/sweeper=resumable_optuna`."""
 
     _target_: str = "hydra_plugins.resumable_sweeper.search.ResumableOptunaSweeper"
-    # Sampler and pruner are instantiated by the sweeper, anew for each trial.
+    # Sampler and pruner are instantiated by the sweeper, new ones for each trial.
     _recursive_: bool = False
     n_trials: Optional[int] = None  # noqa: UP045
     """How many trials to run in all, those of earlier commands included."""
