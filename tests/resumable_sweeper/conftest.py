@@ -52,7 +52,7 @@ hydra:
   sweep: {dir: out}
 """
 SOURCE = Path(hydra_plugins.resumable_sweeper.__file__).parents[2]
-SECONDS = 60
+SECONDS = 120
 
 
 def needs(launcher: str) -> pytest.MarkDecorator:

@@ -328,12 +328,12 @@ def test_a_process_takes_over_the_jobs_of_one_that_died(app: Application) -> Non
 
 def test_a_job_that_another_process_runs_is_waited_for(app: Application) -> None:
     """A command whose only job runs elsewhere ends when the job is completed."""
-    first = app.start("seed=1", "sleep=4")
+    first = app.start("seed=1", "sleep=8")
     try:
         while not app.jobs():
             time.sleep(0.01)
         assert (
-            "Waiting for another process, which runs 1 job" in app.run("seed=1", "sleep=4").stdout
+            "Waiting for another process, which runs 1 job" in app.run("seed=1", "sleep=8").stdout
         )
         assert app.lines() == ["0.1 1"]
     finally:

@@ -28,14 +28,16 @@ PAGE = "report.html"
 def write_run_page(run: Path) -> None:
     """Write report.html into the directory of a run, if it has results.
 
-    A page that cannot be written, as on a full disk, must not make the run a failure.
+    A page that cannot be written, as on a full disk, must not make the run a failure: all that it
+    says is in other files.
     """
     try:
         if (page := render_run(run, run)) is not None:
             with atomic_write(run / PAGE) as part:
                 part.write_bytes(page)
     except Exception as error:
-        log.debug("%s was not written: %s", run / PAGE, error, exc_info=True)
+        log.warning("WARNING: %s was not written: %s", run / PAGE, error)
+        log.debug("Traceback:", exc_info=True)
 
 
 def render_run(run: Path, out: Path) -> bytes | None:
