@@ -33,9 +33,9 @@ NEXT := .venv/hydra-next
 NEXT_VERSION := 1.4.0rc3
 LAUNCHERS := hydra-joblib-launcher hydra-ray-launcher hydra-submitit-launcher
 test-hydra-next: $(NEXT)/.ready ## Run the tests of sweeps and settings on hydra-core 1.4.0rc3
-	PYTHONPATH=$(NEXT) PYTHONWARNINGS=ignore $(BIN)/python -m pytest -n auto --maxschedchunk 1 -W default -m 'not mnist' \
-	    tests/resumable_sweeper tests/config tests/test_train.py tests/test_app.py tests/test_launchers.py \
-	    tests/training/test_rerun.py
+	PYTHONPATH=$(NEXT) PYTHONWARNINGS=ignore $(BIN)/python -m pytest -n auto --maxschedchunk 1 \
+	    -W default -m 'not mnist' tests/resumable_sweeper tests/config tests/test_train.py \
+	    tests/test_app.py tests/test_launchers.py tests/training/test_rerun.py
 $(NEXT)/.ready: $(READY)
 	$(PIP) --no-deps --upgrade --target $(NEXT) \
 	    omegaconf==2.4.1rc1 $(addsuffix ==$(NEXT_VERSION),hydra-core $(LAUNCHERS))
