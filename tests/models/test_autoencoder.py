@@ -34,22 +34,25 @@ AUTOENCODER = [
 ]
 
 
+# The constructor's values of a small model.
+OPTIONS: dict[str, Any] = {
+    "channels": [4, 8],
+    "latent_dim": 3,
+    "hidden": None,
+    "norm": "none",
+    "activation": "relu",
+    "output": "sigmoid",
+    "channels_last": True,
+    "compile": False,
+    "prior": {"name": "standard_normal"},
+    "optimizer": {"name": "sgd", "lr": 0.1},
+    "scheduler": {"name": "constant"},
+    "seed": 0,
+}
+
+
 def make_model(**changes: Any) -> Autoencoder:
-    options: dict[str, Any] = {
-        "channels": [4, 8],
-        "latent_dim": 3,
-        "hidden": None,
-        "norm": "none",
-        "activation": "relu",
-        "output": "sigmoid",
-        "channels_last": True,
-        "compile": False,
-        "prior": {"name": "standard_normal"},
-        "optimizer": {"name": "sgd", "lr": 0.1},
-        "scheduler": {"name": "constant"},
-        "seed": 0,
-    }
-    return Autoencoder(**options | changes)
+    return Autoencoder(**OPTIONS | changes)
 
 
 def test_edge_lengths_are_halved_and_rounded_up() -> None:

@@ -16,29 +16,14 @@ from digitlab.training import callbacks
 
 from ..conftest import load_results, run_in_process
 from ..training.test_experiment import assert_same
+from .test_autoencoder import OPTIONS
 
 SMALL = ["model=vae", "model.channels=[4,8]", "model.latent_dim=4", "trainer.precision=32-true"]
 
 
 def make_model(**changes: Any) -> VAE:
     torch.manual_seed(0)
-    options: dict[str, Any] = {
-        "beta": 0.1,
-        "flow": 0,
-        "channels": [4, 8],
-        "latent_dim": 3,
-        "hidden": None,
-        "norm": "none",
-        "activation": "relu",
-        "output": "sigmoid",
-        "channels_last": True,
-        "compile": False,
-        "prior": {"name": "standard_normal"},
-        "optimizer": {"name": "sgd", "lr": 0.1},
-        "scheduler": {"name": "constant"},
-        "seed": 0,
-    }
-    return VAE(**options | changes)
+    return VAE(**OPTIONS | {"beta": 0.1, "flow": 0} | changes)
 
 
 def make_batch(number: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

@@ -57,8 +57,8 @@ def compare_clusters(encode: Callable[[Any], Tensor], data: Split) -> list[Clust
         for part in data.test.images.split(size):
             x = embed(part).numpy()
             labels.append(np.stack([kmeans.predict(x) for kmeans in fitted]))
-        found = torch.from_numpy(np.concatenate(labels, axis=1)).long()  # (STARTS, N)
-        scores = [agreement(data.test.labels, row, k, k) for row in found]
+        clusters = torch.from_numpy(np.concatenate(labels, axis=1)).long()  # (STARTS, N)
+        scores = [agreement(data.test.labels, row, k, k) for row in clusters]
         columns = {key: np.array([score[key] for score in scores]) for key in SCORES}
         means = {key: float(values.mean()) for key, values in columns.items()}
         deviations = {key: float(values.std(ddof=1)) for key, values in columns.items()}

@@ -45,14 +45,14 @@ def learning_curves(runs: pd.DataFrame) -> dict[str, list[Curve]]:
     curves = {}
     names = (f"val/{objective.measure}", objective.name, objective.on("train"))
     for metric in dict.fromkeys(names):
-        found = []
+        drawable = []
         for setting, own in histories.items():
             having = [history for history in own if metric in history]
             if having:
-                found.append(average(setting, having, metric))
-        found = [curve for curve in found if len(curve.epochs) > 1]
-        if found:
-            curves[metric] = found
+                drawable.append(average(setting, having, metric))
+        drawable = [curve for curve in drawable if len(curve.epochs) > 1]
+        if drawable:
+            curves[metric] = drawable
     return curves
 
 

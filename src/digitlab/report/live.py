@@ -1,8 +1,7 @@
 """The page of a sweep that runs: how far it is, what runs, and the jobs so far.
 
-It is written when a job starts and when one ends, by whatever process the launcher gave the job
-to, and is replaced by the report at the end. It needs no pandas, and its size is limited, so that
-it costs a job little.
+It is written when a job starts and when one ends, in the process that runs the job. The report
+replaces it at the end. It needs no pandas, and its size is limited, so that it costs a job little.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """Fill the templates of pages: everything in one file, everything escaped.
 
 A page holds its style sheet and its one script, and a policy that names both by their digests:
-a browser runs no other script, loads nothing from elsewhere and sends nothing, whatever a name, an
-error or a log of a run contains.
+a browser runs no other script, loads nothing from elsewhere and sends nothing, even if a name, an
+error or a log of a run holds code.
 """
 
 import os
