@@ -13,6 +13,7 @@ import pytest
 from digitlab.data.mnist import load
 
 from .conftest import (
+    HYDRA_14,
     OPTIONS,
     ROOT,
     RunTrain,
@@ -45,6 +46,7 @@ def test_help_names_every_group_and_option(run_train: RunTrain) -> None:
         assert re.search(rf"^ *{group}: [^:]*\b{re.escape(name)}", text, re.MULTILINE), option
 
 
+@pytest.mark.skipif(HYDRA_14, reason="the script that 1.4.0rc3 prints is no valid bash")
 def test_completion_works_as_documented_and_runs_no_other_script(tmp_path: Path) -> None:
     """With the line of docs/usage.md in bash, TAB completes the overrides of train.py.
 
@@ -171,6 +173,7 @@ def test_an_interrupt_before_a_run_starts_is_reported(where: str, tmp_path: Path
 # -- Hydra's flags and plugins -----------------------------------------------------------------
 
 
+@pytest.mark.skipif(HYDRA_14, reason="Hydra 1.4 refuses hydra.mode outside the primary config")
 def test_a_yaml_may_turn_a_run_into_a_sweep(
     run_train: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
@@ -248,14 +251,30 @@ def test_hydra_s_basic_sweeper_runs_the_jobs(
     assert "Traceback" not in failed.stdout + failed.stderr
 
 
-def test_a_callback_of_the_user_is_called(run_train: RunTrain, overrides: list[str]) -> None:
+CALLBACK = """
+from hydra.experimental.callback import Callback
+
+class Mine(Callback):
+    def on_job_end(self, config, job_return, **kwargs):
+        print("my job:", job_return.status.name)
+"""
+
+
+def test_a_callback_of_the_user_is_called(
+    run_train_process: RunTrain,
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """`hydra.callbacks` on the command line works as documented, together with digitlab's."""
-    callback = "+hydra.callbacks.log={_target_: hydra.experimental.callbacks.LogJobReturnCallback}"
-    done = run_train(
+    (tmp_path / "of_the_user.py").write_text(CALLBACK)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    callback = "+hydra.callbacks.mine={_target_: of_the_user.Mine}"
+    done = run_train_process(
         "model=kmeans", *overrides, "trainer.max_epochs=1", "hydra.run.dir=run", callback
     )
     assert done.returncode == 0, done.stderr
-    assert "Succeeded with return value" in done.stdout
+    assert "my job: COMPLETED" in done.stdout
 
 
 # -- extensions --------------------------------------------------------------------------------

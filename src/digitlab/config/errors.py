@@ -105,6 +105,8 @@ def _format_os_error(error: OSError) -> str:
     if error.filename is not None:
         remedy = "choose another place, as with hydra.run.dir, hydra.sweep.dir or --out"
         return f"{error.filename}: {error.strerror}; {remedy}"
+    if "'.yml'" in str(error):
+        return f"{' '.join(str(error).split())} Rename the file."
     if error.errno is None:
         # OmegaConf's, for a file that holds a number.
         return f"{error}: a YAML must hold keys; correct the file"
@@ -192,19 +194,18 @@ def _format_file_conflict(lines: list[str], overrides: Sequence[str]) -> str:
         return f"{file}.yaml: {reason}; begin it with the line `# @package model.{group}`"
     if group not in ("experiment", "sweep"):
         return f"{file}.yaml: {reason}; compare its keys and first lines with its neighbours"
-    for choice, models in NEEDS.items():
-        if f"Could not override '{choice}'" in reason:
-            remedy = f"add `override /model: {models[0]}` above it"
-            for key in ("model", "sweep"):
-                remedy = next(
-                    (f"leave out {word}" for word in overrides if word.startswith(f"{key}=")),
-                    remedy,
-                )
-            needed = _models_with(choice)
-            return f"{file}.yaml: chooses {choice}, which needs {needed}; {remedy}"
+    # Hydra 1.3 says `Could not override 'init'`, 1.4 `No earlier Group Default for 'init'`.
+    match = re.search(r"(?:Could not override|No earlier Group Default for) '([^']+)'", reason)
+    choice = match[1] if match else ""
+    if choice in NEEDS:
+        remedy = f"add `override /model: {NEEDS[choice][0]}` above it"
+        for key in ("model", "sweep"):
+            words = [word for word in overrides if word.startswith(f"{key}=")]
+            remedy = f"leave out {words[0]}" if words else remedy
+        return f"{file}.yaml: chooses {choice}, which needs {_models_with(choice)}; {remedy}"
     if not has_package:
         remedy = "begin it with the line `# @package _global_`"
-    elif "Did you mean to override" in reason or f"Could not override '{group}/" in reason:
+    elif "Did you mean to override" in reason or choice.startswith(f"{group}/"):
         remedy = "write `override /model: kmeans`, with the slash"
     else:
         part = reason.removeprefix("at ").partition(":")[0].rpartition(".")[0].rpartition(".")[2]
