@@ -144,6 +144,8 @@ def write_crafted_sweep(folder: Path) -> None:
         history = f'epoch,val/loss,"a/{CRAFTED.replace(chr(34), chr(34) * 2)}"\n1,1,1\n2,1,1\n'
         (run / "metrics.csv").write_text(history)
         (run / "train.log").write_text(f"\x1b[31m{CRAFTED}\n")
+        (run / "code.diff").write_text(CRAFTED)
+        (run / f"fit-profile{CRAFTED.replace('/', '')}.txt").write_text("")
         (run / "figures").mkdir()
         (run / "figures" / "centers.png").write_text(CRAFTED)
         (run / "figures" / "own.png").write_bytes(make_png())
@@ -176,6 +178,8 @@ def test_a_strangers_run_puts_no_script_into_a_page(tmp_path: Path) -> None:
         check_harmless(read_page(path))
         assert "script-src 'sha256-" in str(read_page(path).elements)
     assert "onerror" in read_page(pages[0]).words, "the texts are shown"
+    links = [values["href"] for tag, values in read_page(pages[-1]).elements if tag == "a"]
+    assert "./code.diff" in links
 
 
 @pytest.mark.slow
@@ -196,11 +200,12 @@ def test_files_outside_of_a_run_are_not_shown(tmp_path: Path) -> None:
     write_run(tmp_path / "sweep", "a", 1, 0, None)
     secret = tmp_path / "secret"
     secret.write_text("epoch,my/password\n1,1234.5\n2,1234.5\n")
-    for name in ("train.log", "metrics.csv"):
+    for name in ("train.log", "metrics.csv", "code.diff"):
         (tmp_path / "sweep" / "a" / name).symlink_to(secret)
     page = render_run(tmp_path / "sweep" / "a", tmp_path)
     assert page is not None
     assert b"password" not in page
+    assert b"code.diff" not in page
 
 
 def test_paired_differences_are_tested_as_by_scipy() -> None:

@@ -167,6 +167,7 @@ OUTPUTS = (
 
 # The files of logger=csv.
 CSV_LOGGER = ("csv/metrics.csv", "csv/hparams.yaml")
+PROFILES = "fit-profile*"
 
 
 def file_digests(run: Path) -> dict[str, str]:
@@ -260,7 +261,7 @@ def check_same_run(run: Path, expected: str) -> None:
 def remove_outputs(run: Path) -> None:
     """Delete the outputs of an earlier start, but keep its logs and settings."""
     # results.json first: without it, the other files do not count as a completed run.
-    outputs = (*OUTPUTS, "events.out.tfevents.*", *CSV_LOGGER, "report.html")
+    outputs = (*OUTPUTS, "events.out.tfevents.*", *CSV_LOGGER, PROFILES, "report.html")
     for pattern in ("results.json", *outputs):
         for path in run.glob(pattern):
             path.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from digitlab.runs.provenance import (
     describe_other_code,
     library_versions,
     make_run_id,
+    save_code_diff,
 )
 from digitlab.runs.results import (
     check_same_run,
@@ -173,6 +174,7 @@ def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) ->
     }
     if earlier and (other_code := describe_other_code(earlier)):
         results["warnings"].append(f"Started {other_code}, and continued by this code.")
+    save_code_diff(directory)
     path = directory / "results.json"
     write_json(path, results)
     stop = Deferred()
