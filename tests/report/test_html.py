@@ -86,7 +86,8 @@ def write_search(folder: Path) -> None:
         for seed in range(3):
             run = f"{lr:02}{seed}"
             value = loss + seed / 1000 + lr * (seed - 1) / 1e5
-            write_run(folder, run, lr, seed, value, seconds=60.0 + lr)
+            labels = {"tags": ["first", "x2"], "note": "as before"} if lr == 2 else {}
+            write_run(folder, run, lr, seed, value, seconds=60.0 + lr, **labels)
             history = f"epoch,val/loss\n1,{value + 0.01 + seed / 1000}\n2,{value}\n"
             (folder / run / "metrics.csv").write_text(history)
     write_run(folder, "zz", 100, 0, None)
@@ -102,6 +103,7 @@ def test_the_page_says_what_the_markdown_says(tmp_path: Path) -> None:
         if line.startswith("- "):
             assert line[2:] in page.words
     assert len(page.rows) == 10
+    assert page.rows[0][-3:-1] == ["first,x2", "as before"]
     assert page.rows[0][:5] == ["completed", "0.0500", "0.0010", "2", "0"], "the best run is first"
     assert page.rows[-1][0] == "failed"
     assert "ValueError: no image of a 3" in page.rows[-1][-1]
@@ -127,6 +129,8 @@ def test_the_page_sorts_and_filters_in_a_browser(tmp_path: Path) -> None:
     page = open_page(path, "sort=objective&status=failed", profile)
     assert [row[0] for row in page.rows] == ["failed"]
     assert "1 of 10 runs" in page.words
+    page = open_page(path, "sort=seed&filter=tag%3Dfirst", profile)
+    assert [row[3:5] for row in page.rows] == [["2", "0"], ["2", "1"], ["2", "2"]]
 
 
 def write_crafted_sweep(folder: Path) -> None:
@@ -137,6 +141,7 @@ def write_crafted_sweep(folder: Path) -> None:
         more: dict[str, Any] = {"config": settings, "warnings": [CRAFTED, "\ud800"]}
         more |= {"baselines": {CRAFTED: 0.1}, "code": {"digest": CRAFTED}, "error": CRAFTED}
         more |= {"versions": {CRAFTED: CRAFTED}, "machine": {CRAFTED: CRAFTED}}
+        more |= {"tags": [CRAFTED, CRAFTED], "note": CRAFTED}
         if number == 2:
             metrics, more["status"] = {}, "failed"
         write_run(folder, name, number, 0, 0.1, metrics=metrics, **more)

@@ -18,7 +18,7 @@ from digitlab.report.rendering import Cell, Column, Row, Table, make_link, short
 from digitlab.report.run_files import embed_pictures, list_texts, read_history, read_log_end
 from digitlab.runs.files import atomic_write
 from digitlab.runs.provenance import flatten
-from digitlab.runs.results import Objective, read_results
+from digitlab.runs.results import Objective, read_results, reported_status
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,10 @@ def render_run(run: Path, out: Path) -> bytes | None:
         folder=run,
         link=make_link(run, out),
         written=moment.strftime("%Y-%m-%d %H:%M"),
-        status=results["status"],
+        status=reported_status(results),
         facts=[f"{results.get('epochs', 0)} epochs", f"{seconds:.1f} s"],
+        tags=[shorten(tag, 80) for tag in results.get("tags", [])],
+        note=shorten(results.get("note", "")),
         texts=link_texts(run, out),
         warnings=[shorten(warning) for warning in results.get("warnings", [])],
         error=shorten(results.get("error") or ""),
