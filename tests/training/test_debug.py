@@ -14,7 +14,7 @@ from digitlab.report.page import write_report
 from digitlab.runs import provenance
 from digitlab.runs.provenance import make_run_id
 from digitlab.runs.restore import resumed
-from digitlab.runs.results import run_state
+from digitlab.runs.results import check_same_run, run_state
 from digitlab.training.experiment import run_experiment
 
 from ..conftest import compose, error_message, load_results, run_in_process
@@ -50,7 +50,7 @@ def test_a_debug_run_trains_little_and_says_so(name: str, tiny: Path, tmp_path: 
     (plain,) = compose(*(word for word in command if not word.startswith("debug=")))
     assert outcome["run_id"] != make_run_id(validation.to_plain(plain))
     with pytest.raises(ValueError, match="a run of another configuration"):
-        app.check_same_run(tmp_path, make_run_id(validation.to_plain(plain)))
+        check_same_run(tmp_path, make_run_id(validation.to_plain(plain)))
 
 
 def test_debug_runs_of_a_grid_have_a_folder_of_their_own() -> None:
