@@ -103,8 +103,9 @@ def test_the_page_says_what_the_markdown_says(tmp_path: Path) -> None:
         if line.startswith("- "):
             assert line[2:] in page.words
     assert len(page.rows) == 10
-    assert page.rows[0][-3:-1] == ["first,x2", "as before"]
-    assert page.rows[0][:5] == ["completed", "0.0500", "0.0010", "2", "0"], "the best run is first"
+    expected = ["completed", "0.0500", "0.0010", "2", "0", "first,x2"]
+    assert page.rows[0][:6] == expected, "the best run is first"
+    assert page.rows[0][-2] == "as before"
     assert page.rows[-1][0] == "failed"
     assert "ValueError: no image of a 3" in page.rows[-1][-1]
     assert "line 39" in page.words

@@ -59,19 +59,18 @@ def name_columns(report: Report, keys: list[str]) -> list[Column]:
             if name.startswith("baseline/") and table[name].gt(0).any():
                 words = name.removeprefix("baseline/").replace("_", " ")
                 others.append(Column(f"of-{words}", f"of {words}", True, name))
-    labels = [
-        Column(name, name, source=name) for name in ("tags", "note") if (table[name] != "").any()
-    ]
+    labels = {name: [Column(name, name)] for name in ("tags", "note") if (table[name] != "").any()}
     return [
         Column("status", "status"),
         Column("objective", label, True, "score"),
         Column("spread", "spread", True, "spread"),
         *settings,
         Column("seed", "seed", True, "seed"),
+        *labels.get("tags", []),
         *others,
         Column("seconds", "seconds", True, "seconds"),
         Column("run", "run"),
-        *labels,
+        *labels.get("note", []),
         Column("remark", "remark"),
     ]
 
