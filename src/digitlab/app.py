@@ -47,7 +47,7 @@ from hydra_plugins.resumable_sweeper.sweeper import ACTIONS
 log = logging.getLogger(__name__)
 
 # Keys that do not name a sweep.
-UNNAMED = ("seed", "plugins", "force", "dry_run", *DATA_PLACE)
+UNNAMED = ("seed", "plugins", *validation.LABELS, "force", "dry_run", *DATA_PLACE)
 # The jobs that the command requests, by directory.
 requested: dict[Path, DictConfig] = {}
 # The shape (C, H, W) and the number of classes of the data that was read to check jobs.
@@ -333,9 +333,10 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 def sweep_name(overrides: ListConfig) -> str:
     """The name of a sweep: its grid's, or its fixed and swept keys.
 
-    More values of a swept key therefore extend the same sweep.
+    More values of a swept key therefore extend the same sweep. A grid of debug runs has a name of
+    its own, so that they do not lie among the results.
     """
-    names = []
+    names, grid, suffix = [], "", ""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for override in parsed:
         key = override.key_or_group
@@ -344,9 +345,13 @@ def sweep_name(overrides: ListConfig) -> str:
         if override.is_sweep_override():
             names.append(key)
         elif key == "sweep" and override.value():
-            return override.get_value_element_as_str()
+            grid = override.get_value_element_as_str()
         else:
             names.append(f"{key}-{override.get_value_element_as_str()}")
+        if key == "debug" and (override.is_sweep_override() or override.value()):
+            suffix = f"_{names[-1]}"
+    if grid:
+        return grid + suffix
     name = re.sub(r"[^\w.+-]+", "-", "_".join(sorted(names))).strip("-") or "defaults"
     if len(name) <= 100:
         return name

@@ -86,7 +86,8 @@ def write_search(folder: Path) -> None:
         for seed in range(3):
             run = f"{lr:02}{seed}"
             value = loss + seed / 1000 + lr * (seed - 1) / 1e5
-            write_run(folder, run, lr, seed, value, seconds=60.0 + lr)
+            labels = {"tags": ["first", "x2"], "note": "as before"} if lr == 2 else {}
+            write_run(folder, run, lr, seed, value, seconds=60.0 + lr, **labels)
             history = f"epoch,val/loss\n1,{value + 0.01 + seed / 1000}\n2,{value}\n"
             (folder / run / "metrics.csv").write_text(history)
     write_run(folder, "zz", 100, 0, None)
@@ -102,7 +103,9 @@ def test_the_page_says_what_the_markdown_says(tmp_path: Path) -> None:
         if line.startswith("- "):
             assert line[2:] in page.words
     assert len(page.rows) == 10
-    assert page.rows[0][:5] == ["completed", "0.0500", "0.0010", "2", "0"], "the best run is first"
+    expected = ["completed", "0.0500", "0.0010", "2", "0", "first,x2"]
+    assert page.rows[0][:6] == expected, "the best run is first"
+    assert page.rows[0][-2] == "as before"
     assert page.rows[-1][0] == "failed"
     assert "ValueError: no image of a 3" in page.rows[-1][-1]
     assert "line 39" in page.words
@@ -127,6 +130,8 @@ def test_the_page_sorts_and_filters_in_a_browser(tmp_path: Path) -> None:
     page = open_page(path, "sort=objective&status=failed", profile)
     assert [row[0] for row in page.rows] == ["failed"]
     assert "1 of 10 runs" in page.words
+    page = open_page(path, "sort=seed&filter=tag%3Dfirst", profile)
+    assert [row[3:5] for row in page.rows] == [["2", "0"], ["2", "1"], ["2", "2"]]
 
 
 def write_crafted_sweep(folder: Path) -> None:
@@ -137,6 +142,7 @@ def write_crafted_sweep(folder: Path) -> None:
         more: dict[str, Any] = {"config": settings, "warnings": [CRAFTED, "\ud800"]}
         more |= {"baselines": {CRAFTED: 0.1}, "code": {"digest": CRAFTED}, "error": CRAFTED}
         more |= {"versions": {CRAFTED: CRAFTED}, "machine": {CRAFTED: CRAFTED}}
+        more |= {"tags": [CRAFTED, CRAFTED], "note": CRAFTED}
         if number == 2:
             metrics, more["status"] = {}, "failed"
         write_run(folder, name, number, 0, 0.1, metrics=metrics, **more)
@@ -144,6 +150,8 @@ def write_crafted_sweep(folder: Path) -> None:
         history = f'epoch,val/loss,"a/{CRAFTED.replace(chr(34), chr(34) * 2)}"\n1,1,1\n2,1,1\n'
         (run / "metrics.csv").write_text(history)
         (run / "train.log").write_text(f"\x1b[31m{CRAFTED}\n")
+        (run / "code.diff").write_text(CRAFTED)
+        (run / f"fit-profile{CRAFTED.replace('/', '')}.txt").write_text("")
         (run / "figures").mkdir()
         (run / "figures" / "centers.png").write_text(CRAFTED)
         (run / "figures" / "own.png").write_bytes(make_png())
@@ -176,6 +184,8 @@ def test_a_strangers_run_puts_no_script_into_a_page(tmp_path: Path) -> None:
         check_harmless(read_page(path))
         assert "script-src 'sha256-" in str(read_page(path).elements)
     assert "onerror" in read_page(pages[0]).words, "the texts are shown"
+    links = [values["href"] for tag, values in read_page(pages[-1]).elements if tag == "a"]
+    assert "./code.diff" in links
 
 
 @pytest.mark.slow
@@ -196,11 +206,12 @@ def test_files_outside_of_a_run_are_not_shown(tmp_path: Path) -> None:
     write_run(tmp_path / "sweep", "a", 1, 0, None)
     secret = tmp_path / "secret"
     secret.write_text("epoch,my/password\n1,1234.5\n2,1234.5\n")
-    for name in ("train.log", "metrics.csv"):
+    for name in ("train.log", "metrics.csv", "code.diff"):
         (tmp_path / "sweep" / "a" / name).symlink_to(secret)
     page = render_run(tmp_path / "sweep" / "a", tmp_path)
     assert page is not None
     assert b"password" not in page
+    assert b"code.diff" not in page
 
 
 def test_paired_differences_are_tested_as_by_scipy() -> None:

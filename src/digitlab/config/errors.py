@@ -28,6 +28,13 @@ NEEDS = {
     "channels": ("autoencoder", "vae"),
     "prior": ("autoencoder", "vae"),
 }
+# How to write values with commas, for the keys that take them.
+COMMAS = {
+    "channels": "a list is model.channels=[8,16]",
+    "model.channels": "a list is model.channels=[8,16]",
+    "tags": "a list is tags=[a,b]",
+    "note": """a text with a comma needs quotes, as note='"a, b"'""",
+}
 QUOTING = "leave out spaces around =, close brackets and quotes, and quote other characters"
 
 
@@ -78,7 +85,8 @@ def _format(error: BaseException, overrides: Sequence[str]) -> str:
         return _format_value_error(cause, overrides)
     if "Ambiguous value for argument" in first:
         word = first.split("'")[1]
-        hint = "; a list is model.channels=[8,16]" if "channels" in word else ""
+        key = word.partition("=")[0]
+        hint = f"; {COMMAS[key]}" if key in COMMAS else ""
         return f"{word}: several values are a sweep, for which add -m{hint}"
     if isinstance(error, OSError):
         return _format_os_error(error)
@@ -222,7 +230,7 @@ def _format_value_error(error: OmegaConfBaseException, overrides: Sequence[str])
     group = key.rpartition(".")[2]
     rules = [rule for ruled, _, rule in schema.RULES if ruled == key]
     if "is not a ListConfig" in reason:
-        reason = f"must be a list, as {key}=[8,16,32]"
+        reason = f"must be a list, as {key}={'[a,b]' if key == 'tags' else '[8,16,32]'}"
     elif "of type 'list'" in reason:
         reason += f"; several values are {key}=1,2 with -m, in the YAML of a sweep '1,2'"
     elif "does not support deletion" in reason:

@@ -5,9 +5,10 @@ Hydra's composition refuses an unknown key or a wrong type. The table RULES hold
 Imports no torch.
 """
 
+import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from math import inf
@@ -248,6 +249,8 @@ class Config:
     logger: Any = field(default_factory=dict)
     plugins: Any = field(default_factory=list)
     resume: str | None = None
+    tags: list[str] = field(default_factory=list)
+    note: str = ""
     force: bool = False
     dry_run: bool = False
 
@@ -301,6 +304,18 @@ def _at_least_one(value: float | None) -> bool:
     return value is None or value >= 1
 
 
+def _is_word(value: str) -> bool:
+    return re.fullmatch(r"[\w.+-]{1,40}", value) is not None
+
+
+def _are_tags(value: Sequence[str]) -> bool:
+    return len(value) <= 20 and all(map(_is_word, value))
+
+
+def _is_note(value: str) -> bool:
+    return len(value) <= 500 and value.isprintable()
+
+
 def _one_of(*names: str) -> tuple[Callable[[str], bool], str]:
     return names.__contains__, "must be one of " + ", ".join(names)
 
@@ -348,5 +363,12 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("trainer.max_epochs", _at_least_one, "must be >= 1"),
     ("trainer.accelerator", *_one_of("auto", "cpu", "gpu", "mps")),
     ("trainer.devices", _at_least_one, "must be >= 1"),
+    ("trainer.debug", _is_word, "must be a word of at most 40 characters, as fast"),
+    (
+        "tags",
+        _are_tags,
+        "must be at most 20 words, each of at most 40 letters, digits or ._+-, as [baseline,try2]",
+    ),
+    ("note", _is_note, "must be one line of at most 500 characters"),
     ("trainer.precision", *_one_of("auto", "32-true", "bf16-mixed")),
 )

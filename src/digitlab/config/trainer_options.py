@@ -50,7 +50,7 @@ OWNED: dict[str, str] = {
     "strategy": "trainer.devices=2 trains with DDP",
     "num_nodes": "a run stays on one machine; hydra/launcher distributes the jobs of a sweep",
     "max_time": "the result would depend on the machine; use trainer.max_epochs or max_steps",
-    "overfit_batches": "data.train_size=N trains on N images",
+    "overfit_batches": "data.train_size=N trains on N images, as debug=overfit does",
     "limit_test_batches": "data.test_size=N tests on N images",
     "limit_predict_batches": "a run predicts nothing",
     "val_check_interval": _EPOCH,

@@ -29,8 +29,10 @@ from digitlab.config.schema import (
 from digitlab.config.trainer_options import find_option_errors
 from digitlab.registry import DATASETS, INITS, MODELS, SCHEDULES
 
+# Words about a run, which change nothing in it.
+LABELS = ("tags", "note")
 # Keys that are no values of the experiment.
-ACTIONS = ("plugins", "resume", "force", "dry_run")
+ACTIONS = ("plugins", "resume", *LABELS, "force", "dry_run")
 # The groups whose choices may be the user's own, with values of their own.
 OWN = {"model": MODELS, "scheduler": SCHEDULES, "data": DATASETS}
 # MNIST is known before it is read; of other data the files tell.
@@ -115,7 +117,7 @@ def check(cfg: DictConfig) -> None:
 
 def trainer_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """The options of Lightning's Trainer that conf/trainer lacks."""
-    known = {"callbacks", *keys_of(Trainer)}
+    known = {"callbacks", "debug", *keys_of(Trainer)}
     return {key: value for key, value in trainer.items() if key not in known}
 
 

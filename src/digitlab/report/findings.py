@@ -137,7 +137,7 @@ def find(folders: Sequence[Path], criterion: Criterion | None = None) -> Report:
     if criterion is not None:
         table, choice = rescore(table, criterion)
     parts = []
-    for runs in split_by_objective(table):
+    for runs in split_by_objective(table[table.debug == ""]):
         compared, remarks = select_comparable(runs)
         if len(compared):
             parts.append(find_part(runs, compared, remarks))
@@ -228,6 +228,6 @@ def sort_incomplete(table: pd.DataFrame) -> pd.DataFrame:
 
 def list_failures(table: pd.DataFrame) -> pd.DataFrame:
     """List the runs and jobs that have not completed and were not pruned, with the reasons."""
-    incomplete = sort_incomplete(table[table.status != "pruned"])
+    incomplete = sort_incomplete(table[~table.status.isin(("pruned", "debug"))])
     seeds = [format_number(seed, 0) for seed in incomplete.seed]
     return incomplete[["setting", "status", "seed", "error", "run"]].assign(seed=seeds)

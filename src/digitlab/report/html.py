@@ -19,7 +19,7 @@ from digitlab.report.findings import Effect, Part, Report
 from digitlab.report.pairs import compare_pairs, correct_p_values, format_p
 from digitlab.report.rendering import Cell, Column, Row, Table, make_link, shorten
 from digitlab.report.run_files import embed_pictures, read_log_end, to_number
-from digitlab.report.run_page import render_run
+from digitlab.report.run_page import link_texts, render_run
 from digitlab.report.run_rows import make_runs_table
 from digitlab.report.sentences import describe_run
 from digitlab.report.statistics import SIGNIFICANCE_LEVEL, average_baselines, short_name
@@ -129,6 +129,7 @@ def describe_best(best: pd.Series, out: Path) -> dict[str, Any]:
         "description": describe_run(best),
         "run": best.run,
         "link": make_link(Path(best.run), out),
+        "texts": link_texts(Path(best.run), out),
         "pictures": embed_pictures(Path(best.run)),
     }
 

@@ -30,10 +30,19 @@ COLUMNS = [
     Column("settings", "settings"),
     Column("seconds", "seconds", True),
     Column("run", "run"),
-    Column("note", "note"),
+    Column("remark", "remark"),
 ]
 # The order of the rows.
-ORDER = ("running", "failed", "diverged", "completed", "pruned", "interrupted", "not started")
+ORDER = (
+    "running",
+    "failed",
+    "diverged",
+    "completed",
+    "debug",
+    "pruned",
+    "interrupted",
+    "not started",
+)
 
 
 def write_page(sweep_dir: Path, started: str = "", *, is_interrupted: bool = False) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from digitlab.formatting import format_loss
-from digitlab.runs.results import Objective, read_results, selection_score
+from digitlab.runs.results import Objective, read_results, reported_status, selection_score
 from hydra_plugins.resumable_sweeper.jobs import Planned, read_plan, short_lines
 
-ENDED = ("completed", "failed", "diverged", "pruned")
+ENDED = ("completed", "debug", "failed", "diverged", "pruned")
 
 
 class Standing(NamedTuple):
     """How a job that has started stands."""
 
     status: str
-    # None unless it is completed.
+    # None unless it is completed, and no debug run.
     objective: Objective | None
     score: float | None
     seconds: float
@@ -47,11 +47,11 @@ def read_standing(run: Path) -> Standing | None:
 def _describe(results: dict[str, Any] | None, written: float) -> Standing | None:
     if results is None:
         return None
-    objective, score = None, None
-    if results["status"] == "completed":
+    objective, score, status = None, None, reported_status(results)
+    if status == "completed":
         objective, score = selection_score(results)
     seconds, error = results.get("seconds") or 0.0, results.get("error") or ""
-    return Standing(results["status"], objective, score, seconds, error, written)
+    return Standing(status, objective, score, seconds, error, written)
 
 
 def opening(sweep_dir: Path, name: str) -> str:

@@ -10,10 +10,14 @@ import re
 from base64 import b64encode
 from pathlib import Path
 
+from digitlab.runs.provenance import CODE_DIFF
+from digitlab.runs.results import PROFILES
+
 BEST_RUN_FIGURES = ("centers", "confusion_matrix", "reconstructions", "generated", "latents")
 # The course of training and the layers, which do not show what the model can do.
 OTHER_FIGURES = ("loss", "shapes")
 MAX_FIGURES = 20
+MAX_TEXTS = 5
 # A page holds at most so many bytes of pictures; the largest of MNIST has 300 kB.
 LARGEST_PICTURES = 2**21
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -51,6 +55,12 @@ def embed_pictures(run: Path) -> dict[str, str]:
             pictures[name] = f"data:image/png;base64,{b64encode(content).decode()}"
             room -= size
     return pictures
+
+
+def list_texts(run: Path) -> list[str]:
+    """List the texts of a run that a page links to: uncommitted code, a profile."""
+    paths = [*run.glob(CODE_DIFF), *sorted(run.glob(f"{PROFILES}.txt"))]
+    return [path.name for path in paths[:MAX_TEXTS] if is_inside(path, run)]
 
 
 def read_history(run: Path) -> dict[str, list[float]]:

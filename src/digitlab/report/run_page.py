@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from digitlab.formatting import format_loss
 from digitlab.report import charts, rendering
 from digitlab.report.charts import Axis, Figure, Point, Series
 from digitlab.report.rendering import Cell, Column, Row, Table, make_link, shorten
-from digitlab.report.run_files import embed_pictures, read_history, read_log_end
+from digitlab.report.run_files import embed_pictures, list_texts, read_history, read_log_end
 from digitlab.runs.files import atomic_write
 from digitlab.runs.provenance import flatten
-from digitlab.runs.results import Objective, read_results
+from digitlab.runs.results import Objective, read_results, reported_status
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,11 @@ def render_run(run: Path, out: Path) -> bytes | None:
         folder=run,
         link=make_link(run, out),
         written=moment.strftime("%Y-%m-%d %H:%M"),
-        status=results["status"],
+        status=reported_status(results),
         facts=[f"{results.get('epochs', 0)} epochs", f"{seconds:.1f} s"],
+        tags=[shorten(tag, 80) for tag in results.get("tags", [])],
+        note=shorten(results.get("note", "")),
+        texts=link_texts(run, out),
         warnings=[shorten(warning) for warning in results.get("warnings", [])],
         error=shorten(results.get("error") or ""),
         log=read_log_end(run) if results["status"] != "completed" else [],
@@ -85,6 +89,11 @@ def render_run(run: Path, out: Path) -> bytes | None:
         settings=list_values("setting", flatten(results["config"])),
         origin=list_values("origin", describe_origin(results)),
     )
+
+
+def link_texts(run: Path, out: Path) -> dict[str, str]:
+    """The addresses of the texts of a run by name; relative to the directory `out`."""
+    return {name: make_link(run, out) + quote(name) for name in list_texts(run)}
 
 
 def draw_course(

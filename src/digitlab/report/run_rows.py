@@ -35,7 +35,8 @@ def make_runs_table(report: Report, out: Path) -> tuple[list[Column], list[Row]]
     rows = []
     for record in table.to_dict("records"):
         cells = [make_cell(column, record, columns, out) for column in columns]
-        rows.append(Row(record["status"], shorten(record["setting"]) + seed_word(record), cells))
+        words = shorten(record["setting"]) + seed_word(record) + tag_words(record)
+        rows.append(Row(record["status"], words, cells))
     return columns, rows
 
 
@@ -58,16 +59,19 @@ def name_columns(report: Report, keys: list[str]) -> list[Column]:
             if name.startswith("baseline/") and table[name].gt(0).any():
                 words = name.removeprefix("baseline/").replace("_", " ")
                 others.append(Column(f"of-{words}", f"of {words}", True, name))
+    labels = {name: [Column(name, name)] for name in ("tags", "note") if (table[name] != "").any()}
     return [
         Column("status", "status"),
         Column("objective", label, True, "score"),
         Column("spread", "spread", True, "spread"),
         *settings,
         Column("seed", "seed", True, "seed"),
+        *labels.get("tags", []),
         *others,
         Column("seconds", "seconds", True, "seconds"),
         Column("run", "run"),
-        Column("note", "note"),
+        *labels.get("note", []),
+        Column("remark", "remark"),
     ]
 
 
@@ -82,8 +86,10 @@ def make_cell(column: Column, record: dict[str, Any], columns: list[Column], out
         return Cell(record["status"], kind="status")
     if column.key == "run":
         return Cell(Path(record["run"]).name, link=make_link(Path(record["run"]), out))
-    if column.key == "note":
-        return make_note(record)
+    if column.key == "remark":
+        return make_remark(record)
+    if column.key in ("tags", "note"):
+        return Cell(shorten(record[column.key]), kind="text")
     if column.key == "setting":
         return Cell(shorten(record["setting"]), kind="text")
     value = record.get(column.source)
@@ -104,7 +110,7 @@ def make_cell(column: Column, record: dict[str, Any], columns: list[Column], out
     return NOTHING if pd.isna(value) else Cell(text, float(value), "", "number")
 
 
-def make_note(record: dict[str, Any]) -> Cell:
+def make_remark(record: dict[str, Any]) -> Cell:
     """Make the cell of the error, or of the origin and the warnings."""
     notes = [record["error"]] if record["error"] else []
     if record["status"] == "not started":
@@ -120,3 +126,8 @@ def make_note(record: dict[str, Any]) -> Cell:
 def seed_word(record: dict[str, Any]) -> str:
     """The seed as a filter finds it."""
     return "" if pd.isna(record["seed"]) else f" seed={record['seed']:.0f}"
+
+
+def tag_words(record: dict[str, Any]) -> str:
+    """The tags as a filter finds them."""
+    return shorten("".join(f" tag={tag}" for tag in record["tags"].split(",") if tag))

@@ -59,6 +59,8 @@ def count_jobs(table: pd.DataFrame) -> list[str]:
             f"{repeats} repeat{'s' * (repeats != 1)} skipped:"
             " the last completed run of each configuration counts."
         )
+    if debug := int((table.status == "debug").sum()):
+        lines.append(f"{debug} debug run{'s' * (debug != 1)}: listed, not ranked.")
     return lines
 
 

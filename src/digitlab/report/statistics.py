@@ -117,7 +117,8 @@ def find_varied_settings(table: pd.DataFrame) -> list[str]:
     """Return the columns of the settings that differ between runs.
 
     A setting that only some runs have counts only if no other setting distinguishes them from the
-    other runs with the same seed. Jobs that have not started have no settings and are ignored.
+    other runs with the same seed. Jobs that have not started have no settings and are ignored, as
+    are debug runs unless there are no others.
     """
     names = [
         name
@@ -125,6 +126,8 @@ def find_varied_settings(table: pd.DataFrame) -> list[str]:
         if name.startswith("config.") and short_name(name) not in NOT_SETTINGS
     ]
     table = table.dropna(subset=names, how="all")
+    results = table[table.debug == ""]
+    table = results if len(results) else table
     varied = [name for name in names if table[name].nunique() > 1]
     identical = table[table.duplicated([*varied, "seed"], keep=False)]
     for _, group in identical.groupby([*varied, "seed"], dropna=False):

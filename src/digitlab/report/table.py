@@ -12,21 +12,26 @@ import pandas as pd
 
 from digitlab.report.statistics import find_varied_settings, most_common, short_name
 from digitlab.runs.provenance import flatten, without_loggers
-from digitlab.runs.results import is_running, read_results
+from digitlab.runs.results import is_running, read_results, reported_status
 from hydra_plugins.resumable_sweeper.jobs import read_plan, short_lines
 
 # Only these metrics become columns, so that a name in a foreign file cannot replace another column.
 METRIC = re.compile(r"(?!baseline/)\w+/[\w/.+@-]+|active_centers")
 SAME_SETTINGS = "the same settings"
+# The words of a user about a run; a job that has not started has none yet.
+LABELS = ("debug", "tags", "note")
 # The columns with few different texts, and with whole numbers that a run may lack.
-CATEGORIES = ("status", "setting", "score_name", "data", "versions", "code", "classifier")
+CATEGORIES = ("status", "debug", "setting", "score_name", "data", "versions", "code", "classifier")
 WHOLE_NUMBERS = ("seed", "epochs", "repeats", "active_centers")
 FIRST_COLUMNS = (
     "run",
     "run_id",
     "status",
+    "debug",
     "setting",
     "seed",
+    "tags",
+    "note",
     "error",
     "other",
     "data",
@@ -70,6 +75,7 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows.values()))
     others = [name for name in table if name not in FIRST_COLUMNS]
     table = table.reindex(columns=[*FIRST_COLUMNS, *others])
+    table[[*LABELS]] = table[[*LABELS]].fillna("")
     # The overrides are all that is known about the settings of jobs that have not started.
     table["setting"] = [
         re.sub(r"(^| )seed=\d+", "", overrides.get(run_id, "")).strip() or SAME_SETTINGS
@@ -98,9 +104,9 @@ def read_rows(sweeps: Sequence[Path]) -> dict[tuple[str, str], dict[str, Any]]:
 
 def remove_superseded(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
     """Remove the runs that ended before they read any data, if another one completed."""
-    completed = {run_id for (run_id, _), row in rows.items() if row["status"] == "completed"}
+    completed = {run_id for (run_id, _), row in rows.items() if rank_attempt(row)[0]}
     for key, row in list(rows.items()):
-        ended_early = row["status"] != "completed" and row["data"] == str(None)
+        ended_early = row["status"] not in ("completed", "debug") and row["data"] == str(None)
         if ended_early and key[0] in completed:
             del rows[key]
 
@@ -117,14 +123,16 @@ def describe_settings(table: pd.DataFrame) -> list[str]:
 
 def rank_attempt(row: dict[str, Any]) -> tuple[bool, float]:
     """Rank runs of the same configuration; the highest one counts."""
-    return row["status"] == "completed", row.get("written", 0.0)
+    return row["status"] in ("completed", "debug"), row.get("written", 0.0)
 
 
 def make_row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     """Flatten a run's results.json."""
     row = {name: value for name, value in results["metrics"].items() if METRIC.fullmatch(name)}
-    names = ("run_id", "status", "seed", "error", "epochs", "fit_seconds", "seconds")
+    names = ("run_id", "seed", "error", "epochs", "fit_seconds", "seconds")
     row |= {name: results.get(name) for name in names}
+    row |= {"status": reported_status(results), "debug": results.get("debug") or ""}
+    row |= {"tags": ",".join(results.get("tags", [])), "note": results.get("note", "")}
     # The error has to fit into one cell of a Markdown table.
     row["error"] = " ".join((row["error"] or "").split()).replace("|", "/")
     if row["status"] == "interrupted" and is_running(run):
@@ -140,7 +148,7 @@ def make_row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     row |= {f"baseline/{name}": value for name, value in results.get("baselines", {}).items()}
     if objective := results["objective"]:
         row |= {"score_name": objective["name"], "direction": objective["direction"]}
-        row["score"] = objective.get("value")
+        row["score"] = None if row["debug"] else objective.get("value")
     return row
 
 

@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from digitlab import plugins
+from digitlab.runs.files import atomic_write
 
 # Where the data lies and whether it is checked; these change no result.
 DATA_PLACE = ("data.root", "data.verify")
+PACKAGE = Path(__file__).parents[1]
+# The uncommitted changes of the code, in the directory of a run.
+CODE_DIFF = "code.diff"
+LARGEST_DIFF = 10**6  # bytes
 
 
 def make_run_id(config: Mapping[str, Any]) -> str:
@@ -57,14 +62,14 @@ def code_version() -> dict[str, Any]:
         `digest` of the package's files, `sha` of the git commit, and `dirty`: whether the files
         differ from it. `sha` and `dirty` are None outside a checkout.
     """
-    package, content = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package).as_posix()
+    content = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
         content.update(f"{name} {path.stat().st_size}\n".encode() + path.read_bytes())
 
     def git(*arguments: str) -> str:
         command = ["git", *arguments]
-        done = subprocess.run(command, cwd=package, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     commit: dict[str, Any] = {"sha": None, "dirty": None}
@@ -74,6 +79,47 @@ def code_version() -> dict[str, Any]:
         sha = git("rev-parse", "HEAD")
         commit = {"sha": sha, "dirty": bool(git("status", "--porcelain", "--", "*.py"))}
     return commit | {"digest": content.hexdigest()[:12]}
+
+
+def save_code_diff(run: Path) -> None:
+    """Write the uncommitted changes of the code into a run; without any, remove earlier ones.
+
+    A run does not fail for want of it.
+    """
+    path = run / CODE_DIFF
+    with suppress(OSError):
+        if changes := code_diff():
+            with atomic_write(path) as part:
+                part.write_bytes(changes)
+        else:
+            path.unlink(missing_ok=True)
+
+
+# Cached as `code_version` is.
+@cache
+def code_diff() -> bytes:
+    """`git diff HEAD` of the checkout that holds the code, at most LARGEST_DIFF bytes of it.
+
+    Empty without a checkout or changes. Raises OSError without git.
+    """
+    if code_version()["sha"] is None:
+        return b""
+    # Neither programs nor colours nor a part of the tree that the user's settings choose.
+    plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-relative")
+    command = ["git", "--no-optional-locks", "diff", *plain, "HEAD"]
+    silent = subprocess.DEVNULL
+    with subprocess.Popen(
+        command, cwd=PACKAGE, stdin=silent, stdout=subprocess.PIPE, stderr=silent
+    ) as process:
+        assert process.stdout is not None
+        changes = process.stdout.read(LARGEST_DIFF + 1)
+        is_cut = len(changes) > LARGEST_DIFF
+        if is_cut:
+            process.kill()
+    if is_cut:
+        lines = changes[:LARGEST_DIFF].rpartition(b"\n")[0]
+        return lines + f"\n\nCut here: the diff is longer than {LARGEST_DIFF:,} bytes.\n".encode()
+    return changes if process.returncode == 0 else b""
 
 
 def describe_other_code(results: Mapping[str, Any]) -> str:

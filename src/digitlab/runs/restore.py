@@ -35,7 +35,7 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         )
     saved = restore(cfg.resume)
     saved.force, saved.dry_run = cfg.force, cfg.dry_run
-    saved.plugins = cfg.plugins
+    saved.plugins, saved.tags, saved.note = cfg.plugins, cfg.tags, cfg.note
     if "data.root" in keys:
         saved.data.root = cfg.data.root
     return saved

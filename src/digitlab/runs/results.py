@@ -23,8 +23,9 @@ FIELD_TYPES: dict[str, Any] = {
     **dict.fromkeys(("code", "data", "machine", "objective"), dict | None),
     **dict.fromkeys(("seed", "epochs", "steps", "best_epoch"), int),
     **dict.fromkeys(("fit_seconds", "seconds"), float | int),
-    **dict.fromkeys(("error", "classifier"), str | None),
-    "warnings": list,
+    **dict.fromkeys(("error", "classifier", "debug"), str | None),
+    **dict.fromkeys(("warnings", "tags"), list),
+    "note": str,
 }
 
 
@@ -83,7 +84,8 @@ def read_results(run: Path) -> dict[str, Any] | None:
             return None
     numbers = [content.get(key) for key in ("seed", "epochs", "steps", "fit_seconds", "seconds")]
     numbers += [*content["metrics"].values(), *content.get("baselines", {}).values()]
-    strings = [*content.get("warnings", []), *content.get("files", {}).values()]
+    strings = [text for key in ("warnings", "tags") for text in content.get(key, [])]
+    strings += content.get("files", {}).values()
     if not all(n is None or _is_finite(n) for n in numbers):
         return None
     if not all(isinstance(item, str) for item in strings) or content["status"] not in STATUSES:
@@ -115,6 +117,12 @@ def _has_valid_objective(content: Mapping[str, Any]) -> bool:
 
 def _is_finite(number: Any) -> bool:
     return isinstance(number, float | int) and abs(number) <= sys.float_info.max
+
+
+def reported_status(results: Mapping[str, Any]) -> str:
+    """The status that reports show: `debug` for a completed debug run, which they do not rank."""
+    is_debug = results["status"] == "completed" and results.get("debug")
+    return "debug" if is_debug else str(results["status"])
 
 
 def selection_score(results: Mapping[str, Any]) -> tuple[Objective, float]:
@@ -165,8 +173,9 @@ OUTPUTS = (
 )
 
 
-# The files of logger=csv.
+# The files of logger=csv, and those of a profiler, see `make_profiler`.
 CSV_LOGGER = ("csv/metrics.csv", "csv/hparams.yaml")
+PROFILES = "fit-profile*"
 
 
 def file_digests(run: Path) -> dict[str, str]:
@@ -260,7 +269,7 @@ def check_same_run(run: Path, expected: str) -> None:
 def remove_outputs(run: Path) -> None:
     """Delete the outputs of an earlier start, but keep its logs and settings."""
     # results.json first: without it, the other files do not count as a completed run.
-    outputs = (*OUTPUTS, "events.out.tfevents.*", *CSV_LOGGER, "report.html")
+    outputs = (*OUTPUTS, "events.out.tfevents.*", *CSV_LOGGER, PROFILES, "report.html")
     for pattern in ("results.json", *outputs):
         for path in run.glob(pattern):
             path.unlink(missing_ok=True)

@@ -13,12 +13,24 @@ from lightning.fabric.plugins.environments.lightning import (
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import (
+    AdvancedProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 
 from digitlab.runtime import signals
 
 # Lightning reads defaults of the Trainer from PL_TRAINER_*. With TORCHELASTIC_*, torch expects a
 # server that torchrun started.
 HIDDEN = ("PL_TRAINER_", "TORCHELASTIC_")
+
+PROFILERS: dict[str, type[Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
 
 
 class OneMachine(LightningEnvironment):
@@ -115,6 +127,15 @@ def make_trainer(
             use_distributed_sampler=False,
             **options,
         )
+
+
+def make_profiler(name: str, directory: Path) -> Profiler | str:
+    """Make a profiler of Lightning's that writes fit-profile.txt into a directory.
+
+    One that has no file, such as `xla`, is left to the Trainer.
+    """
+    cls = PROFILERS.get(name.lower())
+    return name if cls is None else cls(dirpath=directory, filename="profile")
 
 
 def try_trainer(options: dict[str, Any]) -> None:

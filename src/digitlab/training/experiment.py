@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from digitlab.runs.provenance import (
     describe_other_code,
     library_versions,
     make_run_id,
+    save_code_diff,
 )
 from digitlab.runs.results import (
     check_same_run,
@@ -74,6 +76,7 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
         if not locked:
             raise Busy(str(directory))
         earlier = read_results(directory) or {}
+        labels = choose_labels(cfg, earlier)
         force = cfg.force and not started_since(directory, since)
         completed = earlier.get("status") == "completed"
         if earlier.get("status") == "pruned" and not force:
@@ -84,6 +87,8 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
             if not damaged:
                 hint = "" if cfg.force else " (force=true reruns it)"
                 log_completed(earlier, config, directory, hint)
+                if labels != choose_labels({}, earlier):
+                    log.info("It keeps its tags and its note (force=true replaces them)")
                 return selection_score(earlier)[1]
             log.warning(
                 "WARNING: %s runs again: its %s changed since", directory, ", ".join(damaged)
@@ -95,7 +100,13 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
             remove_outputs(directory)
             earlier = {}
         with initial_torch_state():
-            return execute(config, directory, earlier)
+            return execute(config, directory, earlier, labels)
+
+
+def choose_labels(cfg: Mapping[Any, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """The tags and the note of a run: those of the command, else those that it has had so far."""
+    tags = list(dict.fromkeys(cfg.get("tags") or earlier.get("tags", [])))
+    return {"tags": tags, "note": cfg.get("note") or earlier.get("note", "")}
 
 
 def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
@@ -144,15 +155,19 @@ def is_resumable(directory: Path, earlier: dict[str, Any]) -> bool:
     return True
 
 
-def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> float:
+def execute(
+    config: dict[str, Any], directory: Path, earlier: dict[str, Any], labels: dict[str, Any]
+) -> float:
     """Run all stages, or those that the unfinished run `earlier` lacks; write results.json."""
-    start = time.perf_counter()
+    start, debug = time.perf_counter(), config["trainer"].get("debug")
     results: dict[str, Any] = {
         "run_id": make_run_id(config),
         # Correct if this process is killed before it writes another status.
         "status": "interrupted",
         "model": config["model"]["name"],
         "seed": config["seed"],
+        "debug": debug,
+        **labels,
         "config": config,
         "metrics": {},
         "objective": None,
@@ -173,6 +188,9 @@ def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) ->
     }
     if earlier and (other_code := describe_other_code(earlier)):
         results["warnings"].append(f"Started {other_code}, and continued by this code.")
+    if debug:
+        results["warnings"].append(f"A debug run (debug={debug}): reports list it unranked.")
+    save_code_diff(directory)
     path = directory / "results.json"
     write_json(path, results)
     stop = Deferred()

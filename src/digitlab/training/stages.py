@@ -37,7 +37,7 @@ from digitlab.runs.provenance import flatten, without_loggers
 from digitlab.runs.results import LOSS, Objective, describe_baseline, find_unbeaten
 from digitlab.runtime import signals
 from digitlab.runtime.threads import busy_cores_warning, cpu_threads, keep_freed_memory
-from digitlab.runtime.trainer import hidden_variables, make_trainer
+from digitlab.runtime.trainer import hidden_variables, make_profiler, make_trainer
 from digitlab.training.callbacks import (
     DestroyProcessGroup,
     Diverged,
@@ -224,6 +224,8 @@ def fit(
     if trait(model, "block_steps"):
         # An epoch has few blocks, fewer than the 50 items after which Lightning logs.
         passed.setdefault("log_every_n_steps", 1)
+    if passed.get("profiler"):
+        passed["profiler"] = make_profiler(passed["profiler"], directory)
     require_devices(options["accelerator"], options["devices"])
     own_callbacks = make_callbacks(options.get("callbacks", {}), objective)
     trainer = make_trainer(
