@@ -100,19 +100,33 @@ def run_alone(cfg: DictConfig, directory: Path) -> float:
 
 
 def run_sweep_job(cfg: DictConfig, directory: Path, settings: HydraConf) -> float:
-    """Run one job of a sweep, and print where it stands in the sweep."""
-    from digitlab.report.live import show_on_page
+    """Run one job of a sweep, and show where it stands in the sweep."""
+    from digitlab.report import live_table
 
     launcher = settings.runtime.choices.get("hydra/launcher")
     if launcher == "submitit_local":
         # It starts all jobs of a sweep at once on this machine.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     sweep_dir, name = Path(settings.sweep.dir), settings.sweep.subdir
-    job = read_plan(sweep_dir).get(name)
-    since = job.since if job else 0.0
+    plan = read_plan(sweep_dir)
+    since = plan[name].since if name in plan else 0.0
     if describe_origin(directory, cfg.data.get("root")):
         # Other code or data made it, so no part of a forced sweep is done.
         since = 0.0
+    # Jobs in other processes write lines, which a table would lose.
+    is_alone = launcher == "basic" and cfg.trainer.devices == 1 and name in plan
+    if is_alone and live_table.is_possible():
+        with live_table.show_table(sweep_dir, name):
+            return run_planned(cfg, directory, settings, since)
+    return run_planned(cfg, directory, settings, since)
+
+
+def run_planned(cfg: DictConfig, directory: Path, settings: HydraConf, since: float) -> float:
+    """Run one job of a sweep, and log how far the sweep is before it and after it."""
+    from digitlab.report.live import show_on_page
+
+    launcher = settings.runtime.choices.get("hydra/launcher")
+    sweep_dir, name = Path(settings.sweep.dir), settings.sweep.subdir
     opening = progress.opening(sweep_dir, name)
     log.info(opening)
     if launcher in ("joblib", "ray"):

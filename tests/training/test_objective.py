@@ -121,12 +121,16 @@ def test_the_best_epoch_has_the_highest_accuracy(
 def test_tensorboard_compares_the_objective_with_its_baselines(
     overrides: list[str], tmp_path: Path
 ) -> None:
-    """One chart has the accuracies and the majority class, and the final one is for HParams."""
+    """One chart has the accuracies and the majority class, and the final one is for HParams.
+
+    There the objective is the first metric, as they are sorted by their names.
+    """
     train(overrides, tmp_path, [0.1, 0.9, 0.7])
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert {"val/accuracy", "baseline/majority_class", "final/val/accuracy"} <= set(
-        events.Tags()["scalars"]
-    )
+    tags = events.Tags()["scalars"]
+    assert {"val/accuracy", "baseline/majority_class", "final/val/accuracy"} <= set(tags)
+    assert min(tags) == "Objective"
+    assert events.Scalars("Objective")[0].value == pytest.approx(0.9)
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     for text in (b"train/accuracy", b"val/accuracy", b"baseline/.*"):
         assert text in layout

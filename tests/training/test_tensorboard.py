@@ -115,6 +115,10 @@ def test_tensorboard_shows_every_run_with_its_settings_and_metrics(
         "model.latent_dim",
         "seed",
     } <= columns
+    assert "data.root" not in columns
+    differs = [info.get("differs", False) for info in experiment["hparamInfos"]]
+    assert differs == sorted(differs, reverse=True), "settings that differ stand first"
+    assert experiment["metricInfos"][0]["name"]["tag"] == "Objective"
     tags = {info["name"]["tag"] for info in experiment["metricInfos"]}
     assert {
         "final/test/loss",

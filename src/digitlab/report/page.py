@@ -15,6 +15,7 @@ from digitlab.report.by_metric import Criterion
 from digitlab.report.findings import Effect, Part, Report, find
 from digitlab.report.run_files import find_pictures
 from digitlab.report.sentences import describe_run
+from digitlab.report.terminal import find_width, fit_table, wrap
 from digitlab.runs.files import LARGEST_JSON, atomic_write
 from digitlab.runs.results import Objective
 
@@ -99,15 +100,18 @@ def write_part(part: Part, out: Path, listed: list[str], has_rivals: bool) -> li
 
 
 def print_report(report: Report) -> list[str]:
-    """Return the lines of a report for the terminal."""
-    failures = format_failures(report.failures)
+    """Return the lines of a report, as wide as the terminal if they are printed on one."""
+    width = find_width()
+    failures = format_failures(report.failures, width)
     if len(report.parts) == 1:
         (part,) = report.parts
         lines = [*report.counts, *report.choice, *part.summary.lines]
-        return [*format_ranking(part.ranking), *failures, "", *lines]
-    printed = [*failures, "", *report.counts, *report.choice, *report.notes]
+        return [*format_ranking(part, width), *failures, "", *wrap(lines, width)]
+    notes = [*report.counts, *report.choice, *report.notes]
+    printed = [*failures, "", *wrap(notes, width)]
     for part in report.parts:
-        printed += ["", f"{part.title}:", *format_ranking(part.ranking), "", *part.summary.lines]
+        printed += ["", f"{part.title}:", *format_ranking(part, width), ""]
+        printed += wrap(part.summary.lines, width)
     return printed
 
 
@@ -116,17 +120,26 @@ def format_list(lines: Sequence[str]) -> list[str]:
     return [*(f"- {line}" for line in lines), ""]
 
 
-def format_ranking(ranking: pd.DataFrame) -> list[str]:
-    """Format the first settings of the ranking for the terminal."""
-    lines = []
+def format_ranking(part: Part, width: int | None) -> list[str]:
+    """Format the first settings of the ranking for the terminal.
+
+    A narrow one first loses all baselines but one, then the time, the origin, the test metric, the
+    spread, the last baseline and the number of seeds. The settings and the objective stay.
+    """
+    lines, ranking = [], part.ranking
     if len(ranking):
-        lines += ["", ranking.head(MAX_ROWS).to_string(index=False)]
+        baselines = [name for name in ranking if name.startswith("of ")]
+        droppable = [*reversed(baselines[1:]), "seconds", "other", part.objective.on("test")]
+        droppable += ["spread", *baselines[:1], "seeds"]
+        if part.objective.name in droppable:
+            droppable.remove(part.objective.name)
+        lines += ["", *fit_table(ranking.head(MAX_ROWS), width, droppable)]
     if len(ranking) > MAX_ROWS:
         lines.append(f"... and {len(ranking) - MAX_ROWS} more")
     return lines
 
 
-def format_failures(failures: pd.DataFrame) -> list[str]:
+def format_failures(failures: pd.DataFrame, width: int | None) -> list[str]:
     """Format the first jobs that have not completed for the terminal, shortened."""
     if not len(failures):
         return []
@@ -136,7 +149,7 @@ def format_failures(failures: pd.DataFrame) -> list[str]:
         error=[shorten(error) for error in failures.error],
         run=[Path(run).name for run in failures.run],
     )
-    return ["", "Not completed:", shortened.head(MAX_ROWS).to_string(index=False)]
+    return ["", "Not completed:", *fit_table(shortened.head(MAX_ROWS), width, ["run"])]
 
 
 def format_markdown(table: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from digitlab.formatting import format_loss
@@ -21,6 +22,7 @@ class Standing(NamedTuple):
     objective: Objective | None
     score: float | None
     seconds: float
+    epochs: int
     error: str
     # When results.json was written, in seconds since the epoch.
     written: float
@@ -50,8 +52,9 @@ def _describe(results: dict[str, Any] | None, written: float) -> Standing | None
     objective, score, status = None, None, reported_status(results)
     if status == "completed":
         objective, score = selection_score(results)
-    seconds, error = results.get("seconds") or 0.0, results.get("error") or ""
-    return Standing(status, objective, score, seconds, error, written)
+    seconds, epochs = results.get("seconds") or 0.0, results.get("epochs") or 0
+    error = results.get("error") or ""
+    return Standing(status, objective, score, seconds, epochs, error, written)
 
 
 def opening(sweep_dir: Path, name: str) -> str:
@@ -97,17 +100,26 @@ def find_best(states: Mapping[str, Standing | None]) -> list[tuple[str, Objectiv
 
 
 def describe_time_left(
-    plan: Mapping[str, Planned], states: Mapping[str, Standing | None], start: float
+    plan: Mapping[str, Planned],
+    states: Mapping[str, Standing | None],
+    start: float,
+    shares: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
-    """The time left at the pace since `start`; empty where nothing tells it or nothing is left."""
-    minutes = minutes_left(plan, states, start)
+    """The time left at the pace since `start`; empty where nothing tells it or nothing is left.
+
+    Of jobs that run, `shares` may say which share of their epochs is done.
+    """
+    minutes = minutes_left(plan, states, start, shares)
     if minutes is None:
         return ""
     return "less than a minute left" if minutes < 1 else f"about {minutes:.0f} min left"
 
 
 def minutes_left(
-    plan: Mapping[str, Planned], states: Mapping[str, Standing | None], start: float
+    plan: Mapping[str, Planned],
+    states: Mapping[str, Standing | None],
+    start: float,
+    shares: Mapping[str, float] = MappingProxyType({}),
 ) -> float | None:
     """The time left at the pace since `start`; None where nothing tells it or nothing is left.
 
@@ -119,7 +131,9 @@ def minutes_left(
         if state is not None and state.status in ENDED:
             done += epochs(job) if state.written >= start else 0
         elif job.requested >= start:
-            left += epochs(job)
+            share = shares.get(name, 0.0)
+            done += share * epochs(job)
+            left += (1 - share) * epochs(job)
     return (time.time() - start) / done * left / 60 if done and left else None
 
 

@@ -28,6 +28,7 @@ from digitlab.models.base import find_objective, trait
 from digitlab.runs.files import write_csv, write_json
 from digitlab.runs.results import LOSS, Objective, find_unbeaten
 from digitlab.runtime.seeds import Stream, seed_globally
+from digitlab.runtime.watching import watched
 from digitlab.training.event_files import open_writer
 
 log = logging.getLogger(__name__)
@@ -244,10 +245,14 @@ class Record(Checkpoint):
 
 
 class Progress(EpochCallback):
-    """Log a line for each epoch; on a terminal, show a bar over all of training below them."""
+    """Log a line for each epoch; on a terminal, show a bar over all of training below them.
+
+    Whoever watches the training shows it instead of the bar.
+    """
 
     def __init__(self, baselines: dict[str, float], directory: Path) -> None:
         self.baselines, self.directory = baselines, directory
+        self.watched = watched()
         self.bar: Any = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -259,7 +264,13 @@ class Progress(EpochCallback):
         data: Any = getattr(trainer, "datamodule")  # noqa: B009
         steps, epochs = data.steps, trainer.max_epochs or 0
         # None lets tqdm decide by the terminal. The workers of joblib would share one line of it.
-        disable = True if current_process().name.startswith("Loky") else None
+        is_hidden = self.watched is not None or current_process().name.startswith("Loky")
+        disable = True if is_hidden else None
+        if self.watched is not None:
+            self.watched.total_steps, self.watched.epochs = steps * epochs, epochs
+            self.watched.steps = steps * trainer.current_epoch
+            self.watched.epoch = trainer.current_epoch
+            self.watched.measure = find_objective(module).name
         # tqdm's own lock is a semaphore, and Python warns of one that a killed process leaves.
         tqdm.set_lock(RLock())
         self.bar = tqdm(
@@ -292,6 +303,8 @@ class Progress(EpochCallback):
         """Advance the bar by the minibatches of the item."""
         if self.bar is not None and not self.bar.disable:
             self.bar.update(minibatches(batch))
+        if self.watched is not None:
+            self.watched.steps += minibatches(batch)
 
     def on_epoch_row(
         self, trainer: Trainer, module: LightningModule, row: dict[str, float]
@@ -301,7 +314,11 @@ class Progress(EpochCallback):
             return
         metrics = logged(row)
         summary = "  ".join(f"{name} {format_loss(value)}" for name, value in metrics.items())
-        hint = self._compare(metrics, find_objective(module))
+        objective = find_objective(module)
+        hint = self._compare(metrics, objective)
+        if self.watched is not None:
+            self.watched.epoch = trainer.current_epoch + 1
+            self.watched.value = metrics.get(objective.name, metrics.get(objective.on("train")))
         # The next update draws the bar again, below the line.
         self.bar.clear()
         log.info(

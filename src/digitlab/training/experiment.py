@@ -15,7 +15,6 @@ from digitlab import Busy, RunFailed, plugins
 from digitlab.config.validation import to_plain
 from digitlab.data.datasets import has_sources
 from digitlab.data.origin import describe_differences
-from digitlab.formatting import format_loss
 from digitlab.models import checkpoints
 from digitlab.runs.files import directory_lock, remove_partial_files, write_json
 from digitlab.runs.provenance import (
@@ -39,6 +38,7 @@ from digitlab.runtime.threads import initial_torch_state, quiet_threads
 from digitlab.training.callbacks import Diverged
 from digitlab.training.loggers import open_loggers
 from digitlab.training.stages import read_data, run_stages
+from digitlab.training.verdict import log_results
 from hydra_plugins.resumable_sweeper import Pruned
 
 log = logging.getLogger(__name__)
@@ -244,25 +244,3 @@ def suggest_remedy(error: Exception, directory: Path) -> str:
     if isinstance(error, ValueError | OSError | Diverged):
         return ""
     return f"; {directory / 'train.log'} has the traceback"
-
-
-def log_results(results: dict[str, Any], directory: Path) -> None:
-    """Log the metrics and warnings of a completed run."""
-    log.info(
-        "%s, epochs: %d, steps: %d, in %.1f s of training (data: %s)",
-        results["model"],
-        results["epochs"],
-        results["steps"],
-        results["fit_seconds"],
-        results["data"]["source"],
-    )
-    baselines = []
-    for name, value in results["baselines"].items():
-        baselines.append(f"{name.replace('_', ' ')} {format_loss(value)}")
-    compared = selection_score(results)[0].on("test")
-    for name, value in results["metrics"].items():
-        comparison = f"  ({', '.join(baselines)})" if baselines and name == compared else ""
-        log.info("  %-27s %-8.4g%s", name, value, comparison)
-    for warning in results["warnings"]:
-        log.warning("WARNING: %s", warning)
-    log.info("Results and figures: %s", directory)

@@ -33,7 +33,7 @@ from digitlab.models import checkpoints
 from digitlab.models.base import Model, find_objective, sentence, trait
 from digitlab.registry import MODELS
 from digitlab.runs.files import atomic_write, write_json
-from digitlab.runs.provenance import flatten, without_loggers
+from digitlab.runs.provenance import determining_values, flatten
 from digitlab.runs.results import LOSS, Objective, describe_baseline, find_unbeaten
 from digitlab.runtime import signals
 from digitlab.runtime.threads import busy_cores_warning, cpu_threads, keep_freed_memory
@@ -58,6 +58,9 @@ from digitlab.training.pruning import Pruning, was_pruned
 from hydra_plugins.resumable_sweeper import Pruned, current_trial
 
 log = logging.getLogger(__name__)
+
+# TensorBoard's HParams page sorts metrics by their names, capitals first, and shows the first five.
+OBJECTIVE_TAG = "Objective"
 
 
 def run_stages(
@@ -243,7 +246,7 @@ def fit(
             DivergenceCheck(),
             Record(directory, results, (config["model"]["name"], model_values(config, data))),
             Progress(results["baselines"], directory),
-            TensorBoard(directory, results["baselines"], flatten(without_loggers(config))),
+            TensorBoard(directory, results["baselines"], flatten(determining_values(config))),
             *own_callbacks,
             *([] if trial is None else [Pruning(trial)]),
             DestroyProcessGroup(),
@@ -399,7 +402,7 @@ def evaluate_and_save(
         with open_writer(directory) as writer:
             model.write_files(data, directory, writer)
         pictures |= model.figures(data)
-    save_summary(pictures, metrics, len(history), directory)
+    save_summary(pictures, results, len(history), directory)
 
 
 def record_objective(best_epoch: dict[str, float], results: dict[str, Any]) -> None:
@@ -456,7 +459,7 @@ def draw_curves(
 
 
 def save_summary(
-    pictures: dict[str, Figure], metrics: dict[str, float], epoch: int, directory: Path
+    pictures: dict[str, Figure], results: dict[str, Any], epoch: int, directory: Path
 ) -> None:
     """Write figures as PNG; log figures, metrics and the successful end to TensorBoard."""
     with open_writer(directory) as writer:
@@ -472,8 +475,9 @@ def save_summary(
                 width=picture.width, height=picture.height, colorspace=3, encoded_image_string=png
             )
             write_summary(writer, Summary(value=[Summary.Value(tag=name, image=image)]), epoch)
-        for name, value in metrics.items():
+        for name, value in results["metrics"].items():
             writer.add_scalar(f"final/{name}", value, epoch)
+        writer.add_scalar(OBJECTIVE_TAG, results["objective"]["value"], epoch)
         write_summary(writer, hparams({}, {})[2])
 
 
