@@ -143,7 +143,9 @@ class Study:
         for trial in trials:
             study.add_trial(_within(trial, space))
         study.ask(space.distributions)
-        return study.trials[-1]
+        proposal = study.trials[-1]
+        proposal.params = space.shorten(proposal.params)
+        return proposal
 
     def add(self, proposal: FrozenTrial, job: str) -> None:
         """Make a proposal a trial, which its job is about to run."""
