@@ -249,6 +249,8 @@ def check_data(cfg: DictConfig, directory: Path) -> None:
 def describe_run(config: DictConfig, directory: Path, run_id: str) -> str:
     """What a dry run prints of a single run."""
     state = "foreign" if find_conflict(directory, run_id) else run_state(directory)
+    if state == "completed" and is_untested(directory):
+        state = "untested"
     action = ACTIONS.get(state, "run again")
     remark = ""
     if state in FINISHED:
@@ -297,9 +299,17 @@ def job_state(directory: Path, name: str) -> str:
         return state
     if find_conflict(directory, make_run_id(validation.to_plain(cfg))):
         return "foreign"
+    if state == "completed" and "n_trials" not in cfg.hydra.sweeper and is_untested(directory):
+        return "untested"
     if state == "completed" and (remark := describe_origin(directory, cfg.data.get("root"))):
         return f"completed: {remark}"
     return state
+
+
+def is_untested(directory: Path) -> bool:
+    """Whether a run completed as a trial of a search, which leaves out the test images."""
+    results = read_results(directory) or {}
+    return results.get("status") == "completed" and bool(results.get("trial"))
 
 
 def job_value(directory: Path) -> float | None:

@@ -25,6 +25,8 @@ FIELD_TYPES: dict[str, Any] = {
     **dict.fromkeys(("fit_seconds", "seconds"), float | int),
     **dict.fromkeys(("error", "classifier"), str | None),
     "warnings": list,
+    # Whether it is a trial of a search, which leaves the test images to the winner.
+    "trial": bool,
 }
 
 

@@ -37,7 +37,7 @@ from digitlab.runtime.threads import initial_torch_state, quiet_threads
 from digitlab.training.callbacks import Diverged
 from digitlab.training.loggers import open_loggers
 from digitlab.training.stages import read_data, run_stages
-from hydra_plugins.resumable_sweeper import Pruned
+from hydra_plugins.resumable_sweeper import Pruned, current_trial
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,11 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
             raise Busy(str(directory))
         earlier = read_results(directory) or {}
         force = cfg.force and not started_since(directory, since)
+        is_trial = current_trial() is not None
         completed = earlier.get("status") == "completed"
+        if completed and earlier.get("trial") and not is_trial:
+            # What a trial of a search lacks is its evaluation on the test images.
+            completed = bool(find_damage(directory, earlier))
         if earlier.get("status") == "pruned" and not force:
             log.info("Pruned by a search, not rerun (force=true reruns it): %s", directory)
             return math.nan
@@ -95,7 +99,7 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
             remove_outputs(directory)
             earlier = {}
         with initial_torch_state():
-            return execute(config, directory, earlier)
+            return execute(config, directory, earlier, is_trial=is_trial)
 
 
 def require_data(config: dict[str, Any], earlier: dict[str, Any]) -> None:
@@ -144,7 +148,9 @@ def is_resumable(directory: Path, earlier: dict[str, Any]) -> bool:
     return True
 
 
-def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) -> float:
+def execute(
+    config: dict[str, Any], directory: Path, earlier: dict[str, Any], *, is_trial: bool
+) -> float:
     """Run all stages, or those that the unfinished run `earlier` lacks; write results.json."""
     start = time.perf_counter()
     results: dict[str, Any] = {
@@ -171,6 +177,8 @@ def execute(config: dict[str, Any], directory: Path, earlier: dict[str, Any]) ->
         "classifier": None,
         "files": {},
     }
+    if is_trial:
+        results["trial"] = True
     if earlier and (other_code := describe_other_code(earlier)):
         results["warnings"].append(f"Started {other_code}, and continued by this code.")
     path = directory / "results.json"
@@ -241,7 +249,8 @@ def log_results(results: dict[str, Any], directory: Path) -> None:
     baselines = []
     for name, value in results["baselines"].items():
         baselines.append(f"{name.replace('_', ' ')} {format_loss(value)}")
-    compared = selection_score(results)[0].on("test")
+    objective = selection_score(results)[0]
+    compared = objective.name if results.get("trial") else objective.on("test")
     for name, value in results["metrics"].items():
         comparison = f"  ({', '.join(baselines)})" if baselines and name == compared else ""
         log.info("  %-27s %-8.4g%s", name, value, comparison)
