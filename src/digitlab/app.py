@@ -307,9 +307,8 @@ def job_state(directory: Path, name: str) -> str:
 
 
 def is_untested(directory: Path) -> bool:
-    """Whether a run completed as a trial of a search, which leaves out the test images."""
-    results = read_results(directory) or {}
-    return results.get("status") == "completed" and bool(results.get("trial"))
+    """Whether a run is a trial of a search that was not evaluated on the test images."""
+    return not (read_results(directory) or {}).get("tested", True)
 
 
 def job_value(directory: Path) -> float | None:

@@ -104,7 +104,7 @@ def test_a_trial_leaves_out_the_test_images(
     """Outside the search the same run is evaluated on them, without training it again."""
     prune(last=0)
     trial = run_in_process([*KMEANS, *overrides], tmp_path / "run")
-    assert (trial["status"], trial["trial"]) == ("completed", True)
+    assert (trial["status"], trial["trial"], trial["tested"]) == ("completed", True, False)
     assert not [name for name in trial["metrics"] if name.startswith("test/")]
     prune()
     plain = run_in_process([*KMEANS, *overrides], tmp_path / "plain")
@@ -117,7 +117,7 @@ def test_a_trial_leaves_out_the_test_images(
     assert again["metrics"] == plain["metrics"]
     assert plain["metrics"].items() >= trial["metrics"].items()
     assert again["objective"] == trial["objective"]
-    assert "trial" not in again
+    assert (again["trial"], again["tested"]) == (True, True)
 
 
 @pytest.mark.slow

@@ -25,8 +25,9 @@ FIELD_TYPES: dict[str, Any] = {
     **dict.fromkeys(("fit_seconds", "seconds"), float | int),
     **dict.fromkeys(("error", "classifier"), str | None),
     "warnings": list,
-    # Whether it is a trial of a search, which leaves the test images to the winner.
-    "trial": bool,
+    # Of a trial of a search alone: that it is one, and whether it was evaluated on the test images
+    # later, outside of the search.
+    **dict.fromkeys(("trial", "tested"), bool),
 }
 
 

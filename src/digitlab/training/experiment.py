@@ -77,7 +77,7 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
         force = cfg.force and not started_since(directory, since)
         is_trial = current_trial() is not None
         completed = earlier.get("status") == "completed"
-        if completed and earlier.get("trial") and not is_trial:
+        if completed and not earlier.get("tested", True) and not is_trial:
             # What a trial of a search lacks is its evaluation on the test images.
             completed = bool(find_damage(directory, earlier))
         if earlier.get("status") == "pruned" and not force:
@@ -177,8 +177,8 @@ def execute(
         "classifier": None,
         "files": {},
     }
-    if is_trial:
-        results["trial"] = True
+    if is_trial or earlier.get("trial"):
+        results |= {"trial": True, "tested": not is_trial}
     if earlier and (other_code := describe_other_code(earlier)):
         results["warnings"].append(f"Started {other_code}, and continued by this code.")
     path = directory / "results.json"
@@ -250,7 +250,7 @@ def log_results(results: dict[str, Any], directory: Path) -> None:
     for name, value in results["baselines"].items():
         baselines.append(f"{name.replace('_', ' ')} {format_loss(value)}")
     objective = selection_score(results)[0]
-    compared = objective.name if results.get("trial") else objective.on("test")
+    compared = objective.on("test") if results.get("tested", True) else objective.name
     for name, value in results["metrics"].items():
         comparison = f"  ({', '.join(baselines)})" if baselines and name == compared else ""
         log.info("  %-27s %-8.4g%s", name, value, comparison)

@@ -106,7 +106,7 @@ def run_stages(
         signals.safe_point()
         checkpoints.save_weights(path, best)
         # Of a search, the test images measure the winner alone.
-        shown = data.without_test() if results.get("trial") else data
+        shown = data if results.get("tested", True) else data.without_test()
         evaluate_and_save(best, shown, history, directory, results)
 
 
@@ -364,7 +364,7 @@ def evaluate_and_save(
 
     Args:
         model: The model of the best epoch.
-        data: The split; of a trial without the test images.
+        data: The split; of a trial without its test images.
         history: The rows of metrics.csv.
         directory: The run's directory.
         results: The content of results.json; gets metrics and warnings.
@@ -376,8 +376,8 @@ def evaluate_and_save(
     metrics, baselines, objective = results["metrics"], results["baselines"], find_objective(model)
     best_epoch = best_row(history, objective)
     evaluated = trait(model, "evaluate")(data)
-    is_trial, compared = results.get("trial", False), objective.on("test")
-    if is_trial:
+    is_tested, compared = results.get("tested", True), objective.on("test")
+    if not is_tested:
         evaluated = {k: value for k, value in evaluated.items() if not k.startswith("test/")}
         compared = results["objective"]["name"]
     metrics |= logged(best_epoch) | evaluated
@@ -391,7 +391,7 @@ def evaluate_and_save(
     warnings = results["warnings"]
     warnings += warn_if_worse(history, baselines, objective, steadier)
     warnings += no_better
-    if not is_trial:
+    if is_tested:
         warnings += trait(model, "warnings")(metrics, baselines)
 
     signals.safe_point()
@@ -401,7 +401,7 @@ def evaluate_and_save(
     title += "".join(f"\n{warning.partition(':')[0]}" for warning in no_better)
     pictures = draw_curves(model, history, results, title)
     # Without held-out images, the figures of a model show test images.
-    if isinstance(model, Model) and not (is_trial and data.test is data.train):
+    if isinstance(model, Model) and (is_tested or len(data.val.labels)):
         model.heading = title
         with open_writer(directory) as writer:
             model.write_files(data, directory, writer)
