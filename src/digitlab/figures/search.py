@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from digitlab.formatting import format_loss
+
 # Panels side by side.
 COLUMNS = 2
 
@@ -59,7 +61,7 @@ def panels(drawn: Sequence[Panel], measure: str, references: Mapping[str, float]
         low, high = axes.get_ylim()
         for number, (name, value) in enumerate(references.items()):
             if low <= value <= high:
-                label = f"{name} {value:.4g}"
+                label = f"{name} {format_loss(value)}"
                 axes.axhline(value, color="gray", linestyle=("--", ":")[number % 2], label=label)
         is_wide = bool(values) and min(values) > 0 and max(values) > 30 * min(values)
         if is_wide if panel.is_log is None else panel.is_log:

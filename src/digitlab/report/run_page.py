@@ -60,6 +60,9 @@ def render_run(run: Path, out: Path) -> bytes | None:
         }
     model = results.get("model", "run")
     seconds = results.get("seconds") or 0.0
+    facts = [f"{results.get('epochs', 0)} epochs", f"{seconds:.1f} s"]
+    if results.get("trial"):
+        facts.append("trial of a search")
     moment = datetime.fromtimestamp((run / "results.json").stat().st_mtime).astimezone()
     return rendering.render(
         "run.html",
@@ -68,7 +71,7 @@ def render_run(run: Path, out: Path) -> bytes | None:
         link=make_link(run, out),
         written=moment.strftime("%Y-%m-%d %H:%M"),
         status=results["status"],
-        facts=[f"{results.get('epochs', 0)} epochs", f"{seconds:.1f} s"],
+        facts=facts,
         warnings=[shorten(warning) for warning in results.get("warnings", [])],
         error=shorten(results.get("error") or ""),
         log=read_log_end(run) if results["status"] != "completed" else [],
