@@ -52,6 +52,9 @@ def main() -> None:
         raise ValueError(f"{options.run}: the run has not completed; {remedy}")
     if status != "completed":
         raise ValueError(f"{options.run}: the run has {status}; name a completed run")
+    if not recorded.get("tested", True):
+        rule = "a trial of a search is not evaluated on the test images"
+        raise ValueError(f"{options.run}: {rule}; do it with train.py resume={options.run}")
     # torch takes seconds to import, which --help and errors in the command should not cost.
     from digitlab.data.datasets import has_sources
     from digitlab.models import checkpoints

@@ -263,6 +263,8 @@ def check_data(cfg: DictConfig, directory: Path) -> None:
 def describe_run(config: DictConfig, directory: Path, run_id: str) -> str:
     """What a dry run prints of a single run."""
     state = "foreign" if find_conflict(directory, run_id) else run_state(directory)
+    if state == "completed" and is_untested(directory):
+        state = "untested"
     action = ACTIONS.get(state, "run again")
     remark = ""
     if state in FINISHED:
@@ -311,9 +313,16 @@ def job_state(directory: Path, name: str) -> str:
         return state
     if find_conflict(directory, make_run_id(validation.to_plain(cfg))):
         return "foreign"
+    if state == "completed" and "n_trials" not in cfg.hydra.sweeper and is_untested(directory):
+        return "untested"
     if state == "completed" and (remark := describe_origin(directory, cfg.data.get("root"))):
         return f"completed: {remark}"
     return state
+
+
+def is_untested(directory: Path) -> bool:
+    """Whether a run is a trial of a search that was not evaluated on the test images."""
+    return not (read_results(directory) or {}).get("tested", True)
 
 
 def job_value(directory: Path) -> float | None:

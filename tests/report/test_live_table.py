@@ -24,7 +24,8 @@ from digitlab.report import live_table
 from digitlab.report.live_table import JobTable
 from digitlab.runtime.watching import Training, watch, watched
 
-from ..conftest import find_jobs, load_results, plan_jobs, run_train_script
+from .. import forked
+from ..conftest import ROOT, find_jobs, load_results, plan_jobs
 from ..training.test_experiment import KMEANS
 
 CONTROL = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
@@ -73,17 +74,21 @@ def terminal() -> Iterator[Terminal]:
     terminal.close()
 
 
-def run_on_terminal(command: list[str], folder: Path, path: Path) -> None:
+def run_on_terminal(command: list[str], folder: Path, path: Path, cache: Path) -> None:
     """Run train.py on a terminal; the target of a forked process."""
     os.environ["TERM"] = "xterm-256color"
     for name in ("COLUMNS", "LINES", "NO_COLOR"):
         os.environ.pop(name, None)
-    run_train_script(command, folder, path, path, -1)
+    forked.run_script(ROOT / "train.py", command, folder, path, path, cache=cache)
 
 
 @pytest.mark.slow
 def test_a_sweep_on_a_terminal_is_a_table(
-    forked_process: Any, terminal: Terminal, overrides: list[str], tmp_path: Path
+    forked_process: Any,
+    classifiers: Path,
+    terminal: Terminal,
+    overrides: list[str],
+    tmp_path: Path,
 ) -> None:
     """Of three jobs one completes with a warning, one diverges, Ctrl-C interrupts the third.
 
@@ -91,7 +96,9 @@ def test_a_sweep_on_a_terminal_is_a_table(
     """
     command = ["-m", *KMEANS, *overrides, "optimizer.lr=1,1e30,2", "trainer.max_epochs=80"]
     command += ["data.batch_size=1000", "hydra.sweep.dir=sweep"]
-    process = forked_process(target=run_on_terminal, args=(command, tmp_path, terminal.path))
+    process = forked_process(
+        target=run_on_terminal, args=(command, tmp_path, terminal.path, classifiers)
+    )
     process.start()
     terminal.wait_for(r"\b2 +running +\d+/80 +0\.", seconds=200)
     os.kill(process.pid, signal.SIGINT)

@@ -147,6 +147,23 @@ def test_a_job_of_a_grid_is_read_as_a_point_of_the_space() -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "value", "short"),
+    [
+        ("x=tag(log,interval(1e-5,1))", 0.00012345678, 0.0001235),
+        ("x=interval(-3,3.5)", -2.123456, -2.123),
+        ("x=interval(100.0,30000)", 29876.54321, 29880.0),
+        ("x=interval(1000.0,1000.5)", 1000.1234567, 1000.1235),
+        ("x=interval(0,0.123454)", 0.123454, 0.123454),
+        ("x=interval(-1.5,1)", 0.0, 0.0),
+        ("x=range(0.1,0.5,0.1)", 0.30000000000000004, 0.30000000000000004),
+    ],
+)
+def test_numbers_of_an_interval_have_four_digits(line: str, value: float, short: float) -> None:
+    """More where the interval is narrow, and never outside of it; steps stay as they are."""
+    assert space(line).shorten({"x": value}) == {"x": short}
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("a=tag(log,interval(0,1))", "begins above 0"),
@@ -189,6 +206,8 @@ def test_n_trials_is_a_total_that_a_later_command_continues_to(searched: Applica
     (first,) = (line.split("  ")[-1] for line in out.splitlines() if "  new  " in line)
     searched.run(*SPACE, n_trials(8))
     params = trials(searched)[0].params
+    # What is printed is what ran and what Optuna knows: four digits.
+    assert len(first.partition(" ")[0].lstrip("x=-0.").replace(".", "")) <= 4
     assert first == f"x={params['x']!r} size={params['size']}"
     files = {path: path.stat().st_mtime_ns for path in (searched.folder / "out").rglob("*")}
     assert "8 of 8 trials" in searched.run(*SPACE, n_trials(8), DRY).stdout

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from digitlab.runs.files import write_json
 from digitlab.runs.results import run_state
-from digitlab.training import stages
+from digitlab.training import experiment, stages
 from digitlab.training.experiment import run_experiment
 
 from ..conftest import compose, error_message, load_results, run_in_process
@@ -41,7 +41,8 @@ def prune(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def start(**values: Any) -> Any:
         trial = Trial(**values) if values else None
-        monkeypatch.setattr(stages, "current_trial", lambda: trial)
+        for module in (stages, experiment):
+            monkeypatch.setattr(module, "current_trial", lambda: trial)
         return trial
 
     return start
@@ -97,6 +98,28 @@ def test_a_search_cannot_be_forced() -> None:
     assert message.startswith("force=true: a search continues; to start over, choose another")
 
 
+def test_a_trial_leaves_out_the_test_images(
+    prune: Callable[..., Any], overrides: list[str], tmp_path: Path
+) -> None:
+    """Outside the search the same run is evaluated on them, without training it again."""
+    prune(last=0)
+    trial = run_in_process([*KMEANS, *overrides], tmp_path / "run")
+    assert (trial["status"], trial["trial"], trial["tested"]) == ("completed", True, False)
+    assert not [name for name in trial["metrics"] if name.startswith("test/")]
+    prune()
+    plain = run_in_process([*KMEANS, *overrides], tmp_path / "plain")
+    assert "trial" not in plain
+    assert plain["run_id"] == trial["run_id"]
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    written = last.stat().st_mtime_ns
+    again = run_in_process([*KMEANS, *overrides], tmp_path / "run")
+    assert last.stat().st_mtime_ns == written
+    assert again["metrics"] == plain["metrics"]
+    assert plain["metrics"].items() >= trial["metrics"].items()
+    assert again["objective"] == trial["objective"]
+    assert (again["trial"], again["tested"]) == (True, True)
+
+
 @pytest.mark.slow
 def test_a_search_reports_what_it_completed_and_pruned(
     run_train: Any, overrides: list[str], tmp_path: Path
@@ -119,6 +142,9 @@ def test_a_search_reports_what_it_completed_and_pruned(
     trials = [run for run in runs if run["seed"] == 0]
     assert len(trials) == 6
     assert {run["status"] for run in trials} == {"completed", "pruned"}
+    # The test images measure the best trial alone, in the runs that confirm it.
+    assert {"test/loss" in run["metrics"] for run in trials} == {False}
+    assert {"test/loss" in run["metrics"] for run in runs if run["seed"] == 1} == {True}
     best = min(run["objective"]["value"] for run in trials if run["status"] == "completed")
     assert f"completed {best:.6g}" in done.stdout
     states = Counter(run["status"] for run in runs)

@@ -120,6 +120,10 @@ class Split(NamedTuple):
         _, c, h, w = self.train.images.shape
         return c, h, w
 
+    def without_test(self) -> "Split":
+        """The same with the held-out images as test images; the training images if none are."""
+        return self._replace(test=self.val if len(self.val.labels) else self.train)
+
 
 def kind_of_class(classes: Sequence[str]) -> str:
     """What a figure calls a class: `digit` or `class`."""

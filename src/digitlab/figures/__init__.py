@@ -11,8 +11,11 @@ from digitlab.figures.clusters import centers, confusion_matrix
 from digitlab.figures.curves import effect, tick_positions, training_curve
 from digitlab.figures.errors import errors
 from digitlab.figures.layout import image_grid, render, short
+from digitlab.figures.search import Panel, Points, panels
 
 __all__ = [
+    "Panel",
+    "Points",
     "centers",
     "confusion_matrix",
     "effect",
@@ -20,6 +23,7 @@ __all__ = [
     "image_grid",
     "interpolations",
     "latents",
+    "panels",
     "reconstructions",
     "render",
     "shapes",

@@ -46,6 +46,8 @@ def rescore(table: pd.DataFrame, criterion: Criterion) -> tuple[pd.DataFrame, li
     if not all(measures(metric, objective) for objective in objectives):
         # Baselines are values of the objective; those of another metric are not known.
         table = table.drop(columns=[name for name in table if name.startswith("baseline/")])
+    # A search chose its trials by their objective: another metric has no result of it.
+    table = table.drop(columns="trial", errors="ignore")
     sentences = [explain_choice(scores, objectives)]
     if lacking.any():
         count = f"{lacking.sum()} of {completed.sum()} completed runs"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from digitlab.report.run_files import read_history
-from digitlab.report.statistics import shared_objective
+from digitlab.report.statistics import mean_scores, shared_objective
 from digitlab.runs.results import Objective
 
 # More curves in one chart could not be distinguished, and more points of a curve not be seen.
@@ -37,7 +37,7 @@ def learning_curves(runs: pd.DataFrame) -> dict[str, list[Curve]]:
         setting, best first.
     """
     objective = shared_objective(runs)
-    means = runs.groupby("setting").score.mean().sort_values(key=objective.cost)
+    means = mean_scores(runs)
     histories = {}
     for setting in means.index[:MAX_CURVES]:
         paths = runs.run[runs.setting == setting]

@@ -1,7 +1,7 @@
 """What a report finds out about runs: computed once, for report.md and for report.html."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pandas as pd
 
 from digitlab.formatting import format_loss, format_spread
 from digitlab.report.by_metric import Criterion, rescore
+from digitlab.report.search import Search, find_search
 from digitlab.report.sentences import (
     Summary,
     count_jobs,
@@ -99,6 +100,8 @@ class Part:
     ranking: pd.DataFrame
     explanation: str
     effects: list[Effect]
+    # The search that made some of the runs, if one did.
+    search: Search | None
 
     @property
     def best(self) -> pd.Series:
@@ -155,15 +158,19 @@ def find_part(table: pd.DataFrame, compared: pd.DataFrame, notes: list[str]) -> 
         notes: Why others cannot.
     """
     settings = find_varied_settings(table)
-    runs = compared.assign(setting=describe_settings(compared))
+    runs = all_runs = compared.assign(setting=describe_settings(compared))
+    if search := find_search(table, runs):
+        runs = search.runs
     objective, ranking = shared_objective(runs), rank(runs, settings)
     title = f"By {objective.name}, {'highest' if objective.direction == 'max' else 'lowest'} first"
-    is_complete = len(runs) == (table.status == "completed").sum()
-    summary = summarize(runs, is_complete)
+    is_complete = len(all_runs) == (table.status == "completed").sum()
+    summary = summarize(all_runs, is_complete)
+    if search is not None:
+        summary = replace(summary, verdict=search.verdict)
     summary.remarks.extend(notes)
     effects = find_effects(runs, settings, sort_incomplete(table))
     explanation = explain_ranking(ranking, objective)
-    return Part(title, objective, summary, runs, settings, ranking, explanation, effects)
+    return Part(title, objective, summary, runs, settings, ranking, explanation, effects, search)
 
 
 def find_effects(runs: pd.DataFrame, settings: list[str], incomplete: pd.DataFrame) -> list[Effect]:
@@ -204,6 +211,8 @@ def rank(runs: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     for _, group in runs.groupby(settings or "setting", dropna=False):
         first = group.iloc[0]
         row = {short_name(key): first[key] for key in varied} or {"setting": first.setting}
+        if "is_confirmed" in group:
+            row["result"] = "confirmed" if group.is_confirmed.all() else "candidate"
         row |= {"seeds": len(group), objective.name: group.score.mean()}
         row |= {"spread": group.score.std()}
         if test in group and group[test].notna().any():
@@ -215,9 +224,12 @@ def rank(runs: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
         rows.append(row)
     ranking = pd.DataFrame(rows)
     ranking = ranking.sort_values(objective.name, key=objective.cost, ignore_index=True)
+    if "result" in ranking:
+        is_candidate = ranking.result != "confirmed"
+        ranking = ranking.loc[is_candidate.sort_values(kind="stable").index]
     formats = {"spread": format_spread, "seconds": partial(format_number, places=1)}
     for name in ranking.select_dtypes("float"):
-        ranking[name] = ranking[name].map(formats.get(name, format_loss))
+        ranking[name] = ranking[name].map(formats.get(name, format_loss), na_action="ignore")
     return ranking.replace("", pd.NA).dropna(axis="columns", how="all").fillna("")
 
 

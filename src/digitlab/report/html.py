@@ -21,8 +21,14 @@ from digitlab.report.rendering import Cell, Column, Row, Table, make_link, short
 from digitlab.report.run_files import embed_pictures, read_log_end, to_number
 from digitlab.report.run_page import link_texts, render_run
 from digitlab.report.run_rows import make_runs_table
+from digitlab.report.search import Search
 from digitlab.report.sentences import describe_run
-from digitlab.report.statistics import SIGNIFICANCE_LEVEL, average_baselines, short_name
+from digitlab.report.statistics import (
+    SIGNIFICANCE_LEVEL,
+    average_baselines,
+    mean_scores,
+    short_name,
+)
 from digitlab.runs.results import Objective
 
 # Jobs of which the page shows the end of the log, and settings that it compares with the best one.
@@ -77,7 +83,7 @@ def describe_failure(job: pd.Series, out: Path) -> dict[str, Any]:
 def describe_part(part: Part, out: Path, is_alone: bool) -> dict[str, Any]:
     """What the page says about the runs of one objective."""
     objective, runs = part.objective, part.runs
-    means = runs.groupby("setting").score.mean().sort_values(key=objective.cost)
+    means = mean_scores(runs)
     interactions = [effect.find_interaction(objective) for effect in part.effects]
     curves = learning_curves(runs)
     note = "Mean over the seeds of a setting; the band is one standard deviation."
@@ -98,7 +104,30 @@ def describe_part(part: Part, out: Path, is_alone: bool) -> dict[str, Any]:
         "curves_note": note,
         "tradeoffs": dict(map(draw_tradeoff, find_tradeoffs(runs))),
         "best": describe_best(part.best, out),
+        "search": describe_search(part.search) if part.search else None,
     }
+
+
+def describe_search(search: Search) -> dict[str, Any]:
+    """What the page says about the trials of a search."""
+    return {
+        "course": {f"by {panel.label}": draw_panel(panel, search) for panel in search.course},
+        "importance": charts.draw_bars(search.importance) if search.importance else "",
+        "note": search.importance_note,
+        "slices": {panel.label: draw_panel(panel, search) for panel in search.slices},
+    }
+
+
+def draw_panel(panel: figures.Panel, search: Search) -> Figure:
+    """Draw the score of trials against one quantity."""
+    series = []
+    for points in panel.series:
+        triples = zip(points.x, points.y, points.texts, strict=True)
+        drawn = [Point(x, y, shorten(text, 300)) for x, y, text in triples]
+        series.append(Series(points.name, drawn, has_line=points.has_line))
+    axis = Axis(panel.label, panel.ticks, panel.is_log)
+    svg = charts.draw(series, axis, Axis(search.objective.name), search.references)
+    return Figure(svg, [each.name for each in series])
 
 
 def describe_verdict(part: Part, best: pd.DataFrame) -> dict[str, Any]:
@@ -110,8 +139,11 @@ def describe_verdict(part: Part, best: pd.DataFrame) -> dict[str, Any]:
     # Settings may also vary only in the runs that are not compared.
     varied = [key for key in part.settings if part.runs[key].nunique(dropna=False) > 1]
     chips = [f"{short_name(key)}={values[key]}" for key in varied if pd.notna(values[key])]
-    seeds = len(best)
+    seeds, title = len(best), "Best setting"
+    if part.search:
+        title = "Result of the search" if best.is_confirmed.all() else "Best candidate"
     return {
+        "best_title": title,
         "metric": objective.name,
         "order": "higher" if objective.direction == "max" else "lower",
         "value": format_loss(best.score.mean()),

@@ -14,6 +14,7 @@ from digitlab.report import html
 from digitlab.report.by_metric import Criterion
 from digitlab.report.findings import Effect, Part, Report, find
 from digitlab.report.run_files import find_pictures
+from digitlab.report.search import Search
 from digitlab.report.sentences import describe_run
 from digitlab.report.terminal import find_width, fit_table, wrap
 from digitlab.runs.files import LARGEST_JSON, atomic_write
@@ -94,6 +95,8 @@ def write_part(part: Part, out: Path, listed: list[str], has_rivals: bool) -> li
     prefix = f"{objective.direction}_{objective.measure}_" if has_rivals else ""
     rows = ["## Settings, best first", "", format_markdown(part.ranking), ""]
     rows += [part.explanation, "", *listed]
+    if part.search:
+        rows += write_search(part.search, out, prefix)
     for effect in part.effects:
         rows += write_effect(effect, objective, out, prefix)
     return rows + write_best_run(part.best, out, prefix)
@@ -179,12 +182,28 @@ def write_effect(effect: Effect, objective: Objective, out: Path, prefix: str) -
     return [*page, format_markdown(effect.values), "", f"![{effect.name}]({name})", ""]
 
 
+def write_search(search: Search, out: Path, prefix: str) -> list[str]:
+    """Draw the course of a search into `out` and return its section of the page."""
+    page = ["## The search", ""]
+    for kind, drawn in {"course": search.course, "slices": search.slices}.items():
+        name = "search_" + re.sub(r"[^\w.+-]", "-", prefix + kind) + ".png"
+        with atomic_write(out / name) as part:
+            figure = figures.panels(drawn, search.objective.name, search.references)
+            figure.savefig(part, dpi=110)
+        page += [f"![{kind}]({name})", ""]
+    if search.importance:
+        shares = {key: f"{share:.2f}" for key, share in search.importance.items()}
+        table = pd.DataFrame({"setting": [*shares], "importance": [*shares.values()]})
+        page += [format_markdown(table), ""]
+    return [*page, search.importance_note, ""]
+
+
 def find_figures(page: Path) -> set[str]:
     """Return the names of the figures that an existing report shows."""
     if not page.is_file() or page.stat().st_size > LARGEST_JSON:
         return set()
     text = page.read_text(errors="replace")
-    return set(re.findall(r"\]\(((?:effect|best)_[\w.+-]+\.png)\)", text))
+    return set(re.findall(r"\]\(((?:effect|best|search)_[\w.+-]+\.png)\)", text))
 
 
 def write_best_run(best: pd.Series, out: Path, prefix: str) -> list[str]:

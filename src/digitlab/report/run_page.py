@@ -61,6 +61,9 @@ def render_run(run: Path, out: Path) -> bytes | None:
         }
     model = results.get("model", "run")
     seconds = results.get("seconds") or 0.0
+    facts = [f"{results.get('epochs', 0)} epochs", f"{seconds:.1f} s"]
+    if results.get("trial"):
+        facts.append("trial of a search")
     moment = datetime.fromtimestamp((run / "results.json").stat().st_mtime).astimezone()
     return rendering.render(
         "run.html",
@@ -69,7 +72,7 @@ def render_run(run: Path, out: Path) -> bytes | None:
         link=make_link(run, out),
         written=moment.strftime("%Y-%m-%d %H:%M"),
         status=reported_status(results),
-        facts=[f"{results.get('epochs', 0)} epochs", f"{seconds:.1f} s"],
+        facts=facts,
         tags=[shorten(tag, 80) for tag in results.get("tags", [])],
         note=shorten(results.get("note", "")),
         texts=link_texts(run, out),

@@ -28,9 +28,13 @@ def make_runs_table(report: Report, out: Path) -> tuple[list[Column], list[Row]]
     for part in report.parts:
         spreads.append(part.runs.groupby("setting").score.transform("std"))
         costs.append(part.objective.cost(part.runs.score))
+        if part.search:
+            costs.append(part.objective.cost(part.search.selected.score))
     if spreads:
         # Runs that are not compared come last.
         table = table.assign(spread=pd.concat(spreads), cost=pd.concat(costs)).sort_values("cost")
+        results = find_results(report)
+        table = table.loc[sorted(table.index, key=lambda index: index not in results)]
     columns = name_columns(report, keys)
     rows = []
     for record in table.to_dict("records"):
@@ -38,6 +42,12 @@ def make_runs_table(report: Report, out: Path) -> tuple[list[Column], list[Row]]
         words = shorten(record["setting"]) + seed_word(record) + tag_words(record)
         rows.append(Row(record["status"], words, cells))
     return columns, rows
+
+
+def find_results(report: Report) -> set[Any]:
+    """The indices of the runs that confirm what a search found."""
+    parts = [part for part in report.parts if part.search]
+    return {index for part in parts for index in part.runs.index[part.runs.is_confirmed]}
 
 
 def name_columns(report: Report, keys: list[str]) -> list[Column]:
@@ -118,6 +128,8 @@ def make_remark(record: dict[str, Any]) -> Cell:
         notes.append(record["setting"])
     if record["other"].strip():
         notes.append(f"other {record['other'].strip()}")
+    if record.get("trial"):
+        notes.append("trial")
     warnings = record["warnings"]
     notes += warnings if isinstance(warnings, list) else []
     return Cell(shorten(" · ".join(notes), 300), kind="note")

@@ -13,6 +13,7 @@ from digitlab.report.statistics import (
     REMEDY,
     average_baselines,
     compare_extremes,
+    mean_scores,
     select_shared_seeds,
     shared_objective,
     short_name,
@@ -21,6 +22,8 @@ from digitlab.report.statistics import (
 from digitlab.report.table import SAME_SETTINGS
 from digitlab.runs.results import LOSS, Objective, describe_baseline, is_no_better
 
+RESULT_LEGEND = """Confirmed settings ran again with fresh seeds and have the mean of these runs
+alone; candidates were chosen by the score that they are listed with."""
 SCORE_LEGEND = """are means over the seeds of a setting, and spread is their standard deviation. p
 is the probability that equal settings with these spreads have a best and a worst at least this
 clearly apart (Welch's t-test, corrected by a parametric bootstrap)."""
@@ -45,6 +48,8 @@ def explain_ranking(ranking: pd.DataFrame, objective: Objective) -> str:
         part, _, measure = objective.on("test").partition("/")
         sentences.append(BASELINE_LEGEND.format(column=columns[0], part=part, measure=measure))
     sentences.append(TIME_LEGEND)
+    if "result" in ranking:
+        sentences.append(RESULT_LEGEND)
     if "other" in ranking:
         sentences.append(OTHER_LEGEND)
     return " ".join(sentences)
@@ -140,7 +145,9 @@ def summarize_best_run(runs: pd.DataFrame) -> str:
 
 
 def select_best_run(runs: pd.DataFrame) -> pd.Series:
-    """Select the run with the best score."""
+    """Select the run with the best score; of a search, that of its result."""
+    if "is_confirmed" in runs:
+        runs = runs[runs.setting == mean_scores(runs).index[0]]
     best: pd.Series = runs.loc[shared_objective(runs).cost(runs.score).idxmin()]
     return best
 
@@ -148,10 +155,14 @@ def select_best_run(runs: pd.DataFrame) -> pd.Series:
 def summarize_baselines(runs: pd.DataFrame, group: str) -> list[str]:
     """Count the runs that are no better than a baseline; `group` names the runs in the sentence."""
     lines, objective = [], shared_objective(runs)
+    values = runs.get(objective.on("test"))
+    if "trial" in runs:
+        # Trials are not evaluated on the test images.
+        values = runs.score if values is None else values.fillna(runs.score)
     for column in runs:
-        if column.startswith("baseline/") and objective.on("test") in runs:
+        if column.startswith("baseline/") and values is not None:
             baseline = runs[column]
-            no_better = is_no_better(runs[objective.on("test")], baseline, objective)
+            no_better = is_no_better(values, baseline, objective)
             is_unbeaten = baseline.notna() & no_better
             if is_unbeaten.any():
                 count = f"{is_unbeaten.sum()} of {len(runs)} {group}"

@@ -66,6 +66,16 @@ def shared_objective(runs: pd.DataFrame) -> Objective:
     return Objective(first.score_name, first.direction)
 
 
+def mean_scores(runs: pd.DataFrame) -> pd.Series:
+    """The mean score of each setting, best first; of a search, confirmed settings before others."""
+    groups = runs.groupby("setting")
+    means = groups.score.mean().sort_values(key=shared_objective(runs).cost)
+    if "is_confirmed" not in runs:
+        return means
+    confirmed = groups.is_confirmed.first()
+    return means[sorted(means.index, key=lambda setting: not confirmed[setting])]
+
+
 def split_by_objective(table: pd.DataFrame) -> list[pd.DataFrame]:
     """Split runs whose models have different objectives; without such, return the whole table.
 

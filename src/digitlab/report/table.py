@@ -74,6 +74,8 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
         raise ValueError(f"{names}: holds no run; name a directory of outputs/")
     table = pd.DataFrame(list(rows.values()))
     others = [name for name in table if name not in FIRST_COLUMNS]
+    if "trial" in table:
+        table["trial"] = table.trial.eq(True)
     table = table.reindex(columns=[*FIRST_COLUMNS, *others])
     table[[*LABELS]] = table[[*LABELS]].fillna("")
     # The overrides are all that is known about the settings of jobs that have not started.
@@ -137,6 +139,8 @@ def make_row(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     row["error"] = " ".join((row["error"] or "").split()).replace("|", "/")
     if row["status"] == "interrupted" and is_running(run):
         row["status"] = "running"
+    if results.get("trial"):
+        row["trial"] = True
     row |= {"run": str(run), "warnings": results.get("warnings", [])}
     row |= {"written": (run / "results.json").stat().st_mtime}
     row |= {key: str(results.get(key)) for key in ("data", "versions")}

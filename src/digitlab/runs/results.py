@@ -26,6 +26,9 @@ FIELD_TYPES: dict[str, Any] = {
     **dict.fromkeys(("error", "classifier", "debug"), str | None),
     **dict.fromkeys(("warnings", "tags"), list),
     "note": str,
+    # Of a trial of a search alone: that it is one, and whether it was evaluated on the test images
+    # later, outside of the search.
+    **dict.fromkeys(("trial", "tested"), bool),
 }
 
 

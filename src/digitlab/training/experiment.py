@@ -39,7 +39,7 @@ from digitlab.training.callbacks import Diverged
 from digitlab.training.loggers import open_loggers
 from digitlab.training.stages import read_data, run_stages
 from digitlab.training.verdict import log_results
-from hydra_plugins.resumable_sweeper import Pruned
+from hydra_plugins.resumable_sweeper import Pruned, current_trial
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,11 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
         earlier = read_results(directory) or {}
         labels = choose_labels(cfg, earlier)
         force = cfg.force and not started_since(directory, since)
+        is_trial = current_trial() is not None
         completed = earlier.get("status") == "completed"
+        if completed and not earlier.get("tested", True) and not is_trial:
+            # What a trial of a search lacks is its evaluation on the test images.
+            completed = bool(find_damage(directory, earlier))
         if earlier.get("status") == "pruned" and not force:
             log.info("Pruned by a search, not rerun (force=true reruns it): %s", directory)
             return math.nan
@@ -100,7 +104,7 @@ def run_experiment(cfg: DictConfig, directory: Path, since: float = 0.0) -> floa
             remove_outputs(directory)
             earlier = {}
         with initial_torch_state():
-            return execute(config, directory, earlier, labels)
+            return execute(config, directory, earlier, labels, is_trial=is_trial)
 
 
 def choose_labels(cfg: Mapping[Any, Any], earlier: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +160,12 @@ def is_resumable(directory: Path, earlier: dict[str, Any]) -> bool:
 
 
 def execute(
-    config: dict[str, Any], directory: Path, earlier: dict[str, Any], labels: dict[str, Any]
+    config: dict[str, Any],
+    directory: Path,
+    earlier: dict[str, Any],
+    labels: dict[str, Any],
+    *,
+    is_trial: bool,
 ) -> float:
     """Run all stages, or those that the unfinished run `earlier` lacks; write results.json."""
     start, debug = time.perf_counter(), config["trainer"].get("debug")
@@ -186,6 +195,8 @@ def execute(
         "classifier": None,
         "files": {},
     }
+    if is_trial or earlier.get("trial"):
+        results |= {"trial": True, "tested": not is_trial}
     if earlier and (other_code := describe_other_code(earlier)):
         results["warnings"].append(f"Started {other_code}, and continued by this code.")
     if debug:

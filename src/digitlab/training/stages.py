@@ -108,7 +108,9 @@ def run_stages(
         trait(best, "complete")(data)
         signals.safe_point()
         checkpoints.save_weights(path, best)
-        evaluate_and_save(best, data, history, directory, results)
+        # Of a search, the test images measure the winner alone.
+        shown = data if results.get("tested", True) else data.without_test()
+        evaluate_and_save(best, shown, history, directory, results)
 
 
 def describe_objective(objective: Objective, data: Split) -> dict[str, Any]:
@@ -367,7 +369,7 @@ def evaluate_and_save(
 
     Args:
         model: The model of the best epoch.
-        data: The split.
+        data: The split; of a trial without its test images.
         history: The rows of metrics.csv.
         directory: The run's directory.
         results: The content of results.json; gets metrics and warnings.
@@ -378,26 +380,33 @@ def evaluate_and_save(
     """
     metrics, baselines, objective = results["metrics"], results["baselines"], find_objective(model)
     best_epoch = best_row(history, objective)
-    metrics |= logged(best_epoch) | trait(model, "evaluate")(data)
+    evaluated = trait(model, "evaluate")(data)
+    is_tested, compared = results.get("tested", True), objective.on("test")
+    if not is_tested:
+        evaluated = {k: value for k, value in evaluated.items() if not k.startswith("test/")}
+        compared = results["objective"]["name"]
+    metrics |= logged(best_epoch) | evaluated
     results["classifier"] = trait(model, "classifier_id")
     record_objective(best_epoch, results)
     smaller, steadier = (trait(model, name)() for name in ("smaller_steps", "steadier_steps"))
     for name in (objective.on("test"), results["objective"]["name"]):
         if not math.isfinite(metrics.get(name, 0.0)):
             raise Diverged(f"{name} is {metrics[name]} after training: {smaller}")
-    no_better = warn_if_no_better(metrics, baselines, objective)
+    no_better = warn_if_no_better(metrics, baselines, objective, compared)
     warnings = results["warnings"]
     warnings += warn_if_worse(history, baselines, objective, steadier)
     warnings += no_better
-    warnings += trait(model, "warnings")(metrics, baselines)
+    if is_tested:
+        warnings += trait(model, "warnings")(metrics, baselines)
 
     signals.safe_point()
     title = f"{results['model']}, seed {results['seed']}"
-    if objective.on("test") in metrics:
-        title += f": {in_words(objective)} {format_loss(metrics[objective.on('test')])}"
+    if compared in metrics:
+        title += f": {in_words(compared)} {format_loss(metrics[compared])}"
     title += "".join(f"\n{warning.partition(':')[0]}" for warning in no_better)
     pictures = draw_curves(model, history, results, title)
-    if isinstance(model, Model):
+    # Without held-out images, the figures of a model show test images.
+    if isinstance(model, Model) and (is_tested or len(data.val.labels)):
         model.heading = title
         with open_writer(directory) as writer:
             model.write_files(data, directory, writer)
@@ -433,9 +442,9 @@ def save_pruned(
         write_summary(writer, hparams({}, {})[2])
 
 
-def in_words(objective: Objective) -> str:
-    """The objective on test images, as in "test loss"."""
-    return objective.on("test").replace("/", " ")
+def in_words(metric: str) -> str:
+    """A metric as in "test loss"."""
+    return metric.replace("/", " ")
 
 
 def draw_curves(
@@ -505,15 +514,15 @@ def warn_if_worse(
 
 
 def warn_if_no_better(
-    metrics: dict[str, float], baselines: dict[str, float], objective: Objective
+    metrics: dict[str, float], baselines: dict[str, float], objective: Objective, compared: str
 ) -> list[str]:
-    """Warn if the model is no better than the first baseline."""
-    value = metrics.get(objective.on("test"))
+    """Warn if the metric `compared` is no better than the first baseline."""
+    value = metrics.get(compared)
     if value is None or not (name := find_unbeaten(value, baselines, objective)):
         return []
     is_better = objective.cost(value) < objective.cost(baselines[name])
     comparison = "Less than 1 % better" if is_better else "Not better"
     return [
-        f"{comparison} than {describe_baseline(name)}: {in_words(objective)} {format_loss(value)},"
+        f"{comparison} than {describe_baseline(name)}: {in_words(compared)} {format_loss(value)},"
         f" the {name.replace('_', ' ')} alone gives {format_loss(baselines[name])}."
     ]

@@ -15,10 +15,11 @@ def log_results(results: dict[str, Any], directory: Path) -> None:
     """Log a completed run: how it compares with the baselines, warnings, then the numbers."""
     metrics, baselines = results["metrics"], results["baselines"]
     objective = selection_score(results)[0]
-    no_better = warn_if_no_better(metrics, baselines, objective)
+    compared = objective.on("test") if results.get("tested", True) else objective.name
+    no_better = warn_if_no_better(metrics, baselines, objective, compared)
     for warning in no_better:
         log.warning("WARNING: %s", warning)
-    if not no_better and (verdict := describe_comparison(metrics, baselines, objective)):
+    if not no_better and (verdict := describe_comparison(metrics, baselines, objective, compared)):
         log.info("%s", verdict)
     for warning in results["warnings"]:
         if warning not in no_better:
@@ -34,7 +35,6 @@ def log_results(results: dict[str, Any], directory: Path) -> None:
     rivals = []
     for name, value in baselines.items():
         rivals.append(f"{name.replace('_', ' ')} {format_loss(value)}")
-    compared = objective.on("test")
     for name, value in metrics.items():
         comparison = f"  ({', '.join(rivals)})" if rivals and name == compared else ""
         log.info("  %-27s %-8.4g%s", name, value, comparison)
@@ -42,10 +42,10 @@ def log_results(results: dict[str, Any], directory: Path) -> None:
 
 
 def describe_comparison(
-    metrics: dict[str, float], baselines: dict[str, float], objective: Objective
+    metrics: dict[str, float], baselines: dict[str, float], objective: Objective, compared: str
 ) -> str:
-    """Say which baselines a model beats that is better than the first one; nothing without any."""
-    value = metrics.get(objective.on("test"))
+    """Say which baselines the metric `compared` beats, the first among them; nothing without."""
+    value = metrics.get(compared)
     if value is None or not baselines:
         return ""
     beaten, unbeaten = list[str](), list[str]()
@@ -55,4 +55,4 @@ def describe_comparison(
     words = f"Better than {' and '.join(beaten)}"
     if unbeaten:
         words += f", but not than {' or '.join(unbeaten)}"
-    return f"{words}: {in_words(objective)} {format_loss(value)}."
+    return f"{words}: {in_words(compared)} {format_loss(value)}."

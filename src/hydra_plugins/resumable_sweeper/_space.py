@@ -18,6 +18,8 @@ from optuna.distributions import (
 
 # The tag of Hydra's grammar that the space understands.
 LOG = "log"
+# The significant digits of numbers from an interval.
+DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,16 @@ class Dimension:
 
     def _nearest(self, value: float) -> float:
         return float(min(self.grid, key=lambda point: abs(point - value)))
+
+    def shorten(self, value: Any) -> Any:
+        """A proposed value with as many digits as matter, so that what is printed is what runs."""
+        distribution = self.distribution
+        if self.grid or not isinstance(distribution, FloatDistribution):
+            return value
+        # A narrow interval far from zero needs more digits than a number's size asks for.
+        sizes = [size for size in (abs(value), distribution.high - distribution.low) if size > 0]
+        places = max((DIGITS - 1 - math.floor(math.log10(size)) for size in sizes), default=0)
+        return min(max(round(value, places), distribution.low), distribution.high)
 
     def read(self, value: Any) -> Any:
         """A parsed value of the application's configuration as Optuna has it; None if outside."""
@@ -108,6 +120,10 @@ class Space:
         """The overrides of a trial's job."""
         values = [f"{key}={self.dimensions[key].text(params[key])}" for key in self.dimensions]
         return [*self.fixed.values(), *values]
+
+    def shorten(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Proposed parameters with as many digits as matter."""
+        return {key: self.dimensions[key].shorten(value) for key, value in params.items()}
 
     def fit(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """The parameters of a trial that an earlier command asked for; None if outside."""

@@ -8,8 +8,9 @@ that is made for each one, so that they follow from the trials and the seed alon
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from copy import copy
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
@@ -143,7 +144,9 @@ class Study:
         for trial in trials:
             study.add_trial(_within(trial, space))
         study.ask(space.distributions)
-        return study.trials[-1]
+        proposal = study.trials[-1]
+        proposal.params = space.shorten(proposal.params)
+        return proposal
 
     def add(self, proposal: FrozenTrial, job: str) -> None:
         """Make a proposal a trial, which its job is about to run."""
@@ -214,19 +217,32 @@ def _open_once(directory: Path, inode: int) -> JournalStorage:
     return open_storage(directory)
 
 
+def is_trial(directory: Path, job: str) -> bool:
+    """Whether the search asked for a job as a trial, in whatever state it is."""
+    return any(trial.user_attrs.get(JOB) == job for _, trial in _read_trials(directory))
+
+
+def _read_trials(directory: Path) -> Iterator[tuple[str, FrozenTrial]]:
+    """All trials in the journal, each with the name of its study; not to be changed."""
+    try:
+        storage = _open_once(directory, (directory / JOURNAL).stat().st_ino)
+    except FileNotFoundError:
+        return
+    for name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        for trial in study.get_trials(deepcopy=False):
+            yield name, trial
+
+
 def report(
     directory: Path, job: str, pruner: Mapping[str, Any] | None, value: float, step: int
 ) -> bool:
     """Write what a job reports into the journal; returns whether the pruner gives it up."""
-    try:
-        storage = _open_once(directory, (directory / JOURNAL).stat().st_ino)
-    except FileNotFoundError:
-        return False
-    for name in optuna.get_all_study_names(storage):
-        study = optuna.load_study(study_name=name, storage=storage, pruner=make_pruner(pruner))
-        for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            if trial.user_attrs.get(JOB) == job:
-                return _report(study, storage, trial, value, step)
+    for name, trial in _read_trials(directory):
+        if trial.user_attrs.get(JOB) == job and trial.state == TrialState.RUNNING:
+            storage = _open_once(directory, (directory / JOURNAL).stat().st_ino)
+            study = optuna.load_study(study_name=name, storage=storage, pruner=make_pruner(pruner))
+            return _report(study, storage, copy(trial), value, step)
     return False
 
 

@@ -27,7 +27,7 @@ def report_step(value: float, step: int) -> bool:
 
     Returns:
         Whether the search's pruner gives the trial up. The job then saves what it wants to keep,
-        and raises `Pruned`. Always False in a job that is not of a search.
+        and raises `Pruned`. Always False in a job that is no trial.
     """
     trial = current_trial()
     return trial is not None and trial.report(value, step)
@@ -54,15 +54,21 @@ class Trial:
 
 
 def current_trial() -> Trial | None:
-    """The trial of the job that this process runs; None outside a search."""
+    """The trial of the job that this process runs.
+
+    None outside a search, and in a job that runs the best trial again for `confirm`.
+    """
     if not HydraConfig.initialized():
         return None
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN or "pruner" not in settings.sweeper:
         return None
+    from hydra_plugins.resumable_sweeper._study import is_trial
+
+    directory, job = Path(settings.sweep.dir), settings.sweep.subdir
+    if not is_trial(directory, job):
+        return None
     pruner: Any = settings.sweeper.pruner
     if pruner is not None:
         pruner = OmegaConf.to_container(pruner, resolve=True)
-    return Trial(
-        Path(settings.sweep.dir), settings.sweep.subdir, pruner, settings.sweeper.direction
-    )
+    return Trial(directory, job, pruner, settings.sweeper.direction)
