@@ -35,7 +35,7 @@ from digitlab.data.mnist import load
 from digitlab.formatting import format_loss
 from digitlab.runs.files import atomic_write, resolve_path, write_json
 from digitlab.runs.provenance import library_versions
-from digitlab.training.stages import has_native_bfloat16
+from digitlab.runtime.devices import has_native_bfloat16
 
 ROOT = Path(__file__).resolve().parents[1]
 KMEANS = ["model=kmeans", "init=digit", "optimizer.lr=100"]  # the best constant rate

@@ -36,7 +36,7 @@ from digitlab.models.kmeans import assign, gradient
 from digitlab.models.optimizers import make_optimizer, make_scheduler
 from digitlab.runtime.seeds import Stream, generator
 from digitlab.runtime.threads import cpu_threads, keep_freed_memory
-from digitlab.training import stages
+from digitlab.training import fitting
 
 ROOT = Path(__file__).resolve().parents[1]
 # Without a handler Python would print training's warnings.
@@ -86,10 +86,10 @@ def train(config: dict[str, Any], data: Split) -> tuple[Model, float]:
         "baselines": {"mean_image": baselines.mean_image(data)},
         "objective": {"name": "train/loss", "direction": "min"},
     }
-    model = stages.build_model(config, data)
+    model = fitting.build_model(config, data)
     assert isinstance(model, Model)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(model.threads):
-        stages.fit(model, data, config, Path(folder), results)
+        fitting.fit(model, data, config, Path(folder), results)
     return model, float(results["fit_seconds"])
 
 
@@ -226,7 +226,7 @@ def run_lightning_kmeans(words: list[str], root: str) -> Outcome:
 
 def make_network(config: dict[str, Any], data: Split) -> nn.Sequential:
     """Build the configured encoder and decoder for images of the shape of the data."""
-    model = stages.build_model(config, data)
+    model = fitting.build_model(config, data)
     assert isinstance(model, Autoencoder)
     return nn.Sequential(model.encoder, model.decoder)
 

@@ -60,7 +60,7 @@ def main() -> None:
     from digitlab.models import checkpoints
     from digitlab.models.base import trait
     from digitlab.models.reconstruction import ReconstructionModel
-    from digitlab.training import stages
+    from digitlab.training.run_data import read_data
 
     data = recorded.get("data") or {}
     check_links(options.run)
@@ -79,7 +79,7 @@ def main() -> None:
     if options.clusters and not hasattr(model, "encode"):
         raise ValueError("--clusters: this model has no latents; name a run of an autoencoder")
     remedy = "name the folder of the run's data with --root"
-    _, split = stages.read_data(wanted, data, remedy)
+    _, split = read_data(wanted, data, remedy)
     metrics = trait(model, "evaluate")(split)
     if not metrics:
         raise ValueError(f"{options.run}: its model computes no metrics on test images")

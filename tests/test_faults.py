@@ -788,7 +788,7 @@ def test_an_error_of_the_machine_fails_the_run_with_a_remedy(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("digitlab.training.stages.Trainer.fit", fail)
+        patch.setattr("digitlab.training.fitting.Trainer.fit", fail)
         with pytest.raises(RunFailed):
             run_in_process(command, tmp_path)
     assert remedy in caplog.text

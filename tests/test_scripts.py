@@ -19,7 +19,7 @@ from digitlab.data.images import Source, split
 from digitlab.data.mnist import load
 from digitlab.runs.files import directory_lock
 from digitlab.runtime.seeds import Stream, generator
-from digitlab.training.stages import build_model
+from digitlab.training.fitting import build_model
 
 from .conftest import ROOT, compose, load_results, run_in_process
 

@@ -193,7 +193,7 @@ STAGES = [
     (AUTOENCODER, "digitlab.figures.latents"),
     (AUTOENCODER, "digitlab.models.prior.Prior.fit"),
     (AUTOENCODER, "digitlab.models.autoencoder.score_samples"),
-    (AUTOENCODER, "digitlab.training.stages.open_writer"),
+    (AUTOENCODER, "digitlab.training.evaluation.open_writer"),
 ]
 
 

@@ -29,9 +29,10 @@ from digitlab.registry import MODELS
 from digitlab.runs.files import atomic_write, write_json
 from digitlab.runs.provenance import make_run_id
 from digitlab.runs.results import read_results, run_state
+from digitlab.runtime import devices
 from digitlab.runtime.threads import busy_cores_warning, cpu_threads
 from digitlab.runtime.trainer import make_trainer
-from digitlab.training import callbacks, stages
+from digitlab.training import callbacks, fitting
 
 from ..conftest import (
     ROOT,
@@ -146,7 +147,7 @@ def test_a_run_warns_of_busy_cores(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """In its log but not in its results: the warning concerns the machine, not the model."""
-    monkeypatch.setattr(stages, "busy_cores_warning", lambda: "Busy.")
+    monkeypatch.setattr(fitting, "busy_cores_warning", lambda: "Busy.")
     assert run_in_process([*KMEANS, *overrides], tmp_path)["warnings"] == []
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["WARNING: Busy."]
@@ -1034,14 +1035,14 @@ def test_unavailable_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(
             ValueError, match=r"trainer\.devices=2: must be <= 1 here, one process per GPU"
         ):
-            stages.require_devices(accelerator, 2)
-        stages.require_devices(accelerator, 1)
-    stages.require_devices("cpu", 2)
+            devices.require_devices(accelerator, 2)
+        devices.require_devices(accelerator, 1)
+    devices.require_devices("cpu", 2)
     with pytest.raises(ValueError, match=r"trainer\.accelerator=mps: is not available here"):
-        stages.require_devices("mps", 1)
+        devices.require_devices("mps", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu: is not available here"):
-        stages.require_devices("gpu", 1)
+        devices.require_devices("gpu", 1)
 
 
 def test_a_run_that_continues_on_different_hardware_is_warned_of(

@@ -21,7 +21,7 @@ from digitlab.registry import MODELS
 from digitlab.report import progress
 from digitlab.report.page import write_report
 from digitlab.runs.results import Objective
-from digitlab.training import callbacks, stages
+from digitlab.training import callbacks, evaluation
 from digitlab.training.experiment import run_experiment
 
 from ..conftest import compose, load_results, plan_jobs
@@ -185,7 +185,7 @@ def test_training_is_worse_only_below_half_of_the_best_and_the_baseline() -> Non
         (loss, 0.05, 0.21, {"mean_image": 0.2}, True),
     ):
         history = [{"epoch": n, objective.name: value} for n, value in ((1, best), (2, final))]
-        messages = stages.warn_if_worse(history, baselines, objective, "train less")
+        messages = evaluation.warn_if_worse(history, baselines, objective, "train less")
         assert bool(messages) == is_worse, (objective, best, final, baselines)
 
 

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from digitlab.runs.files import write_json
 from digitlab.runs.results import run_state
-from digitlab.training import experiment, stages
+from digitlab.training import experiment, fitting
 from digitlab.training.experiment import run_experiment
 
 from ..conftest import compose, error_message, load_results, run_in_process
@@ -41,7 +41,7 @@ def prune(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def start(**values: Any) -> Any:
         trial = Trial(**values) if values else None
-        for module in (stages, experiment):
+        for module in (fitting, experiment):
             monkeypatch.setattr(module, "current_trial", lambda: trial)
         return trial
 

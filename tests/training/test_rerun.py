@@ -159,7 +159,8 @@ def test_each_change_of_the_code_is_a_version(tmp_path: Path) -> None:
     """
     package = tmp_path / "src" / "digitlab"
     (package / "runs").mkdir(parents=True)
-    shutil.copy(ROOT / "src" / "digitlab" / "runs" / "provenance.py", package / "runs")
+    for name in ("provenance.py", "files.py"):
+        shutil.copy(ROOT / "src" / "digitlab" / "runs" / name, package / "runs")
     # provenance.py imports it; the version does not depend on it.
     (package / "plugins.py").touch()
     (package / "__init__.py").touch()

@@ -37,7 +37,8 @@ from digitlab.runtime.signals import Deferred, deferred
 from digitlab.runtime.threads import initial_torch_state, quiet_threads
 from digitlab.training.callbacks import Diverged
 from digitlab.training.loggers import open_loggers
-from digitlab.training.stages import read_data, run_stages
+from digitlab.training.run_data import read_data
+from digitlab.training.stages import run_stages
 from digitlab.training.verdict import log_results
 from hydra_plugins.resumable_sweeper import Pruned, current_trial
 

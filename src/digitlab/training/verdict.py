@@ -6,7 +6,7 @@ from typing import Any
 
 from digitlab.formatting import format_loss
 from digitlab.runs.results import Objective, describe_baseline, is_no_better, selection_score
-from digitlab.training.stages import in_words, warn_if_no_better
+from digitlab.training.evaluation import in_words, warn_if_no_better
 
 log = logging.getLogger(__name__)
 
