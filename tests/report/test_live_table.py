@@ -110,7 +110,7 @@ def test_a_sweep_on_a_terminal_is_a_table(
     sweep_dir = str(tmp_path / "sweep")
     assert max(len(line) for line in text.splitlines() if sweep_dir not in line) <= 80
     assert "Job 1: WARNING: data.batch_size=1000 is more than the" in text
-    assert "Job 2: Diverged: train/loss is" in text
+    assert re.search("Job 2: Diverged: (train|val)/loss is", text)
     assert re.search(r"1 +1 +completed +80 +0\.\d+ +\d", text)
     assert re.search(r"2 +1e\+30 +diverged", text)
     assert "2 of 3 jobs, 1 failed" in text
