@@ -1,6 +1,5 @@
 """The base class of the models: a LightningModule and what the laboratory asks of it."""
 
-import logging
 import math
 import tempfile
 import warnings
@@ -21,9 +20,6 @@ from digitlab.models.optimizers import make_optimizer, make_scheduler
 from digitlab.runs.results import Objective
 from digitlab.runtime.trainer import make_trainer
 
-# Lightning logs the same hints for every job and every checkpoint.
-for library in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(library).setLevel(logging.WARNING)
 # Lightning 2.6 uses a name that torch 2.13 deprecates; users can do nothing about it.
 warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.pytorch")
 # Record takes the mean over processes of all that is logged by epoch; Lightning's sync_dist rounds

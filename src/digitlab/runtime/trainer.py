@@ -1,5 +1,6 @@
 """A Lightning Trainer that depends only on its arguments."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from lightning.pytorch.profilers import (
 
 from digitlab.runtime import signals
 
+# Lightning logs the same hints for every job and every checkpoint.
+for library in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(library).setLevel(logging.WARNING)
 # Lightning reads defaults of the Trainer from PL_TRAINER_*. With TORCHELASTIC_*, torch expects a
 # server that torchrun started.
 HIDDEN = ("PL_TRAINER_", "TORCHELASTIC_")
