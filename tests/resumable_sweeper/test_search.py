@@ -192,6 +192,18 @@ def test_a_report_outside_a_search_changes_nothing() -> None:
     assert report_step(1.0, 0) is False
 
 
+def test_only_jobs_that_the_search_asked_for_are_trials(tmp_path: Path) -> None:
+    """In whatever state; the best one that runs again with another seed is none."""
+    sampler = {"_target_": "optuna.samplers.RandomSampler"}
+    study = _study.Study(tmp_path, "a", "minimize", sampler, None, write=True)
+    study.add(study.ask(space("x=interval(0,1)"), 0, 0), "first")
+    assert _study.is_trial(tmp_path, "first")
+    study.tell(study.running()[0], optuna.trial.TrialState.COMPLETE, 1.0)
+    assert _study.is_trial(tmp_path, "first")
+    assert not _study.is_trial(tmp_path, "again")
+    assert not _study.is_trial(tmp_path / "elsewhere", "first")
+
+
 # -- searching ---------------------------------------------------------------------------------
 
 
