@@ -4,14 +4,14 @@ import gzip
 import json
 import multiprocessing
 import os
-import resource
-import runpy
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from digitlab.runtime import signals
 from digitlab.training.experiment import run_experiment
 from hydra_plugins.resumable_sweeper.jobs import Job, extend_plan
 from hydra_plugins.resumable_sweeper.sweeper import ResumableSweeper
+
+from . import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 # Each option of each group of conf/, such as `model=kmeans`.
@@ -92,16 +94,21 @@ def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def overrides(tiny: Path) -> list[str]:
+def small_run(data: Path, max_epochs: int) -> list[str]:
     """Return the overrides that make an experiment small; the first is data.root."""
     sizes = [
         "data.val_size=100",
         "data.batch_size=20",
-        "trainer.max_epochs=3",
+        f"trainer.max_epochs={max_epochs}",
         "trainer.accelerator=cpu",
     ]
-    return [f"data.root={tiny}", "data.verify=false", "data.source=files", *sizes]
+    return [f"data.root={data}", "data.verify=false", "data.source=files", *sizes]
+
+
+@pytest.fixture
+def overrides(tiny: Path) -> list[str]:
+    """Return the overrides of an experiment of three epochs; the first is data.root."""
+    return small_run(tiny, 3)
 
 
 @pytest.fixture(autouse=True)
@@ -116,20 +123,21 @@ def _default_signal_handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def shorten_scoring(patch: pytest.MonkeyPatch) -> None:
-    """Shorten the training of the digit classifier, and let it score few samples."""
-    # An epoch has five minibatches.
-    patch.setattr(digit_classifier, "EPOCHS", 30)
-    patch.setattr(digit_classifier, "STEPS", 0)
-    patch.setattr(autoencoder, "SCORED_SAMPLES", 200)
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of the quickly trained digit classifiers of all tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # That of the worker is in that of all workers.
+        folder = folder.parent
+    return folder / "classifiers"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """Share one quickly trained digit classifier among all tests of this process."""
+def quick_classifier(classifiers: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Share one quickly trained digit classifier among all tests, and score few samples by it."""
     with pytest.MonkeyPatch.context() as patch:
-        shorten_scoring(patch)
-        patch.setattr(digit_classifier, "CACHE", tmp_path_factory.mktemp("classifier"))
+        forked.shorten_scoring(patch, classifiers)
         yield patch
 
 
@@ -216,6 +224,19 @@ def run_in_process(command: list[str], directory: Path) -> dict[str, Any]:
     return load_results(directory)
 
 
+@pytest.fixture(scope="session")
+def kmeans_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run `model=kmeans init=digit` with `overrides`, once; tests may copy it, not change it."""
+    directory = tmp_path_factory.mktemp("kmeans")
+    run_in_process(["model=kmeans", "init=digit", *small_run(tiny, 3)], directory)
+    return directory
+
+
+def copy_run(run: Path, directory: Path) -> Path:
+    """Copy the files of a run into a directory; returns that."""
+    return Path(shutil.copytree(run, directory, dirs_exist_ok=True))
+
+
 def load_results(directory: Path) -> dict[str, Any]:
     """Load results.json of a run, which must exist."""
     content = json.loads((directory / "results.json").read_text())
@@ -269,54 +290,36 @@ def run_train_process(tmp_path: Path) -> RunTrain:
     return run
 
 
-def run_train_script(
-    command: list[str], folder: Path, out: Path, err: Path, max_file_size: int
-) -> None:
-    """Run train.py with a command line in a folder and end; the target of a forked process.
-
-    Args:
-        command: The overrides and flags.
-        folder: The working directory.
-        out: The file to which stdout is appended.
-        err: The file to which stderr is appended.
-        max_file_size: The largest number of bytes that a file can have; -1 for no limit.
-    """
-    os.chdir(folder)
-    shorten_scoring(pytest.MonkeyPatch())
-    for number, path in ((1, out), (2, err)):
-        with path.open("a") as file:
-            os.dup2(file.fileno(), number)
-    # Shells let background processes ignore Ctrl-C.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, -1))
-    sys.argv = ["train.py", *command]
-    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-
-
 @pytest.fixture(scope="session")
 def forked_process() -> Any:
     """Return a Process class whose processes fork from one with the slow imports done."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["digitlab.training.experiment", "lightning.pytorch", "digitlab.models.autoencoder"]
-    )
+    context.set_forkserver_preload([forked.__name__])
+    # The server starts with the first process, and imports from the working directory.
+    with chdir(ROOT):
+        first = context.Process(target=int)
+        first.start()
+        first.join()
     return context.Process
 
 
+RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
 @pytest.fixture
-def run_train(
-    forked_process: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> RunTrain:
-    """Return a function like `run_train_process`, but seconds faster.
+def run_script(
+    forked_process: Any, classifiers: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> RunScript:
+    """Return a function that runs a script of this project in tmp_path, as a forked process."""
 
-    It serves only commands that start no processes themselves.
-    """
-
-    def run(*command: str) -> "subprocess.CompletedProcess[str]":
+    def run(script: str, *words: object) -> "subprocess.CompletedProcess[str]":
+        command = [str(word) for word in words]
         folder = tmp_path_factory.mktemp("output")
         out, err = folder / "out", folder / "err"
         process = forked_process(
-            target=run_train_script, args=(list(command), tmp_path, out, err, -1)
+            target=forked.run_script,
+            args=(ROOT / script, command, tmp_path, out, err),
+            kwargs={"cache": classifiers},
         )
         process.start()
         process.join(240)
@@ -330,11 +333,20 @@ def run_train(
     return run
 
 
+@pytest.fixture
+def run_train(run_script: RunScript) -> RunTrain:
+    """Return a function like `run_train_process`, but seconds faster.
+
+    Workers of launchers are started by a real process, as a user's are.
+    """
+    return partial(run_script, "train.py")
+
+
 StartTrain = Callable[..., Any]
 
 
 @pytest.fixture
-def start_train(forked_process: Any, tmp_path: Path) -> StartTrain:
+def start_train(forked_process: Any, classifiers: Path, tmp_path: Path) -> StartTrain:
     """Return a function that starts `python train.py ...` in tmp_path as a forked process.
 
     What the process prints is in the file `output` there.
@@ -343,7 +355,9 @@ def start_train(forked_process: Any, tmp_path: Path) -> StartTrain:
     def start(command: list[str], max_file_size: int = -1) -> Any:
         output = tmp_path / "output"
         process = forked_process(
-            target=run_train_script, args=(command, tmp_path, output, output, max_file_size)
+            target=forked.run_script,
+            args=(ROOT / "train.py", command, tmp_path, output, output),
+            kwargs={"cache": classifiers, "max_file_size": max_file_size},
         )
         process.start()
         return process

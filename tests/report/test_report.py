@@ -21,7 +21,7 @@ from digitlab.report.page import write_report
 from digitlab.report.sentences import format_duration
 from digitlab.runs.files import directory_lock
 
-from ..conftest import ROOT, RunTrain, plan_jobs
+from ..conftest import ROOT, RunScript, plan_jobs
 
 
 def write_run(
@@ -708,20 +708,19 @@ def test_results_of_other_code_or_data_are_marked(tmp_path: Path) -> None:
 
 
 def test_a_report_of_several_sweeps_contains_each_run_once(
-    run_train: RunTrain, tmp_path: Path
+    run_script: RunScript, tmp_path: Path
 ) -> None:
     """Two folders share a run: the report is written above both; a folder without runs fails."""
     write_run(tmp_path / "x" / "one", "a", 1, 0, 0.05)
     write_run(tmp_path / "x" / "two", "a", 1, 0, 0.05)
     write_run(tmp_path / "x" / "two", "b", 2, 0, 0.06)
-    command = [sys.executable, str(ROOT / "scripts" / "report.py")]
-    folders = [str(tmp_path / "x" / name) for name in ("one", "two")]
-    done = subprocess.run([*command, *folders], capture_output=True, text=True, check=True)
+    folders = [tmp_path / "x" / name for name in ("one", "two")]
+    done = run_script("scripts/report.py", *folders)
+    assert done.returncode == 0, done.stderr
     assert "2 jobs: 2 completed." in done.stdout
     assert (tmp_path / "x" / "report" / "report.md").is_file()
     (tmp_path / "empty").mkdir()
-    empty = [*command, str(tmp_path / "empty")]
-    failed = subprocess.run(empty, capture_output=True, text=True, check=False)
+    failed = run_script("scripts/report.py", tmp_path / "empty")
     assert failed.returncode == 2
     assert "holds no run; name a directory of outputs/" in failed.stderr
 
