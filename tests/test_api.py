@@ -29,7 +29,7 @@ from digitlab.models import digit_classifier
 from digitlab.report.table import typed_column
 from digitlab.training.callbacks import Progress
 
-from .conftest import ROOT, error_message, load_results, make_digits, read_outputs, run_in_process
+from .conftest import ROOT, error_message, load_results, make_digits, read_outputs
 
 KMEANS = ["model=kmeans", "init=digit"]
 AUTOENCODER = ["model=autoencoder", "model.channels=[4,8]", "trainer.max_epochs=1"]
@@ -66,13 +66,14 @@ def seeded_state() -> dict[str, Any]:
 # -- runs --------------------------------------------------------------------------------------
 
 
-def test_a_run_from_python_is_the_command_s(overrides: list[str], tmp_path: Path) -> None:
+def test_a_run_from_python_is_the_command_s(
+    kmeans_run: Path, overrides: list[str], tmp_path: Path
+) -> None:
     """Two runs in a row have the bits of the command line, each in a new folder with all files.
 
     Results hold what results.json holds; nothing else in the process changes.
     """
-    run_in_process([*KMEANS, *overrides], tmp_path / "expected")
-    expected = read_outputs(tmp_path / "expected")
+    expected = read_outputs(kmeans_run)
     seeded_state()
     before = process_state()
     seeded_state()
@@ -83,9 +84,7 @@ def test_a_run_from_python_is_the_command_s(overrides: list[str], tmp_path: Path
         assert results.directory.parent == tmp_path / "outputs" / "runs"
         for path, content in expected.items():
             if path.suffix in (".npy", ".csv", ".png"):
-                assert (
-                    results.directory / path.relative_to(tmp_path / "expected")
-                ).read_bytes() == content
+                assert (results.directory / path.relative_to(kmeans_run)).read_bytes() == content
         recorded = load_results(results.directory)
         assert results.status == "completed"
         assert (results.metrics, results.config) == (recorded["metrics"], recorded["config"])

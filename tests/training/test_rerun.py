@@ -22,6 +22,7 @@ from ..conftest import (
     ROOT,
     RunTrain,
     compose,
+    copy_run,
     load_results,
     make_digits,
     read_outputs,
@@ -40,38 +41,35 @@ def mark_interrupted(run: Path, **more: Any) -> None:
 # -- damaged and incomplete runs ---------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "damaged_file", ["results.json", "checkpoints/best.ckpt", "figures/loss.png", "metrics.csv"]
 )
-def test_a_damaged_run_is_repeated(damaged_file: str, overrides: list[str], tmp_path: Path) -> None:
+def test_a_damaged_run_is_repeated(
+    damaged_file: str, kmeans_run: Path, overrides: list[str], tmp_path: Path
+) -> None:
     """A completed run with a truncated file is detected, and runs again to the same bits."""
-    command = [*KMEANS, *overrides]
-    run_in_process(command, tmp_path / "undamaged")
-    run_in_process(command, tmp_path / "damaged")
-    path = tmp_path / "damaged" / damaged_file
+    damaged = copy_run(kmeans_run, tmp_path)
+    path = damaged / damaged_file
     path.write_bytes(path.read_bytes()[:-20])
-    assert run_state(tmp_path / "damaged") == "damaged"
-    run_in_process(command, tmp_path / "damaged")
-    assert run_state(tmp_path / "damaged") == "completed"
-    assert_same(tmp_path / "undamaged", tmp_path / "damaged")
+    assert run_state(damaged) == "damaged"
+    run_in_process([*KMEANS, *overrides], damaged)
+    assert run_state(damaged) == "completed"
+    assert_same(kmeans_run, damaged)
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
 def test_an_interrupted_run_with_a_damaged_checkpoint_starts_again(
-    name: str, overrides: list[str], tmp_path: Path
+    name: str, kmeans_run: Path, overrides: list[str], tmp_path: Path
 ) -> None:
     """A run does not resume from a checkpoint with one bit flipped, and ends with the same bits."""
-    command = [*KMEANS, *overrides]
-    run_in_process(command, tmp_path / "undamaged")
-    run_in_process(command, tmp_path / "damaged")
-    mark_interrupted(tmp_path / "damaged")
-    checkpoint = tmp_path / "damaged" / "checkpoints" / name
+    damaged = copy_run(kmeans_run, tmp_path)
+    mark_interrupted(damaged)
+    checkpoint = damaged / "checkpoints" / name
     content = bytearray(checkpoint.read_bytes())
     content[len(content) // 2] ^= 1
     checkpoint.write_bytes(content)
-    run_in_process(command, tmp_path / "damaged")
-    assert_same(tmp_path / "undamaged", tmp_path / "damaged")
+    run_in_process([*KMEANS, *overrides], damaged)
+    assert_same(kmeans_run, damaged)
 
 
 def test_a_run_does_not_resume_from_checkpoints_without_results(
@@ -94,13 +92,13 @@ def test_a_run_does_not_resume_from_checkpoints_without_results(
 
 
 def test_a_resumed_run_deletes_incomplete_files_of_a_killed_process(
-    overrides: list[str], tmp_path: Path
+    kmeans_run: Path, overrides: list[str], tmp_path: Path
 ) -> None:
     """An incomplete checkpoint under its temporary name is deleted, and has no digest before.
 
     A hidden file of the user stays.
     """
-    run_in_process([*KMEANS, *overrides], tmp_path)
+    copy_run(kmeans_run, tmp_path)
     mark_interrupted(tmp_path)
     incomplete = tmp_path / "checkpoints" / ".last.ckpt-ab_9xyz0.ckpt"
     notes = tmp_path / ".my-notes"
@@ -115,9 +113,11 @@ def test_a_resumed_run_deletes_incomplete_files_of_a_killed_process(
 # -- completed runs ----------------------------------------------------------------------------
 
 
-def test_force_repeats_a_completed_run(overrides: list[str], tmp_path: Path) -> None:
+def test_force_repeats_a_completed_run(
+    kmeans_run: Path, overrides: list[str], tmp_path: Path
+) -> None:
     """force=true trains again to the same bits; without it the result is returned unchanged."""
-    first = run_in_process([*KMEANS, *overrides], tmp_path)
+    first = load_results(copy_run(kmeans_run, tmp_path))
     before = weights(tmp_path)
     run_in_process([*KMEANS, *overrides], tmp_path)
     assert load_results(tmp_path) == first
@@ -223,13 +223,13 @@ def test_an_installed_package_is_of_no_commit(
 
 
 def test_a_result_of_other_code_or_data_is_returned_with_warnings(
-    overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kmeans_run: Path, overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The score of a run is returned although its results.json names another commit and digest.
 
     Two warnings say so, and a dry run as well.
     """
-    run_in_process([*KMEANS, *overrides], tmp_path)
+    copy_run(kmeans_run, tmp_path)
     results, root = load_results(tmp_path), overrides[0].removeprefix("data.root=")
     assert describe_origin(tmp_path, root) == ""
     results |= {
@@ -246,14 +246,11 @@ def test_a_result_of_other_code_or_data_is_returned_with_warnings(
     assert origin == f"by other code, commit 0123abc, from data.root={root}"
 
 
-def test_two_paths_of_one_folder_are_the_same_data_root(
-    overrides: list[str], tiny: Path, tmp_path: Path
-) -> None:
+def test_two_paths_of_one_folder_are_the_same_data_root(kmeans_run: Path, tiny: Path) -> None:
     """A completed run has another data.root only if the path leads to another folder."""
-    run_in_process([*KMEANS, *overrides, "trainer.max_epochs=1"], tmp_path)
     second_path = str(tiny / ".." / tiny.name)
-    assert describe_origin(tmp_path, second_path) == ""
-    assert describe_origin(tmp_path, "elsewhere") == f"from data.root={tiny}"
+    assert describe_origin(kmeans_run, second_path) == ""
+    assert describe_origin(kmeans_run, "elsewhere") == f"from data.root={tiny}"
 
 
 @pytest.mark.slow
