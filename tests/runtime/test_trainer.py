@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from digitlab.report.page import write_report
 from digitlab.runs.results import read_results, run_state
 
-from ..conftest import ROOT, RunTrain, load_results, run_in_process
+from ..conftest import ROOT, RunTrain, copy_run, load_results, run_in_process
 from ..runtime.test_signals import AUTOENCODER
 from ..training.test_experiment import KMEANS, assert_same
 
@@ -44,20 +44,31 @@ LIGHTNING = {"PL_TRAINER_LIMIT_TRAIN_BATCHES": "1", "PL_TRAINER_MAX_STEPS": "2"}
 ENVIRONMENTS = {"slurm": SLURM, "torchrun": ELASTIC, "lsf": LSF, "lightning": LIGHTNING}
 
 
+ALL_VARIABLES = SLURM | ELASTIC | LSF | LIGHTNING
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["kmeans", "autoencoder"])
+@pytest.mark.parametrize(
+    ("model", "environments"),
+    [(KMEANS, ENVIRONMENTS), (AUTOENCODER, {"all at once": ALL_VARIABLES})],
+    ids=["kmeans", "autoencoder"],
+)
 def test_the_variables_of_a_scheduler_change_nothing(
-    model: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: list[str],
+    environments: dict[str, dict[str, str]],
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nor does another run's checkpoint in the working directory, with Slurm's name for it."""
-    command = [*(KMEANS if model == "kmeans" else AUTOENCODER), *overrides]
-    run_in_process([*command, "seed=1"], tmp_path / "other")
+    command = [*model, *overrides, "trainer.max_epochs=2"]
     run_in_process(command, tmp_path / "expected")
     folder = tmp_path / "folder"
     folder.mkdir()
+    run_in_process([*command, "seed=1", "trainer.max_epochs=1"], tmp_path / "other")
     shutil.copy(tmp_path / "other" / "checkpoints" / "last.ckpt", folder / "hpc_ckpt_1.ckpt")
     monkeypatch.chdir(folder)
-    for name, variables in ENVIRONMENTS.items():
+    for name, variables in environments.items():
         with monkeypatch.context() as patch:
             for variable, value in variables.items():
                 patch.setenv(variable, value)
@@ -68,6 +79,7 @@ def test_the_variables_of_a_scheduler_change_nothing(
 
 @pytest.mark.slow
 def test_ddp_ignores_the_variables_of_schedulers(
+    run_train: RunTrain,
     run_train_process: RunTrain,
     overrides: list[str],
     tmp_path: Path,
@@ -75,7 +87,7 @@ def test_ddp_ignores_the_variables_of_schedulers(
 ) -> None:
     """Slurm's and torchrun's are set together, for a new process: it reads some when it starts."""
     command = [*KMEANS, *overrides, "trainer=ddp"]
-    assert run_train_process(*command, f"hydra.run.dir={tmp_path / 'expected'}").returncode == 0
+    assert run_train(*command, f"hydra.run.dir={tmp_path / 'expected'}").returncode == 0
     for variable, value in (SLURM | ELASTIC).items():
         monkeypatch.setenv(variable, value)
     done = run_train_process(*command, f"hydra.run.dir={tmp_path / 'run'}")
@@ -120,6 +132,7 @@ def test_a_signal_from_slurm_interrupts_a_run(
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_named(
     number: int,
+    kmeans_run: Path,
     overrides: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,8 +140,7 @@ def test_a_file_system_without_locks_is_named(
 ) -> None:
     """A run and a sweep fail with an error that names the lock; existing results stay readable."""
     program = runpy.run_path(str(ROOT / "train.py"), run_name="program")
-    finished = tmp_path / "finished"
-    run_in_process([*KMEANS, *overrides], finished)
+    finished = copy_run(kmeans_run, tmp_path / "finished")
 
     def flock(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
