@@ -3,14 +3,12 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from .conftest import ROOT, RunTrain, load_results
+from .conftest import ROOT, RunScript, load_results
 
 PAGE = ROOT / "docs" / "extending.md"
 BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -18,7 +16,7 @@ BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | 
 
 @pytest.mark.slow
 def test_every_step_of_the_page_works_as_written(
-    overrides: list[str], run_train: RunTrain, tmp_path: Path
+    overrides: list[str], run_script: RunScript, tmp_path: Path
 ) -> None:
     """Each file is written and each command run, on small data; the results are those it names."""
     page, refused = PAGE.read_text(), ""
@@ -29,7 +27,7 @@ def test_every_step_of_the_page_works_as_written(
         elif block["language"] == "sh":
             for line in block["text"].splitlines():
                 assert not refused
-                refused = run_line(shlex.split(line), overrides, run_train, tmp_path)
+                refused = run_line(shlex.split(line), overrides, run_script)
         elif not block["language"]:
             assert refused == block["text"]
             refused = ""
@@ -62,18 +60,16 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(folder.glob("outputs/runs/*/results.json"))
 
 
-def run_line(words: list[str], overrides: list[str], run_train: RunTrain, folder: Path) -> str:
+def run_line(words: list[str], overrides: list[str], run_script: RunScript) -> str:
     """Run a command of the page; returns what it prints if it is refused."""
     assert words.pop(0) == "python"
     script = words.pop(0)
-    if script == "train.py":
-        small = [] if any(word.startswith("resume=") for word in words) else overrides
+    small = []
+    if script == "train.py" and not any(word.startswith("resume=") for word in words):
+        small = overrides
         if any(word.startswith("data=") for word in words):
-            small = [word for word in small if not word.startswith("data.")]
-        done = run_train(*words, *small)
-    else:
-        command = [sys.executable, str(ROOT / script), *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+            small = [word for word in overrides if not word.startswith("data.")]
+    done = run_script(script, *words, *small)
     if done.returncode == 0:
         return ""
     assert done.returncode == 2, done.stdout + done.stderr

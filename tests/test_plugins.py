@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -27,8 +26,9 @@ from digitlab.runs.results import read_results
 
 from .conftest import (
     ROOT,
+    RunScript,
     RunTrain,
-    enable_interrupts,
+    StartTrain,
     find_jobs,
     load_results,
 )
@@ -147,18 +147,8 @@ def own(tmp_path: Path, overrides: list[str]) -> list[str]:
     return ["--config-dir=conf", "plugins=[own_digits.py]", *overrides]
 
 
-def run_script(name: str, *words: object, folder: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / name), *map(str, words)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
 def test_a_classifier_of_one_s_own_is_ranked_by_its_accuracy(
-    own: list[str], run_train: RunTrain, tmp_path: Path
+    own: list[str], run_train: RunTrain, run_script: RunScript, tmp_path: Path
 ) -> None:
     """Its metrics, baseline and figures are recorded; nothing speaks of mean images.
 
@@ -188,34 +178,39 @@ def test_a_classifier_of_one_s_own_is_ranked_by_its_accuracy(
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert checkpoint["model"] == "own_classifier"
     assert checkpoint["hyper_parameters"]["width"] == 16
-    done = run_script("evaluate.py", run, "--plugin", "own_digits.py", folder=tmp_path)
+    done = run_script("scripts/evaluate.py", run, "--plugin", "own_digits.py")
     assert done.returncode == 0, done.stderr
     assert "test/accuracy" in done.stdout
     for script, message in (
-        ("evaluate.py", "model.name=own_classifier: must be one of kmeans, autoencoder, vae, or"),
-        ("generate.py", "is not a checkpoint of kmeans, autoencoder, vae but of 'own_classifier'"),
+        (
+            "scripts/evaluate.py",
+            "model.name=own_classifier: must be one of kmeans, autoencoder, vae, or",
+        ),
+        (
+            "scripts/generate.py",
+            "is not a checkpoint of kmeans, autoencoder, vae but of 'own_classifier'",
+        ),
     ):
-        done = run_script(script, run, folder=tmp_path)
+        done = run_script(script, run)
         assert (done.returncode, done.stderr.count("\n") <= 2) == (2, True), done.stderr
         assert message in done.stderr
         assert "--plugin FILE.py" in done.stderr
-    done = run_script("generate.py", run, "--plugin", "own_digits.py", folder=tmp_path)
+    done = run_script("scripts/generate.py", run, "--plugin", "own_digits.py")
     assert (done.returncode, "its model generates no images" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow
 def test_a_killed_run_of_one_s_own_model_resumes_to_equal_bits(
-    own: list[str], run_train: RunTrain, tmp_path: Path
+    own: list[str], run_train: RunTrain, start_train: StartTrain, tmp_path: Path
 ) -> None:
     """SIGKILL in the middle, then resume=RUN with the plugin; without it that is refused."""
     run, command = tmp_path / "cut", [*own, "model=own", "trainer.max_epochs=40"]
-    arguments = [sys.executable, str(ROOT / "train.py"), *command, "hydra.run.dir=cut"]
-    process = subprocess.Popen(arguments, cwd=tmp_path, preexec_fn=enable_interrupts)
+    process = start_train([*command, "hydra.run.dir=cut"])
     deadline = time.monotonic() + 120
     while not (read_results(run) or {}).get("epochs") and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait(60)
+    process.kill()
+    process.join()
     assert load_results(run)["status"] == "interrupted"
     refused = run_train("resume=cut")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
@@ -236,10 +231,13 @@ def test_a_callback_of_one_s_own_is_called(
     assert load_results(tmp_path / "run")["epochs"] == 2
     text = run_train(*own, "--help").stdout
     assert re.search(r"callbacks: +early_stopping, lr_monitor, stop\n", text)
+    assert re.search(r"init: [^:]*\bown_first\b", text)
     assert re.search(r"model: +autoencoder, kmeans, own, plain, unnamed, vae\n", text)
 
 
-def test_results_load_no_code(own: list[str], run_train: RunTrain, tmp_path: Path) -> None:
+def test_results_load_no_code(
+    own: list[str], run_train: RunTrain, run_script: RunScript, tmp_path: Path
+) -> None:
     """Plugins that results.json names, at any key, are not imported."""
     run_train(*own, "model=own", "hydra.run.dir=run", "trainer.max_epochs=1")
     (tmp_path / "own_evil.py").write_text("open('was_run', 'w')\n")
@@ -250,7 +248,7 @@ def test_results_load_no_code(own: list[str], run_train: RunTrain, tmp_path: Pat
     results["code"]["plugins"] = {"own_evil": "0"}
     path.write_text(json.dumps(results))
     assert run_train("resume=run").returncode == 2
-    assert run_script("evaluate.py", "run", folder=tmp_path).returncode == 2
+    assert run_script("scripts/evaluate.py", "run").returncode == 2
     assert not (tmp_path / "was_run").exists()
 
 
@@ -273,7 +271,7 @@ def test_a_plain_lightning_module_works_as_it_is(
 
 @pytest.mark.slow
 def test_two_processes_train_one_s_own_model_as_one_does(
-    own: list[str], run_train: RunTrain, run_train_process: RunTrain, tmp_path: Path
+    own: list[str], run_train: RunTrain, tmp_path: Path
 ) -> None:
     """The processes that DDP starts know model and schedule; a short last batch is weighted.
 
@@ -282,7 +280,7 @@ def test_two_processes_train_one_s_own_model_as_one_does(
     command = [*own, "model=own", "scheduler=own_step", "data.val_size=85", "+model.dropout=0.0"]
     assert run_train(*command, "hydra.run.dir=single").returncode == 0
     two = ["trainer.devices=2"]
-    done = run_train_process(*command, *two, "hydra.run.dir=double")
+    done = run_train(*command, *two, "hydra.run.dir=double")
     assert done.returncode == 0, done.stdout + done.stderr
     single, double = (weights(tmp_path / name) for name in ("single", "double"))
     for name, weight in single.items():
@@ -293,13 +291,13 @@ def test_two_processes_train_one_s_own_model_as_one_does(
     )
     np.testing.assert_allclose(first, second, rtol=1e-3)
     kmeans = ["model=kmeans", "init=own_first", "trainer.max_epochs=1"]
-    done = run_train_process(*own, *kmeans, *two, "hydra.run.dir=kmeans")
+    done = run_train(*own, *kmeans, *two, "hydra.run.dir=kmeans")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_a_sweep_in_joblib_s_workers_knows_the_plugin(
-    own: list[str], run_train_process: RunTrain, tmp_path: Path
+    own: list[str], run_train_process: RunTrain, run_train: RunTrain, tmp_path: Path
 ) -> None:
     """Each worker loads it. A changed file is other code of the same experiment."""
     command = ["-m", *own, "model=own", "model.width=4,8", "trainer.max_epochs=1"]
@@ -308,12 +306,12 @@ def test_a_sweep_in_joblib_s_workers_knows_the_plugin(
     done = run_train_process(*command, *launcher, threads=1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(find_jobs(tmp_path / "sweep")) == 2
-    listed = run_train_process(*command, "dry_run=true").stdout
+    listed = run_train(*command, "dry_run=true").stdout
     assert "other code" not in listed
     (tmp_path / "own_digits.py").write_text(CLASSIFIER + "\n# changed\n")
-    listed = run_train_process(*command, "dry_run=true").stdout
+    listed = run_train(*command, "dry_run=true").stdout
     assert listed.count("by other code of the plugin own_digits") == 2
-    wrong = run_train_process(*command[:-1], "+model.depth=1", "hydra.sweep.dir=wrong")
+    wrong = run_train(*command[:-1], "+model.depth=1", "hydra.sweep.dir=wrong")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "model.depth=1: Classifier has no such argument; did you mean" in wrong.stderr
     assert not (tmp_path / "wrong").exists()
@@ -358,18 +356,27 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("command", MISTAKES)
+# An argument, a name, and a plugin.
+SWEPT = ["model=own model.width=x", "model=own model.name=own_clasifier", "plugins=[own_exit.py]"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "command"),
+    [
+        *(([], command) for command in MISTAKES),
+        *((["-m"], f"{command} seed=0,1") for command in SWEPT),
+    ],
+)
 def test_a_mistake_in_files_of_one_s_own_is_told_before_the_first_job(
-    command: str, own: list[str], run_train: RunTrain, tmp_path: Path
+    flags: list[str], command: str, own: list[str], run_train: RunTrain, tmp_path: Path
 ) -> None:
     """One line, exit code 2, no directory and no traceback, in a run and in a sweep."""
     for name, content in BROKEN.items():
         (tmp_path / name).write_text(content)
-    for flags, words in ([], []), (["-m"], ["seed=0,1"]):
-        done = run_train(*flags, *own, *command.split(), *words)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert MISTAKES[command] in done.stderr
-        assert done.stderr.startswith("Error: ")
+    done = run_train(*flags, *own, *command.split())
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert MISTAKES[command.removesuffix(" seed=0,1")] in done.stderr
+    assert done.stderr.startswith("Error: ")
     assert not (tmp_path / "outputs").exists()
 
 
