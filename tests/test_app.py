@@ -34,6 +34,7 @@ from .conftest import (
     make_sweeper,
     plan_jobs,
     read_outputs,
+    run_in_process,
 )
 from .training.test_experiment import KMEANS, assert_same
 
@@ -532,7 +533,7 @@ def test_the_yaml_of_a_sweep_may_name_its_directory(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_job_does_not_depend_on_the_jobs_before_it(
-    run_train_process: RunTrain, overrides: list[str], tmp_path: Path
+    run_train: RunTrain, overrides: list[str], tmp_path: Path
 ) -> None:
     """The last of four jobs, of which some fail, has the bits of the same job run alone."""
     small = [*overrides, "trainer.max_epochs=2", "data.train_size=200", "data.val_size=100"]
@@ -543,11 +544,11 @@ def test_a_job_does_not_depend_on_the_jobs_before_it(
         *small,
         "model.channels=[4,8]",
     ]
-    done = run_train_process(*command, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    done = run_train(*command, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 1
     last = compose(*command)[-1]
     name = make_run_id(validation.to_plain(last))
-    alone = run_train_process(
+    alone = run_train(
         "optimizer.lr=0.1",
         "scheduler=linear",
         *small,
@@ -562,21 +563,22 @@ def test_a_job_does_not_depend_on_the_jobs_before_it(
 
 
 @pytest.mark.slow
-def test_two_processes_on_one_sweep_run_each_job_once(grid: list[str], tmp_path: Path) -> None:
+def test_two_processes_on_one_sweep_run_each_job_once(
+    start_train: StartTrain, grid: list[str], tmp_path: Path
+) -> None:
     """Two equal commands that start together both succeed, and train four times in total.
 
     With force=true they do the same again.
     """
-    command = [sys.executable, str(ROOT / "train.py"), *grid, "trainer.max_epochs=10"]
+    output = tmp_path / "output"
     for more in ([], ["force=true"]):
-        both = [
-            subprocess.Popen([*command, *more], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]
-        outputs = [process.communicate(timeout=200)[0] for process in both]
-        assert [process.returncode for process in both] == [0, 0], outputs
-        assert sum(output.count(" s of training (data:") for output in outputs) == 4
+        both = [start_train([*grid, "trainer.max_epochs=10", *more]) for _ in range(2)]
+        for process in both:
+            process.join()
+        assert [process.exitcode for process in both] == [0, 0], output.read_text()
+        assert output.read_text().count(" s of training (data:") == 4
         assert len(find_jobs(tmp_path / "sweep")) == 4
+        output.unlink()
 
 
 @pytest.mark.slow
@@ -601,20 +603,17 @@ def test_a_second_command_in_a_folder_adds_to_the_plan(
 
 @pytest.mark.slow
 def test_a_sweep_killed_many_times_ends_like_an_undisturbed_one(
-    start_train: StartTrain, overrides: list[str], tmp_path: Path
+    start_train: StartTrain, grid: list[str], tmp_path: Path
 ) -> None:
     """A sweep that receives SIGKILL at 10 random moments ends with the same bits.
 
     No completed job runs again.
     """
     undisturbed, killed, output = tmp_path / "undisturbed", tmp_path / "killed", tmp_path / "output"
-    command = ["-m", "sweep=q2c/learning_rate", *overrides, "trainer.max_epochs=4"]
 
     def start_sweep(directory: Path) -> Any:
-        return start_train([*command, f"hydra.sweep.dir={directory}"])
+        return start_train([*grid, "trainer.max_epochs=20", f"hydra.sweep.dir={directory}"])
 
-    # The first sweep trains the digit classifier and starts the server of forks.
-    start_sweep(tmp_path / "first").join()
     start = time.monotonic()
     process = start_sweep(undisturbed)
     process.join()
@@ -657,32 +656,30 @@ def test_a_sweep_killed_many_times_ends_like_an_undisturbed_one(
 def test_every_launcher_runs_skips_and_reports(
     launcher: list[str], run_train_process: RunTrain, grid: list[str], tmp_path: Path
 ) -> None:
-    """If two of four jobs diverge, a sweep has exit code 1 and a table; with other values, 0.
+    """If one of two jobs diverges, a sweep has exit code 1 and a table; with other values, 0.
 
-    The second sweep skips the completed jobs. A job has the bits of the same job that runs alone
-    in a process with two threads.
+    The second sweep skips the completed job. A job has the bits of the same job in this process.
     """
     name, *options = launcher
-    choice = [f"hydra/launcher={name}", *options]
+    choice = ["seed=1", f"hydra/launcher={name}", *options]
     diverging = [word.replace("1,100", "1,1e30") for word in grid]
     done = run_train_process(*diverging, *choice)
     assert done.returncode == 1, done.stdout + done.stderr
     states = sorted(load_results(run)["status"] for run in find_jobs(tmp_path / "sweep").values())
-    assert states == ["completed", "completed", "diverged", "diverged"]
-    assert "2 diverged" in done.stdout
+    assert states == ["completed", "diverged"]
+    assert "1 diverged" in done.stdout
     # Several workers write to one console, so each line names its job.
     if name == "joblib":
-        for job in (1, 2):
-            assert f"Job {job} of 4 | epoch 3/3  train/loss" in done.stdout
+        for line in ("Job 1 of 2 | epoch 3/3  train/loss", "Job 2 of 2 | Diverged: "):
+            assert line in done.stdout
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/results.json")}
     done = run_train_process(*grid, *choice)
     assert done.returncode == 0, done.stdout + done.stderr
-    # Two jobs are skipped, and two are not part of the second command.
-    assert sum(path.stat().st_mtime_ns == modified for path, modified in before.items()) == 4
+    # One job is skipped, and one is not part of the second command.
+    assert sum(path.stat().st_mtime_ns == modified for path, modified in before.items()) == 2
     small = [word for word in grid if word.startswith(("data", "trainer"))]
     command = [*KMEANS, *small, "optimizer.lr=100", "seed=1"]
-    alone = run_train_process(*command, f"hydra.run.dir={tmp_path / 'alone'}", threads=2)
-    assert alone.returncode == 0
+    run_in_process(command, tmp_path / "alone")
     (cfg,) = compose(*command)
     assert_same(tmp_path / "alone", tmp_path / "sweep" / make_run_id(validation.to_plain(cfg)))
 
@@ -699,10 +696,10 @@ def test_a_missing_slurm_is_reported(run_train: RunTrain, grid: list[str]) -> No
 
 @pytest.mark.slow
 def test_a_job_on_two_devices_runs_in_a_sweep(
-    run_train_process: RunTrain, grid: list[str], tmp_path: Path
+    run_train: RunTrain, grid: list[str], tmp_path: Path
 ) -> None:
     """Each DDP job of a multirun trains with two processes, and none starts the sweep again."""
-    done = run_train_process(*grid, "trainer=ddp", "trainer.accelerator=cpu", "seed=0")
+    done = run_train(*grid, "trainer=ddp", "trainer.accelerator=cpu", "seed=0")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(find_jobs(tmp_path / "sweep")) == 2
     for line in ("2 jobs in ", "Job 2 of 2: optimizer.lr=100"):
