@@ -16,7 +16,7 @@ import pytest
 
 from digitlab.runs.results import read_results, run_state
 
-from .conftest import ROOT, find_jobs, load_results
+from .conftest import ROOT, find_jobs, load_results, run_in_process
 from .training.test_experiment import KMEANS, assert_same
 
 pytestmark = pytest.mark.slow
@@ -75,23 +75,19 @@ SUBMITIT = ["hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]
 
 def test_a_job_that_submitit_requeues_resumes_bitwise(overrides: list[str], tmp_path: Path) -> None:
     """A job that is preempted twice while it trains ends as an uninterrupted one, in one sweep."""
-    command = ["-m", *KMEANS, *overrides, "seed=0", "trainer.max_epochs=200"]
-    uninterrupted, preempted = tmp_path / "uninterrupted", tmp_path / "preempted"
-    uninterrupted.mkdir()
-    preempted.mkdir()
-    assert start_driver([*command, "hydra.sweep.dir=sweep"], uninterrupted).wait(200) == 0
-    driver = start_driver([*command, *SUBMITIT], preempted)
+    command = [*KMEANS, *overrides, "seed=0", "trainer.max_epochs=120"]
+    driver = start_driver(["-m", *command, *SUBMITIT], tmp_path)
     completed_epochs, preemptions = 0, 2
     for _ in range(preemptions):
-        (run,) = wait_for_epochs(preempted / "sweep", completed_epochs)
+        (run,) = wait_for_epochs(tmp_path / "sweep", completed_epochs)
         (task,) = find_tasks(driver)
         task.send_signal(signal.SIGUSR2)
         task.wait(60)
         completed_epochs = count_epochs(run)
     assert load_results(run)["status"] == "interrupted"
-    assert driver.wait(200) == 0, (preempted / "err").read_text()
-    (expected,) = find_jobs(uninterrupted / "sweep").values()
-    assert_same(expected, run)
+    assert driver.wait(200) == 0, (tmp_path / "err").read_text()
+    run_in_process(command, tmp_path / "uninterrupted")
+    assert_same(tmp_path / "uninterrupted", run)
     log = (run / "train.log").read_text()
     assert log.count("Resuming from") == preemptions, log
     assert "Traceback" not in log
@@ -157,94 +153,74 @@ def home(tmp_path: Path, tiny: Path) -> Path:
     return tmp_path / "home"
 
 
-def on_ray(overrides: list[str]) -> list[str]:
-    """Return a sweep of six jobs on Ray with a relative path; the environment names the data."""
+def on_ray(overrides: list[str], *seeds: int) -> list[str]:
+    """Return a sweep on Ray with a relative path; the environment names the data."""
     sizes = [word for word in overrides if not word.startswith(("data.root", "data.source"))]
     return [
         "-m",
         *KMEANS,
         *sizes,
-        "seed=0,1,2,3,4,5",
+        f"seed={','.join(map(str, seeds))}",
         "hydra/launcher=ray",
         "hydra.sweep.dir=outputs/mine",
     ]
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "a node killed"])
 def test_a_cluster_whose_nodes_were_started_elsewhere(
-    killed: bool,
     cluster: "subprocess.Popen[str]",
     address: str,
     home: Path,
     overrides: list[str],
     tmp_path: Path,
 ) -> None:
-    """Relative paths refer to the driver's folder: all six results and their data are in it.
+    """Relative paths refer to the driver's folder: all results and their data are in it.
 
-    The folders of the nodes stay empty.
+    The folders of the nodes stay empty. A node that is killed leaves its jobs to the other one.
     """
-    max_epochs = 100 if killed else 3
-    command = [*on_ray(overrides), f"trainer.max_epochs={max_epochs}"]
-    # The address comes from RAY_ADDRESS in one case and from the command in the other.
-    if killed:
-        driver = start_driver(command, home, DIGITLAB_DATA="images", RAY_ADDRESS=address)
-        wait_for_epochs(home / "outputs" / "mine", jobs=2)
-        assert cluster.stdin is not None
-        cluster.stdin.write("kill\n")
-        cluster.stdin.flush()
-    else:
-        command.append(f"hydra.launcher.ray.init.address={address}")
-        driver = start_driver(command, home, DIGITLAB_DATA="images")
+    command = [*on_ray(overrides, 0, 1, 2, 3), "trainer.max_epochs=100"]
+    driver = start_driver(command, home, DIGITLAB_DATA="images", RAY_ADDRESS=address)
+    wait_for_epochs(home / "outputs" / "mine", jobs=2)
+    assert cluster.stdin is not None
+    cluster.stdin.write("kill\n")
+    cluster.stdin.flush()
     code, out = driver.wait(400), (home / "out").read_text()
     assert code == 0, out + (home / "err").read_text()
-    assert "6 jobs: 6 completed." in out
+    assert "4 jobs: 4 completed." in out
     runs = find_jobs(home / "outputs" / "mine").values()
-    assert [load_results(run)["data"]["source"] for run in runs] == ["files"] * 6
+    assert [load_results(run)["data"]["source"] for run in runs] == ["files"] * 4
     assert len({load_results(run)["data"]["digest"] for run in runs}) == 1
     assert sorted(path.name for path in home.iterdir()) == ["err", "images", "out", "outputs"]
     assert not [*(tmp_path / "first").iterdir(), *(tmp_path / "second").iterdir()]
-    for job in range(1, 7):
-        assert re.search(rf"Job {job} of 6 \| epoch +{max_epochs}/{max_epochs} ", out)
+    for job in range(1, 5):
+        assert re.search(rf"Job {job} of 4 \| epoch +100/100 ", out)
         # Ray does not merge lines that differ only in their job.
-        assert re.search(rf"Job {job} of 6 \|   test/accuracy", out)
+        assert re.search(rf"Job {job} of 4 \|   test/accuracy", out)
 
 
-def test_a_worker_without_the_data_fails_with_the_reason(
+def test_a_worker_without_the_data_and_a_driver_that_is_ended(
     address: str, home: Path, overrides: list[str]
 ) -> None:
-    """If the folder of the data is missing, each job says so and none trains on other images."""
-    command = [*on_ray(overrides), f"hydra.launcher.ray.init.address={address}"]
+    """If the folder of the data is missing, each job says so and none trains on other images.
+
+    After SIGTERM the driver prints the line of all launchers, without Ray's stack traces, and has
+    their exit code. The jobs end as well. The address of the cluster is in the command.
+    """
+    command = [*on_ray(overrides, 0, 1), f"hydra.launcher.ray.init.address={address}"]
     driver = start_driver(command, home, DIGITLAB_DATA="typo")
     assert driver.wait(400) == 1
     out = (home / "out").read_text()
-    assert "6 jobs: 6 failed." in out
-    assert len(re.findall(r"data\.root=\S+/home/typo: is not a folder, and with", out)) >= 6
-    runs = find_jobs(home / "outputs" / "mine").values()
-    assert [load_results(run)["status"] for run in runs] == ["failed"] * 6
-
-
-def test_sigterm_of_a_driver_on_ray_ends_it_with_one_line(
-    address: str, home: Path, overrides: list[str]
-) -> None:
-    """The line and the exit code are those of all launchers, without Ray's stack traces.
-
-    The jobs end as well.
-    """
-    command = [
-        *on_ray(overrides),
-        "trainer.max_epochs=5000",
-        f"hydra.launcher.ray.init.address={address}",
-    ]
-    driver = start_driver(command, home, DIGITLAB_DATA="images")
+    assert "2 jobs: 2 failed." in out
+    assert len(re.findall(r"data\.root=\S+/home/typo: is not a folder, and with", out)) >= 2
     sweep_dir = home / "outputs" / "mine"
-    wait_for_epochs(sweep_dir, jobs=2)
+    runs = find_jobs(sweep_dir).values()
+    assert [load_results(run)["status"] for run in runs] == ["failed"] * 2
+
+    command = [*command, "trainer.max_epochs=5000"]
+    driver = start_driver(command, home, DIGITLAB_DATA="images")
+    trained = wait_for_epochs(sweep_dir, jobs=2)
     driver.terminate()
     assert driver.wait(60) == 130
     lines = (home / "err").read_text().splitlines()
     assert lines[-1] == f"Interrupted; the same command continues {sweep_dir}"
     assert "SIGTERM received" not in "\n".join(lines)
-
-    def are_interrupted() -> bool:
-        return all(run_state(run) == "interrupted" for run in find_jobs(sweep_dir).values())
-
-    wait_until(are_interrupted, 30)
+    wait_until(lambda: all(run_state(run) == "interrupted" for run in trained), 30)
