@@ -409,11 +409,19 @@ def test_an_optimizer_without_a_schema_is_checked_by_torch(
     assert len(message.splitlines()) == 1
 
 
-@pytest.mark.slow
+MISSING_COLON, TAB, TWICE = ("lr 0.1\nalpha: 0.9\n", "lr:\t0.1\n\tb: 1\n", "lr: 0.1\nlr: 0.2\n")
+
+
 @pytest.mark.parametrize(
-    "text", ["lr 0.1\nalpha: 0.9\n", "lr:\t0.1\n\tb: 1\n", "lr: 0.1\nlr: 0.2\n"]
+    ("text", "arguments"),
+    [
+        (MISSING_COLON, []),
+        (TAB, []),
+        (TWICE, []),
+        (TAB, ["-m", "seed=0,1"]),
+        (TWICE, ["--cfg", "job"]),
+    ],
 )
-@pytest.mark.parametrize("arguments", [[], ["-m", "seed=0,1"], ["--cfg", "job"]])
 def test_a_yaml_that_cannot_be_read_is_named_with_the_line(
     text: str, arguments: list[str], run_train: RunTrain, tmp_path: Path
 ) -> None:
