@@ -18,7 +18,7 @@ from .conftest import run_in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.mnist]
 
-SEEDS = range(3)
+SEEDS = range(2)
 
 
 def run_seeds(mnist: Path, directory: Path, *words: str) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def run_seeds(mnist: Path, directory: Path, *words: str) -> list[dict[str, Any]]
 def test_q1b_agrees_with_the_report(mnist: Path, tmp_path: Path) -> None:
     """The report has a loss of 0.087 and a diagonal of 47.8 %.
 
-    Over three seeds the means are within 0.084 to 0.089 and 36 to 50 %.
+    Over two seeds the means are within 0.084 to 0.089 and 36 to 50 %.
     """
     runs = run_seeds(mnist, tmp_path, "experiment=q1b")
     assert 0.084 <= mean(metrics["test/loss"] for metrics in runs) <= 0.089
