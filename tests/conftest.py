@@ -338,7 +338,10 @@ def run_script(
 
 @pytest.fixture
 def run_train(run_script: RunScript) -> RunTrain:
-    """Return a function like `run_train_process`, but seconds faster."""
+    """Return a function like `run_train_process`, but seconds faster.
+
+    Workers of launchers are started by a real process, as a user's are.
+    """
     return partial(run_script, "train.py")
 
 

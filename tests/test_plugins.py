@@ -297,7 +297,7 @@ def test_two_processes_train_one_s_own_model_as_one_does(
 
 @pytest.mark.slow
 def test_a_sweep_in_joblib_s_workers_knows_the_plugin(
-    own: list[str], run_train: RunTrain, tmp_path: Path
+    own: list[str], run_train_process: RunTrain, run_train: RunTrain, tmp_path: Path
 ) -> None:
     """Each worker loads it. A changed file is other code of the same experiment."""
     command = ["-m", *own, "model=own", "model.width=4,8", "trainer.max_epochs=1"]
