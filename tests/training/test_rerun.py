@@ -213,7 +213,7 @@ def test_an_installed_package_is_of_no_commit(
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init"], ["add", "theirs.py"], ["commit", "--message", "Theirs"]):
         subprocess.run([*git, *command], cwd=tmp_path, check=True, capture_output=True)
-    monkeypatch.setattr(provenance, "__file__", str(package / "runs" / "provenance.py"))
+    monkeypatch.setattr(provenance, "PACKAGE", package)
     provenance.code_version.cache_clear()
     try:
         code = provenance.code_version()
