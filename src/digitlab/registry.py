@@ -103,7 +103,10 @@ INITS = Registry(
 SCHEDULES = Registry(
     "scheduler",
     "register_schedule",
-    dict.fromkeys(("constant", "linear", "cosine", "one_cycle"), "digitlab.models.optimizers"),
+    dict.fromkeys(
+        ("constant", "linear", "cosine", "one_cycle", "one_cycle_linear"),
+        "digitlab.models.optimizers",
+    ),
 )
 DATASETS = Registry(
     "data",

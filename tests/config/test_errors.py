@@ -55,6 +55,23 @@ INITS = ", ".join(schema.choices("init"))
             "model.channels=[4, 0]: must be 1 layer or more of >= 1 channels",
         ),
         (
+            "model=autoencoder model.channels=[{channels:4,kernels:4}]",
+            "must be 1 layer or more of >= 1 channels, each a number or as {channels: 32, kernel:",
+        ),
+        (
+            "model=autoencoder model.channels=[{channels:4,kernel:4},4,4,4,4,4]",
+            "28 x 28 can be halved 5 times (14, 7, 4, 2, 1)",
+        ),
+        (
+            "model=autoencoder model.hidden={width:8,blocks:-1}",
+            "must be >= 1, or null for none, or as {width: 128, blocks: 2}",
+        ),
+        ("optimizer=muon optimizer.ns_steps=0", "optimizer.ns_steps=0: must be from 1 to 100"),
+        (
+            "model=kmeans optimizer=muon",
+            "optimizer=muon: with model=kmeans it must be one of sgd, inverse_count, sqrt_share",
+        ),
+        (
             "model=autoencoder model.channels=[2,2,2,2,2,2]",
             "28 x 28 can be halved 5 times (14, 7, 4, 2, 1)",
         ),
@@ -247,8 +264,8 @@ INITS = ", ".join(schema.choices("init"))
         (
             "optimizer=adam",
             (
-                "optimizer=adam: must be one of adamw, inverse_count, sgd, sqrt_share; another "
-                "of torch.optim"
+                "optimizer=adam: must be one of adamw, inverse_count, muon, sgd, sqrt_share; "
+                "another of torch.optim"
             ),
         ),
         ("optimizer=adamw", "with model=kmeans it must be one of sgd, inverse_count, sqrt_share"),
@@ -393,7 +410,10 @@ def test_an_init_without_its_package_line_is_refused_with_that_line(
             ),
         ),
         ("optimizer.name=optimizer", "optimizer=optimizer: must be one of torch.optim's adadelta"),
-        ("optimizer.name=muon", "optimizer=muon: must be one of torch.optim's adadelta"),
+        (
+            "optimizer.name=muon",
+            "optimizer.name=muon: has values of its own; choose optimizer=muon instead",
+        ),
         ("optimizer.lr=true", "optimizer.lr=True: must be > 0 and finite"),
         ("~optimizer.name", "optimizer.name=None: its YAML must name a class of torch.optim"),
         ("optimizer.name=[a]", "optimizer.name=['a']: its YAML must name a class of torch.optim"),

@@ -19,10 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from digitlab import RunFailed
+from digitlab.config.layers import edge_lengths
 from digitlab.data.images import Images
 from digitlab.models import autoencoder, digit_classifier
 from digitlab.models.autoencoder import Autoencoder
-from digitlab.models.convolutional import Stages, edge_lengths
+from digitlab.models.convolutional import Residual, Stages
 
 from ..conftest import ROOT, load_results, make_digits, run_in_process, write_idx
 
@@ -57,7 +58,7 @@ def make_model(**changes: Any) -> Autoencoder:
 
 def test_edge_lengths_are_halved_and_rounded_up() -> None:
     """28 pixels become 14, 7, 4, 2 and 1."""
-    assert edge_lengths(28, 5) == [28, 14, 7, 4, 2, 1]
+    assert edge_lengths(28, [3] * 5) == [28, 14, 7, 4, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,28 @@ def test_the_decoder_inverts_the_encoder_stage_by_stage(
     assert all(row.inner == next_row.outer for row, next_row in pairwise(rows))
     assert [row.inner[0] for row in rows[: len(channels)]] == channels
     assert len(rows) == len(channels) + 2 + (hidden is not None)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "edges"),
+    [([4, 4, 3], [14, 7, 4]), ([4, 4, 4, 4], [14, 7, 3, 1]), ([2, 5], [14, 7])],
+)
+def test_even_kernels_round_down_and_blocks_keep_the_shape(
+    kernels: list[int], edges: list[int]
+) -> None:
+    """The decoder inverts such an encoder as well, residual blocks included."""
+    layers = [{"channels": 4, "kernel": kernel, "blocks": i} for i, kernel in enumerate(kernels)]
+    model = make_model(channels=layers, hidden={"width": 6, "blocks": 2}, norm="group")
+    rows = model.shape_table()
+    assert [row.inner for row in rows[: len(edges)]] == [(4, edge, edge) for edge in edges]
+    assert rows[0].outer == (1, 28, 28)
+
+
+def test_a_residual_block_adds_to_its_input() -> None:
+    """x + 0.5x is 1.5x."""
+    half = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(half.weight, 0.5)
+    assert Residual(half)(torch.tensor([2.0])).item() == 3
 
 
 def test_a_convolution_has_a_bias_unless_normalisation_adds_one() -> None:
@@ -179,6 +202,7 @@ def test_each_failure_of_an_autoencoder_gives_a_warning_with_its_remedy() -> Non
         ({"scheduler": cycle}, ", or try optimizer=adamw (experiment=autoencoder_best)"),
         # The choices of autoencoder_best itself.
         ({"optimizer": adamw, "scheduler": cycle}, ""),
+        ({"optimizer": {"name": "muon"}, "scheduler": {"name": "one_cycle_linear"}}, ""),
     ):
         # White fog, and a loss above PCA's.
         for loss in (0.0676, 0.03):

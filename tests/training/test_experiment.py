@@ -232,6 +232,8 @@ RESUMED = [
     f"{REASSIGNING} optimizer=inverse_count scheduler=cosine",
     "model=autoencoder model.channels=[4,8] optimizer=adamw scheduler=one_cycle prior=mixture"
     " model.prior.n_components=5 model.norm=group model.hidden=16",
+    "model=autoencoder model.channels=[{channels:4,kernel:4,blocks:1},8] optimizer=muon"
+    " scheduler=one_cycle_linear model.norm=group model.hidden={width:16,blocks:1}",
 ]
 
 
@@ -1134,3 +1136,21 @@ def test_the_run_id_depends_on_the_values_that_change_the_result(overrides: list
     assert identity() == identity("data.root=/elsewhere", "data.verify=true", "force=true")
     others = (identity("optimizer.lr=1"), identity("seed=1"), identity(init="sample"))
     assert len({identity(), *others}) == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("model=autoencoder", "c567aed12f3d"),
+        ("experiment=vae_best", "b4d74c60b7ca"),
+        ("experiment=kmeans_best", "692cc4385ef2"),
+        (
+            "model.channels=[32,64,64] model.hidden=256 optimizer=adamw scheduler=one_cycle",
+            "601bc3566afa",
+        ),
+    ],
+)
+def test_the_run_ids_of_earlier_configurations_stay(command: str, expected: str) -> None:
+    """New choices leave the names of runs that were made before them, so these are found again."""
+    (cfg,) = compose(*command.split())
+    assert make_run_id(validation.to_plain(cfg)) == expected

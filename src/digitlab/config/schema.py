@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
+from digitlab.config.layers import are_convolutions, is_dense
+
 # Optimizers for k-means alone, which give each centre its own rate.
 OWN_RATES = ("inverse_count", "sqrt_share")
 # Groups of conf/ that nobody chooses from.
@@ -98,9 +100,10 @@ class Autoencoder:
     """conf/model/autoencoder.yaml."""
 
     name: str = "autoencoder"
-    channels: list[int] = MISSING
+    # Numbers or mappings, see `layers`.
+    channels: list[Any] = MISSING
     latent_dim: int = MISSING
-    hidden: int | None = MISSING
+    hidden: Any = MISSING
     norm: str = MISSING
     activation: str = MISSING
     output: str = MISSING
@@ -139,6 +142,20 @@ class AdamW:
 
 
 @dataclass
+class Muon:
+    """conf/optimizer/muon.yaml."""
+
+    name: str = "muon"
+    lr: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+    ns_steps: int = MISSING
+    adamw_lr: float = MISSING
+    adamw_weight_decay: float = MISSING
+    beta2: float = MISSING
+
+
+@dataclass
 class InverseCount:
     """conf/optimizer/inverse_count.yaml."""
 
@@ -158,6 +175,13 @@ class OneCycle:
 
     name: str = "one_cycle"
     pct_start: float = MISSING
+
+
+@dataclass
+class OneCycleLinear(OneCycle):
+    """conf/scheduler/one_cycle_linear.yaml."""
+
+    name: str = "one_cycle_linear"
 
 
 @dataclass
@@ -259,8 +283,8 @@ class Config:
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "model": (KMeans, Autoencoder, VAE),
     "model.prior": (Mixture,),
-    "optimizer": (SGD, AdamW, InverseCount, SqrtShare),
-    "scheduler": (OneCycle,),
+    "optimizer": (SGD, AdamW, Muon, InverseCount, SqrtShare),
+    "scheduler": (OneCycle, OneCycleLinear),
     "data": (MNIST, FashionMNIST, KMNIST, EMNIST, ImageFolder, IDX),
 }
 
@@ -327,7 +351,11 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.n_clusters", _at_least_one, "must be >= 1"),
     ("model.reassignment_ratio", _fraction, "must be >= 0 and < 1"),
     ("model.latent_dim", lambda v: v >= 1, "must be >= 1"),
-    ("model.hidden", _at_least_one, "must be >= 1, or null for none"),
+    (
+        "model.hidden",
+        is_dense,
+        "must be >= 1, or null for none, or as {width: 128, blocks: 2}",
+    ),
     ("model.beta", _not_negative, "must be >= 0 and finite"),
     ("model.flow", _not_negative, "must be >= 0; 0 is none"),
     ("model.norm", *_one_of("none", "group")),
@@ -338,13 +366,17 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.prior.n_components", _at_least_one, "must be >= 1"),
     (
         "model.channels",
-        lambda v: len(v) >= 1 and all(isinstance(width, int) and width >= 1 for width in v),
-        "must be 1 layer or more of >= 1 channels",
+        are_convolutions,
+        "must be 1 layer or more of >= 1 channels, each a number or as"
+        " {channels: 32, kernel: 4, blocks: 1}",
     ),
     ("optimizer.lr", _positive, "must be > 0 and finite"),
     ("optimizer.momentum", _fraction, "must be >= 0 and < 1"),
     ("optimizer.weight_decay", _not_negative, "must be >= 0 and finite"),
     ("optimizer.beta2", _fraction, "must be >= 0 and < 1"),
+    ("optimizer.ns_steps", lambda v: 1 <= v <= 100, "must be from 1 to 100"),
+    ("optimizer.adamw_lr", _positive, "must be > 0 and finite"),
+    ("optimizer.adamw_weight_decay", _not_negative, "must be >= 0 and finite"),
     ("scheduler.pct_start", lambda v: 0 < v < 1, "must be > 0 and < 1"),
     ("data.root", bool, "must name a folder; unset DIGITLAB_DATA for data/"),
     (

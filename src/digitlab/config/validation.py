@@ -13,6 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from digitlab import plugins
 from digitlab.config.arguments import convert
+from digitlab.config.layers import edge_lengths, read_convolution
 from digitlab.config.schema import (
     COMMON_DATA,
     MNIST,
@@ -204,13 +205,22 @@ def find_misfits(config: Mapping[str, Any], shape: tuple[int, ...], n_classes: i
             f"model.latent_dim={model['latent_dim']}: must be from 1 to {pixels},"
             " the pixels of an image"
         )
-    halvings = (max(height, width) - 1).bit_length()
-    if "channels" in model and len(model["channels"]) > halvings:
-        edges = [-(-max(height, width) // 2 ** (i + 1)) for i in range(halvings)]
-        errors.append(
-            f"model.channels={model['channels']}: must be 1 to {halvings} layers of >= 1 channels:"
-            f" {height} x {width} can be halved {halvings} times ({', '.join(map(str, edges))})"
-        )
+    if "channels" in model:
+        kernels = [read_convolution(layer).kernel for layer in model["channels"]]
+        # As many layers as halve any image to one pixel.
+        edges = edge_lengths(max(height, width), kernels + [3] * 64)
+        halvings = edges.index(1)
+        if len(kernels) > halvings:
+            lengths = ", ".join(map(str, edges[1 : halvings + 1]))
+            errors.append(
+                f"model.channels={model['channels']}: must be 1 to {halvings} layers of >= 1"
+                f" channels: {height} x {width} can be halved {halvings} times ({lengths})"
+            )
+        elif 0 in edge_lengths(min(height, width), kernels):
+            errors.append(
+                f"model.channels={model['channels']}: an even kernel needs 2 x 2 pixels or more,"
+                f" and {height} x {width} becomes narrower; use an odd one there"
+            )
     is_digit = model["name"] == "kmeans" and model["init"]["name"] == "digit"
     if is_digit and model["n_clusters"] != n_classes:
         kind = "digit" if n_classes == MNIST_CLASSES else "class"

@@ -37,8 +37,8 @@ from digitlab.runtime.seeds import Stream, generator
 
 # Samples that the generated/... metrics are computed from.
 SCORED_SAMPLES = 10_000
-# The choices of the best experiments, which warnings recommend.
-BEST_CHOICES = {"optimizer": "adamw", "scheduler": "one_cycle"}
+# The choices of good experiments; warnings recommend the first ones.
+GOOD_CHOICES = {"optimizer": ("adamw", "muon"), "scheduler": ("one_cycle", "one_cycle_linear")}
 
 
 class ShapeRow(NamedTuple):
@@ -75,9 +75,9 @@ class Autoencoder(ReconstructionModel):
 
     def __init__(
         self,
-        channels: list[int],
+        channels: list[Any],
         latent_dim: int,
-        hidden: int | None,
+        hidden: Any,
         norm: str,
         activation: str,
         output: str,
@@ -287,7 +287,9 @@ class Autoencoder(ReconstructionModel):
         """The settings that give a lower loss and that the run does not have already."""
         current = {"optimizer": self.optimizer["name"], "scheduler": self.scheduler["name"]}
         changes = [
-            f"{group}={name}" for group, name in BEST_CHOICES.items() if current[group] != name
+            f"{group}={names[0]}"
+            for group, names in GOOD_CHOICES.items()
+            if current[group] not in names
         ]
         if not changes:
             return "Train longer."

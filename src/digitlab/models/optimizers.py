@@ -3,16 +3,17 @@
 import difflib
 import inspect
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
+from digitlab.models.muon import Muon
 from digitlab.registry import SCHEDULES, register_schedule
 
-# They need a closure (L-BFGS), matrices only (Muon) or sparse gradients (SparseAdam).
+# They need a closure (L-BFGS), matrices only (torch's Muon) or sparse gradients (SparseAdam).
 UNUSABLE = {"lbfgs", "muon", "sparseadam"}
 
 
@@ -21,7 +22,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any
 
     Args:
         parameters: The parameters to optimize.
-        name: "adamw", a rate of k-means, or the name of a class of torch.optim in lower case.
+        name: "adamw", "muon", a rate of k-means, or the name of a class of torch.optim in lower
+            case.
         **options: The other values of the YAML file.
 
     Raises:
@@ -31,6 +33,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any
     match name:
         case "adamw":
             return AdamW(parameters, betas=(0.9, options.pop("beta2")), fused=True, **options)
+        case "muon":
+            return Muon(parameters, **options)
         case "inverse_count" | "sqrt_share":
             # K-means scales the gradient to these rates, centre by centre.
             return SGD(parameters, lr=1.0)
@@ -119,14 +123,35 @@ def cosine(optimizer: Optimizer, total_steps: int) -> LRScheduler:
 @register_schedule("one_cycle")
 def one_cycle(optimizer: Optimizer, total_steps: int, pct_start: float) -> LRScheduler:
     """Raise the rate from 1/25 to its value in a share `pct_start` of the steps; then lower it."""
+    return _one_cycle(optimizer, total_steps, pct_start, "one_cycle", "cos")
+
+
+@register_schedule("one_cycle_linear")
+def one_cycle_linear(optimizer: Optimizer, total_steps: int, pct_start: float) -> LRScheduler:
+    """As `one_cycle`, in straight lines."""
+    return _one_cycle(optimizer, total_steps, pct_start, "one_cycle_linear", "linear")
+
+
+def _one_cycle(
+    optimizer: Optimizer,
+    total_steps: int,
+    pct_start: float,
+    name: str,
+    strategy: Literal["cos", "linear"],
+) -> LRScheduler:
     if total_steps < 3:
         raise ValueError(
-            f"scheduler=one_cycle: must have 3 steps or more, not {total_steps};"
+            f"scheduler={name}: must have 3 steps or more, not {total_steps};"
             " train longer, or choose scheduler=constant"
         )
     # torch divides by zero if the rise takes a single step.
     rise = max(pct_start, 1.5 / total_steps)
-    peak = optimizer.param_groups[0]["lr"]
+    peaks = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(
-        optimizer, peak, total_steps=total_steps, cycle_momentum=False, pct_start=rise
+        optimizer,
+        peaks,
+        total_steps=total_steps,
+        cycle_momentum=False,
+        pct_start=rise,
+        anneal_strategy=strategy,
     )
