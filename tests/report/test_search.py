@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from digitlab.report import findings, search
 from digitlab.report.page import write_report
+from digitlab.runs.results import Objective
 
 from .synthetic import write_run
 
@@ -138,3 +140,12 @@ def test_the_pages_of_a_search(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> 
     first = re.search(r"<tbody>\s*<tr[^>]*>(.*?)</tr>", page, re.DOTALL)
     assert first is not None
     assert "confirm1" in first[1]
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_a_trial_that_is_far_worse_is_not_drawn(direction: str) -> None:
+    """Best 1, median 2: all up to ten times that distance away, 11, stay."""
+    sign = 1 if direction == "min" else -1
+    scores = pd.Series([2.0, 1.0, 11.0, 2.0, 12.0]) * sign
+    kept = search.drop_far(scores, scores, Objective("val/loss", direction))
+    assert kept.notna().tolist() == [True, True, True, True, False]

@@ -114,6 +114,7 @@ def describe_search(search: Search) -> dict[str, Any]:
         "course": {f"by {panel.label}": draw_panel(panel, search) for panel in search.course},
         "importance": charts.draw_bars(search.importance) if search.importance else "",
         "note": search.importance_note,
+        "chart_note": search.chart_note,
         "slices": {panel.label: draw_panel(panel, search) for panel in search.slices},
     }
 

@@ -191,6 +191,7 @@ def write_search(search: Search, out: Path, prefix: str) -> list[str]:
             figure = figures.panels(drawn, search.objective.name, search.references)
             figure.savefig(part, dpi=110)
         page += [f"![{kind}]({name})", ""]
+    page += [search.chart_note, ""]
     if search.importance:
         shares = {key: f"{share:.2f}" for key, share in search.importance.items()}
         table = pd.DataFrame({"setting": [*shares], "importance": [*shares.values()]})

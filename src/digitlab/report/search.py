@@ -35,6 +35,8 @@ from hydra_plugins.resumable_sweeper.jobs import read_plan
 FEWEST_TRIALS = 10
 # A number with so many values or fewer is a choice, and with a wider range logarithmic.
 FEW_VALUES, WIDE = 8, 30
+# Points are drawn up to so many times the distance from the best score to the median.
+FAR = 10
 MAX_EPOCHS = "config.trainer.max_epochs"
 
 
@@ -48,7 +50,7 @@ class Search:
     # The runs of such settings that they were selected by.
     selected: pd.DataFrame
     # A row per trial that ended, in the order in which they were tried: with `best`, the best score
-    # so far, and `minutes`, what the trials so far took.
+    # so far, `drawn`, the score unless it is far off, and `minutes`, what the trials so far took.
     trials: pd.DataFrame
     objective: Objective
     # Sentences: the result, what selected it, what was pruned.
@@ -60,6 +62,19 @@ class Search:
     references: dict[str, float]
 
     @property
+    def chart_note(self) -> str:
+        """What the points of the charts are."""
+        note = (
+            "A point is a trial. One that was pruned stands at its best epoch, after fewer epochs"
+        )
+        note += " than the others."
+        if far := (self.trials.score.notna() & self.trials.drawn.isna()).sum():
+            note += (
+                f" {far} trial{'s are' if far > 1 else ' is'} far worse than most and not drawn."
+            )
+        return note
+
+    @property
     def course(self) -> list[Panel]:
         """The best score so far against the number of trials and against the time."""
         number = [float(n) for n in range(1, len(self.trials) + 1)]
@@ -67,7 +82,7 @@ class Search:
         for label, x in (("trials", number), ("minutes of all trials", [*self.trials.minutes])):
             own = Points("a trial", has_line=False)
             best = Points("best so far")
-            rows = zip(x, self.trials.score, self.trials.best, self.trials.words, strict=True)
+            rows = zip(x, self.trials.drawn, self.trials.best, self.trials.words, strict=True)
             for place, score, so_far, words in rows:
                 if math.isfinite(so_far):
                     best.add(place, so_far, f"best of {label} {place:.4g}: {format_loss(so_far)}")
@@ -82,7 +97,7 @@ class Search:
         panels = []
         for key in find_varied_settings(self.trials):
             groups = [Points("completed", has_line=False), Points("pruned", has_line=False)]
-            known = self.trials[self.trials[key].notna() & self.trials.score.notna()]
+            known = self.trials[self.trials[key].notna() & self.trials.drawn.notna()]
             values = sorted(known[key].unique(), key=sort_key)
             is_number, ticks, is_log = is_numeric(values), dict[str, float](), None
             if not is_number:
@@ -90,7 +105,7 @@ class Search:
                 is_log = scale == "log"
             for _, trial in known.iterrows():
                 place = float(trial[key]) if is_number else ticks[trial[key]]
-                groups[trial.status == "pruned"].add(place, trial.score, trial.words)
+                groups[trial.status == "pruned"].add(place, trial.drawn, trial.words)
             series = [points for points in groups if points.x]
             panels.append(Panel(short_name(key), series, ticks, is_log))
         return panels
@@ -113,8 +128,12 @@ def find_search(table: pd.DataFrame, compared: pd.DataFrame) -> Search | None:
     completed = trials.score.where(trials.status == "completed")
     best = completed.cummax() if objective.direction == "max" else completed.cummin()
     words = [f"{describe_run(t)}: {format_loss(t.score)} {t.status}" for _, t in trials.iterrows()]
+    drawn, best = (drop_far(values, trials.score, objective) for values in (trials.score, best))
     trials = trials.assign(
-        best=best.ffill(), minutes=trials.seconds.astype(float).cumsum() / 60, words=words
+        best=best.ffill(),
+        drawn=drawn,
+        minutes=trials.seconds.astype(float).cumsum() / 60,
+        words=words,
     )
     selected = compared.drop(runs.index)
     verdict = [*describe_result(runs, selected, len(trials)), *describe_pruned(trials)]
@@ -123,6 +142,13 @@ def find_search(table: pd.DataFrame, compared: pd.DataFrame) -> Search | None:
     if runs.is_confirmed.any():
         references |= {"confirmed": float(mean_scores(runs).iloc[0])}
     return Search(runs, selected, trials, objective, verdict, importance, note, references)
+
+
+def drop_far(values: pd.Series, scores: pd.Series, objective: Objective) -> pd.Series:
+    """Keep values that are not far worse than most scores; one of a diverging run hides them."""
+    costs = objective.cost(scores)
+    reach = FAR * (costs.median() - costs.min())
+    return values.where((objective.cost(values) <= costs.min() + reach) | (reach == 0))
 
 
 def find_trials(table: pd.DataFrame) -> pd.DataFrame:
