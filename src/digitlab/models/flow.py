@@ -10,13 +10,19 @@ B latents of Z dimensions.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from digitlab.models.muon import Muon
+from digitlab.models.optimizers import make_scheduler
+
 WIDTH = 128
 # The largest |s|, so that a step of training cannot make a coupling explode.
 MAX_LOG_SCALE = 2.0
+# How `fit` trains: passes over the images, and latents in a minibatch.
+FIT_EPOCHS, FIT_BATCH = 6, 512
 
 
 def normal_log_density(x: Tensor) -> Tensor:
@@ -104,3 +110,36 @@ class Flow(nn.Module):
         """Draw z, float (n, Z) on the CPU."""
         device = next(self.parameters()).device
         return self.inverse(torch.randn(n, self.latent_dim, generator=rng).to(device)).cpu()
+
+    @torch.enable_grad()
+    def fit(self, draw: Callable[[Tensor], Tensor], n: int, rng: torch.Generator) -> None:
+        """Train the density on the latents of an encoder that does not change any more.
+
+        Beside a model in training it learns from latents that move, in small minibatches. A second
+        stage closes most of the gap (compare Dai and Wipf, 2019, https://arxiv.org/abs/1903.05789).
+
+        Args:
+            draw: Gives latents, (B, Z), of the images with these indices, (B,).
+            n: The number of images.
+            rng: Gives the order.
+        """
+        optimizer = Muon(
+            self.parameters(),
+            lr=0.01,
+            momentum=0.95,
+            weight_decay=0.0,
+            ns_steps=3,
+            adamw_lr=0.003,
+            adamw_weight_decay=0.0,
+            beta2=0.99,
+        )
+        steps = FIT_EPOCHS * math.ceil(n / FIT_BATCH)
+        schedule = make_scheduler(optimizer, "one_cycle_linear", steps, pct_start=0.1)
+        assert schedule is not None
+        for _ in range(FIT_EPOCHS):
+            for indices in torch.randperm(n, generator=rng).split(FIT_BATCH):
+                optimizer.zero_grad()
+                (-self.log_density(draw(indices)).mean()).backward()
+                optimizer.step()
+                schedule.step()
+        optimizer.zero_grad()

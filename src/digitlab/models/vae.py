@@ -142,6 +142,19 @@ class VAE(Autoencoder):
         means, log_variances = zip(*parts, strict=True)
         return Posterior(torch.cat(means).cpu(), torch.cat(log_variances).cpu())
 
+    def complete(self, data: Split) -> None:
+        """Train the flow on, alone, and fit the other densities of z."""
+        flow = self.priors["standard_normal"]
+        if isinstance(flow, Flow):
+            means, log_variances = self.encode_posterior(data.train.images)
+            rng = generator(self.seed, Stream.POSTERIOR, 1)
+
+            def draw(rows: Tensor) -> Tensor:
+                return Posterior(means[rows], log_variances[rows]).sample(rng)
+
+            flow.fit(draw, len(means), rng)
+        super().complete(data)
+
     def latents_to_fit(self, images: Tensor) -> Tensor:
         """Draw a z for each image: the decoder has learnt from these and not from the means."""
         return self.encode_posterior(images).sample(generator(self.seed, Stream.POSTERIOR))
