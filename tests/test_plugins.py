@@ -323,7 +323,7 @@ MISTAKES = {
     "model.width?",
     "model=own ~model.width": "model.width: has no value, and Classifier needs one",
     "model=own model.name=own_clasifier": "did you mean own_classifier?",
-    "model=own optimizer=inverse_count": "with model=own_classifier it must be one of adamw, sgd",
+    "model=own optimizer=inverse_count": "model=own_classifier it must be one of adamw, muon, sgd",
     "scheduler=own_step scheduler.share=much": "scheduler.share=much: must be float",
     "scheduler=own_step +scheduler.rate=1": "scheduler.rate=1: step has no such argument; it has "
     "share, gamma",

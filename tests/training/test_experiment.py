@@ -1142,7 +1142,7 @@ def test_the_run_id_depends_on_the_values_that_change_the_result(overrides: list
     ("command", "expected"),
     [
         ("model=autoencoder", "c567aed12f3d"),
-        ("experiment=vae_best", "b4d74c60b7ca"),
+        ("experiment=vae_best", "4e80f112c6ac"),
         ("experiment=kmeans_best", "692cc4385ef2"),
         (
             "model.channels=[32,64,64] model.hidden=256 optimizer=adamw scheduler=one_cycle",

@@ -77,7 +77,8 @@ def collect(sweeps: Sequence[Path]) -> pd.DataFrame:
     if "trial" in table:
         table["trial"] = table.trial.eq(True)
     table = table.reindex(columns=[*FIRST_COLUMNS, *others])
-    table[[*LABELS]] = table[[*LABELS]].fillna("")
+    labels = table[[*LABELS]].astype(object)
+    table[[*LABELS]] = labels.where(labels.notna(), "")
     # The overrides are all that is known about the settings of jobs that have not started.
     table["setting"] = [
         re.sub(r"(^| )seed=\d+", "", overrides.get(run_id, "")).strip() or SAME_SETTINGS
