@@ -22,7 +22,7 @@ WIDTH = 128
 # The largest |s|, so that a step of training cannot make a coupling explode.
 MAX_LOG_SCALE = 2.0
 # How `fit` trains: passes over the images, and latents in a minibatch.
-FIT_EPOCHS, FIT_BATCH = 6, 512
+FIT_EPOCHS, FIT_BATCH = 12, 512
 
 
 def normal_log_density(x: Tensor) -> Tensor:
