@@ -420,6 +420,7 @@ def test_a_forced_sweep_runs_each_job_once(
 def test_a_sweep_says_that_skipped_jobs_have_other_data(
     overrides: list[str],
     run_train: RunTrain,
+    run_train_process: RunTrain,
     tiny: Path,
     tmp_path: Path,
 ) -> None:
@@ -442,7 +443,9 @@ def test_a_sweep_says_that_skipped_jobs_have_other_data(
     ]
     first = run_train(*command, f"data.root={tiny}").stdout
     same = run_train(*command, f"data.root={tmp_path / 'same'}").stdout
-    other = run_train(*command, f"data.root={tmp_path / 'other'}", "hydra/launcher=joblib").stdout
+    other = run_train_process(
+        *command, f"data.root={tmp_path / 'other'}", "hydra/launcher=joblib"
+    ).stdout
     assert "from other code or other data" not in first + same
     assert "earlier commands" not in first + same
     assert f"2 of 2 jobs already completed, 2 from data.root={tiny}\n" in other
@@ -456,6 +459,7 @@ def test_a_sweep_says_that_skipped_jobs_have_other_data(
 def test_a_completed_sweep_survives_force_without_its_data(
     launcher: str,
     overrides: list[str],
+    run_train_process: RunTrain,
     run_train: RunTrain,
     tmp_path: Path,
 ) -> None:
@@ -473,7 +477,8 @@ def test_a_completed_sweep_survives_force_without_its_data(
     ]
     assert run_train(*command).returncode == 0
     before = read_outputs(tmp_path / "sweep")
-    done = run_train(*command, "data.root=missing", "force=true", f"hydra/launcher={launcher}")
+    run = run_train if launcher == "basic" else run_train_process
+    done = run(*command, "data.root=missing", "force=true", f"hydra/launcher={launcher}")
     assert done.returncode == 1
     reason = "missing: is not a folder, and with data.verify=false nothing is downloaded"
     assert done.stdout.count(f"{reason}; the earlier") == 2
@@ -649,7 +654,7 @@ def test_a_sweep_killed_many_times_ends_like_an_undisturbed_one(
     ids=lambda launcher: str(launcher[0]),
 )
 def test_every_launcher_runs_skips_and_reports(
-    launcher: list[str], run_train: RunTrain, grid: list[str], tmp_path: Path
+    launcher: list[str], run_train_process: RunTrain, grid: list[str], tmp_path: Path
 ) -> None:
     """If one of two jobs diverges, a sweep has exit code 1 and a table; with other values, 0.
 
@@ -658,7 +663,7 @@ def test_every_launcher_runs_skips_and_reports(
     name, *options = launcher
     choice = ["seed=1", f"hydra/launcher={name}", *options]
     diverging = [word.replace("1,100", "1,1e30") for word in grid]
-    done = run_train(*diverging, *choice)
+    done = run_train_process(*diverging, *choice)
     assert done.returncode == 1, done.stdout + done.stderr
     states = sorted(load_results(run)["status"] for run in find_jobs(tmp_path / "sweep").values())
     assert states == ["completed", "diverged"]
@@ -668,7 +673,7 @@ def test_every_launcher_runs_skips_and_reports(
         for line in ("Job 1 of 2 | epoch 3/3  train/loss", "Job 2 of 2 | Diverged: "):
             assert line in done.stdout
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/results.json")}
-    done = run_train(*grid, *choice)
+    done = run_train_process(*grid, *choice)
     assert done.returncode == 0, done.stdout + done.stderr
     # One job is skipped, and one is not part of the second command.
     assert sum(path.stat().st_mtime_ns == modified for path, modified in before.items()) == 2

@@ -303,7 +303,7 @@ def test_a_sweep_in_joblib_s_workers_knows_the_plugin(
     command = ["-m", *own, "model=own", "model.width=4,8", "trainer.max_epochs=1"]
     command += ["hydra.sweep.dir=sweep"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = run_train(*command, *launcher)
+    done = run_train_process(*command, *launcher, threads=1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(find_jobs(tmp_path / "sweep")) == 2
     listed = run_train(*command, "dry_run=true").stdout
