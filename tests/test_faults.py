@@ -162,7 +162,8 @@ def make_invalid_overrides(key: str, value: Any, rng: random.Random) -> list[str
 
 def make_invalid_commands() -> list[tuple[str, str]]:
     """Return commands of BASES with one invalid override for each key and group."""
-    commands, seen, rng = [], set(PATH_KEYS), random.Random(0)
+    # Any text is a note.
+    commands, seen, rng = [], {*PATH_KEYS, "note"}, random.Random(0)
     for base in BASES:
         (cfg,) = compose(*base.split())
         settings: Any = OmegaConf.to_container(cfg)
