@@ -95,6 +95,15 @@ def test_without_fresh_seeds_there_are_only_candidates(sweep: Path) -> None:
     assert 'hydra.sweeper.confirm=["seed=1","seed=2","seed=3"]' in remedy
 
 
+def test_numbers_with_many_values_have_slices_and_no_effects(sweep: Path) -> None:
+    """Twelve rates are compared by their slice alone, two sizes at one rate as in any report."""
+    write_run(sweep / "other", RATES[10], 8, 0, 0.031, b"")
+    (part,) = findings.find([sweep]).parts
+    assert part.search is not None
+    assert {effect.name for effect in part.effects} == {"model.latent_dim"}
+    assert [panel.label for panel in part.search.slices] == ["model.latent_dim", "optimizer.lr"]
+
+
 def test_the_course_follows_the_plan(sweep: Path) -> None:
     """Scores of pruned trials are drawn, but they are no best so far; time adds up."""
     (part,) = findings.find([sweep]).parts

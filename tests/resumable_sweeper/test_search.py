@@ -193,7 +193,7 @@ def test_a_report_outside_a_search_changes_nothing() -> None:
 
 
 def test_only_jobs_that_the_search_asked_for_are_trials(tmp_path: Path) -> None:
-    """In whatever state; the best one that runs again with another seed is none."""
+    """In whatever state. A run that confirms the best trial is not a trial."""
     sampler = {"_target_": "optuna.samplers.RandomSampler"}
     study = _study.Study(tmp_path, "a", "minimize", sampler, None, write=True)
     study.add(study.ask(space("x=interval(0,1)"), 0, 0), "first")

@@ -125,7 +125,8 @@ def effect(
     bars = "(bars: spread over seeds)" if has_bars else ""
     axes.set(xlabel=key, ylabel=f"{measure}{better}{bars}".rstrip())
     axes.set_title("off the chart: " + ", ".join(outside) if outside else "", fontsize=9)
-    if axes.get_legend_handles_labels()[1]:
-        # Inside the axes it would cover points.
-        figure.legend(loc="outside lower center", ncols=2, fontsize=7)
+    if labels := axes.get_legend_handles_labels()[1]:
+        # Inside the axes it would cover points. Two long ones do not fit side by side.
+        columns = 2 if max(map(len, labels)) <= 45 else 1
+        figure.legend(loc="outside lower center", ncols=columns, fontsize=7)
     return figure

@@ -169,6 +169,9 @@ def find_part(table: pd.DataFrame, compared: pd.DataFrame, notes: list[str]) -> 
         summary = replace(summary, verdict=search.verdict)
     summary.remarks.extend(notes)
     effects = find_effects(runs, settings, sort_incomplete(table))
+    if search is not None:
+        # Hardly two of its numbers met the same other settings; the slices show all of them.
+        effects = [effect for effect in effects if effect.key not in search.numbers]
     explanation = explain_ranking(ranking, objective)
     return Part(title, objective, summary, runs, settings, ranking, explanation, effects, search)
 

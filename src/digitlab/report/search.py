@@ -92,6 +92,12 @@ class Search:
         return panels
 
     @property
+    def numbers(self) -> set[str]:
+        """The settings that are numbers with many values."""
+        keys = find_varied_settings(self.trials)
+        return {key for key in keys if is_numeric(self.trials[key].dropna().unique().tolist())}
+
+    @property
     def slices(self) -> list[Panel]:
         """The score against each setting."""
         panels = []
@@ -99,7 +105,7 @@ class Search:
             groups = [Points("completed", has_line=False), Points("pruned", has_line=False)]
             known = self.trials[self.trials[key].notna() & self.trials.drawn.notna()]
             values = sorted(known[key].unique(), key=sort_key)
-            is_number, ticks, is_log = is_numeric(values), dict[str, float](), None
+            is_number, ticks, is_log = key in self.numbers, dict[str, float](), None
             if not is_number:
                 ticks, scale = tick_positions(values)
                 is_log = scale == "log"
@@ -152,7 +158,7 @@ def drop_far(values: pd.Series, scores: pd.Series, objective: Objective) -> pd.S
 
 
 def find_trials(table: pd.DataFrame) -> pd.DataFrame:
-    """Select the trials that ended, in the order in which their searches asked for them."""
+    """Select the trials that ended, in the order in which their searches proposed them."""
     if "trial" not in table:
         return table.head(0)
     trials = table[table.trial & table.status.isin(ENDED)]

@@ -218,7 +218,7 @@ def _open_once(directory: Path, inode: int) -> JournalStorage:
 
 
 def is_trial(directory: Path, job: str) -> bool:
-    """Whether the search asked for a job as a trial, in whatever state it is."""
+    """Whether a job is a trial of the search, in whatever state."""
     return any(trial.user_attrs.get(JOB) == job for _, trial in _read_trials(directory))
 
 
