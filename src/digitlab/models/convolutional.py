@@ -11,6 +11,7 @@ B images, C channels, H x W pixels, Z latent dimensions.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,6 +53,49 @@ class Stages(nn.Sequential):
         return shapes
 
 
+@dataclass(frozen=True)
+class Style:
+    """What follows each layer.
+
+    Args:
+        norm: "group" or "none".
+        activation: A key of `ACTIVATIONS`.
+    """
+
+    norm: str
+    activation: str
+
+    def has_norm(self, width: int) -> bool:
+        """Whether images of so many channels are normalised."""
+        # Group normalisation of a single number would always give 0.
+        return self.norm == "group" and width > 1
+
+    def activate(self, layer: nn.Module, width: int, *, image: bool) -> list[nn.Module]:
+        """Append the normalisation (of images only) and the activation to a layer."""
+        # Groups of 16 channels, if they divide evenly. Unlike batch normalisation it normalises
+        # each image by itself, so training, evaluation and DDP compute the same.
+        groups = width // 16 if width % 16 == 0 else 1
+        norms = [nn.GroupNorm(groups, width)] if image and self.has_norm(width) else []
+        return [layer, *norms, ACTIVATIONS[self.activation]()]
+
+    def blocks(self, number: int, width: int, *, image: bool) -> list[nn.Module]:
+        """Make residual blocks: 3 x 3 convolutions of an image, or dense layers."""
+        blocks: list[nn.Module] = []
+        for _ in range(number):
+            inner: nn.Module = (
+                nn.Conv2d(width, width, 3, padding=1, bias=not self.has_norm(width))
+                if image
+                else nn.Linear(width, width)
+            )
+            blocks.append(Residual(*self.activate(inner, width, image=image)))
+        return blocks
+
+    def dense(self, n_in: int, layer: Dense) -> nn.Sequential:
+        """Make a dense layer and its blocks."""
+        first = self.activate(nn.Linear(n_in, layer.width), layer.width, image=False)
+        return nn.Sequential(*first, *self.blocks(layer.blocks, layer.width, image=False))
+
+
 def build_stages(
     image_shape: Sequence[int],
     channels: Sequence[Any],
@@ -68,95 +112,83 @@ def build_stages(
         channels: Each convolution, see `read_convolution`.
         latent_dim: Z.
         hidden: The dense layer, see `read_dense`; or None for no dense layer.
-        norm: "group" or "none".
-        activation: A key of `ACTIVATIONS`.
+        norm, activation: See `Style`.
         output: What the decoder ends with, a key of `OUTPUTS`.
     """
+    style = Style(norm, activation)
     layers = [read_convolution(value) for value in channels]
-    dense = None if hidden is None else read_dense(hidden)
     kernels = [layer.kernel for layer in layers]
     heights, widths = (edge_lengths(edge, kernels) for edge in image_shape[1:])
-    last_shape = (layers[-1].channels, heights[-1], widths[-1])
-    flat = math.prod(last_shape)
-
-    def has_norm(width: int) -> bool:
-        # Group normalisation of a single number would always give 0.
-        return norm == "group" and width > 1
-
-    def activate(layer: nn.Module, width: int, *, image: bool) -> list[nn.Module]:
-        """Append the normalisation (of images only) and the activation to a layer."""
-        # Groups of 16 channels, if they divide evenly. Unlike batch normalisation it normalises
-        # each image by itself, so training, evaluation and DDP compute the same.
-        groups = width // 16 if width % 16 == 0 else 1
-        norms = [nn.GroupNorm(groups, width)] if image and has_norm(width) else []
-        return [layer, *norms, ACTIVATIONS[activation]()]
-
-    def convolutional_blocks(layer: Convolution) -> list[nn.Module]:
-        width = layer.channels
-        blocks: list[nn.Module] = []
-        for _ in range(layer.blocks):
-            inner = nn.Conv2d(width, width, 3, padding=1, bias=not has_norm(width))
-            blocks.append(Residual(*activate(inner, width, image=True)))
-        return blocks
-
-    def dense_blocks(layer: Dense) -> list[nn.Module]:
-        blocks: list[nn.Module] = []
-        for _ in range(layer.blocks):
-            inner = nn.Linear(layer.width, layer.width)
-            blocks.append(Residual(*activate(inner, layer.width, image=False)))
-        return blocks
-
+    sizes = list(zip(heights, widths, strict=True))
     # Both lists run from the image to the latent; the decoder applies its stages in reverse.
     encoder_stages: list[tuple[str, nn.Module]] = []
     decoder_stages: list[tuple[str, nn.Module]] = []
     before = image_shape[0]
     for i, layer in enumerate(layers):
-        name, after, kernel = f"conv{i + 1}", layer.channels, layer.kernel
-        # Normalisation adds its own bias; the gradient of a transposed convolution's bias is slow
-        # on CPUs.
-        down = nn.Conv2d(
-            before,
-            after,
-            kernel,
-            stride=2,
-            padding=padding(kernel),
-            bias=not has_norm(after),
-        )
-        stage = nn.Sequential(*activate(down, after, image=True), *convolutional_blocks(layer))
-        encoder_stages.append((name, stage))
-        up = nn.ConvTranspose2d(
-            after,
-            before,
-            kernel,
-            stride=2,
-            padding=padding(kernel),
-            output_padding=(
-                output_padding(heights[i], heights[i + 1], kernel),
-                output_padding(widths[i], widths[i + 1], kernel),
-            ),
-            bias=not has_norm(before),
-        )
-        ending = [up, OUTPUTS[output]()] if i == 0 else activate(up, before, image=True)
-        decoder_stages.append((name, nn.Sequential(*convolutional_blocks(layer), *ending)))
-        before = after
+        last = OUTPUTS[output]() if i == 0 else None
+        down, up = build_convolution(style, before, layer, sizes[i], sizes[i + 1], last)
+        encoder_stages.append((f"conv{i + 1}", down))
+        decoder_stages.append((f"conv{i + 1}", up))
+        before = layer.channels
+    last_shape = (before, *sizes[-1])
+    width = math.prod(last_shape)
     encoder_stages.append(("flatten", nn.Flatten()))
     unflatten = nn.Unflatten(1, last_shape)
     decoder_stages.append(("flatten", nn.Sequential(ACTIVATIONS[activation](), unflatten)))
-    width = flat
-    if dense is not None:
-        width = dense.width
-        layers_in = activate(nn.Linear(flat, width), width, image=False)
-        encoder_stages.append(("dense", nn.Sequential(*layers_in, *dense_blocks(dense))))
-        decoder_stages.append(("dense", nn.Linear(width, flat)))
-    encoder_stages.append(("latent", nn.Linear(width, latent_dim)))
-    from_latent: nn.Module = nn.Linear(latent_dim, width)
-    if dense is not None:
-        layers_out = activate(from_latent, width, image=False)
-        from_latent = nn.Sequential(*layers_out, *dense_blocks(dense))
-    decoder_stages.append(("latent", from_latent))
+    if hidden is None:
+        encoder_stages.append(("latent", nn.Linear(width, latent_dim)))
+        decoder_stages.append(("latent", nn.Linear(latent_dim, width)))
+    else:
+        dense = read_dense(hidden)
+        encoder_stages.append(("dense", style.dense(width, dense)))
+        decoder_stages.append(("dense", nn.Linear(dense.width, width)))
+        encoder_stages.append(("latent", nn.Linear(dense.width, latent_dim)))
+        decoder_stages.append(("latent", style.dense(latent_dim, dense)))
     encoder, decoder = Stages(), Stages()
     for name, module in encoder_stages:
         encoder.add_module(name, module)
     for name, module in reversed(decoder_stages):
         decoder.add_module(name, module)
+    return encoder, decoder
+
+
+def build_convolution(
+    style: Style,
+    before: int,
+    layer: Convolution,
+    size: tuple[int, int],
+    halved: tuple[int, int],
+    last: nn.Module | None,
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Build a stage of the encoder and the stage of the decoder that inverts it.
+
+    Args:
+        style: What follows each layer.
+        before: The channels before the convolution.
+        layer: The convolution.
+        size: Height and width before it.
+        halved: Height and width after it.
+        last: What the decoder ends with, if this is its last stage.
+    """
+    after, kernel = layer.channels, layer.kernel
+    # Normalisation adds its own bias; the gradient of a transposed convolution's bias is slow on
+    # CPUs.
+    down = nn.Conv2d(
+        before, after, kernel, stride=2, padding=padding(kernel), bias=not style.has_norm(after)
+    )
+    encoder = nn.Sequential(
+        *style.activate(down, after, image=True), *style.blocks(layer.blocks, after, image=True)
+    )
+    height, width = (output_padding(*edges, kernel) for edges in zip(size, halved, strict=True))
+    up = nn.ConvTranspose2d(
+        after,
+        before,
+        kernel,
+        stride=2,
+        padding=padding(kernel),
+        output_padding=(height, width),
+        bias=not style.has_norm(before),
+    )
+    ending = style.activate(up, before, image=True) if last is None else [up, last]
+    decoder = nn.Sequential(*style.blocks(layer.blocks, after, image=True), *ending)
     return encoder, decoder

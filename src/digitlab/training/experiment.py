@@ -169,39 +169,8 @@ def execute(
     is_trial: bool,
 ) -> float:
     """Run all stages, or those that the unfinished run `earlier` lacks; write results.json."""
-    start, debug = time.perf_counter(), config["trainer"].get("debug")
-    results: dict[str, Any] = {
-        "run_id": make_run_id(config),
-        # Correct if this process is killed before it writes another status.
-        "status": "interrupted",
-        "model": config["model"]["name"],
-        "seed": config["seed"],
-        "debug": debug,
-        **labels,
-        "config": config,
-        "metrics": {},
-        "objective": None,
-        "baselines": {},
-        "epochs": int(earlier.get("epochs") or 0),
-        "steps": int(earlier.get("steps") or 0),
-        "best_epoch": 0,
-        "fit_seconds": float(earlier.get("fit_seconds") or 0.0),
-        "seconds": float(earlier.get("seconds") or 0.0),
-        "error": None,
-        "warnings": [],
-        "code": code_version() | {"plugins": plugins.digests()},
-        "versions": library_versions(),
-        "data": earlier.get("data"),
-        "machine": earlier.get("machine"),
-        "classifier": None,
-        "files": {},
-    }
-    if is_trial or earlier.get("trial"):
-        results |= {"trial": True, "tested": not is_trial}
-    if earlier and (other_code := describe_other_code(earlier)):
-        results["warnings"].append(f"Started {other_code}, and continued by this code.")
-    if debug:
-        results["warnings"].append(f"A debug run (debug={debug}): reports list it unranked.")
+    start = time.perf_counter()
+    results = make_results(config, earlier, labels, is_trial=is_trial)
     save_code_diff(directory)
     path = directory / "results.json"
     write_json(path, results)
@@ -237,6 +206,46 @@ def execute(
         write_json(path, results)
     log_results(results, directory)
     return selection_score(results)[1]
+
+
+def make_results(
+    config: dict[str, Any], earlier: dict[str, Any], labels: dict[str, Any], *, is_trial: bool
+) -> dict[str, Any]:
+    """The content of results.json when a run starts, or when `earlier` continues."""
+    debug = config["trainer"].get("debug")
+    results: dict[str, Any] = {
+        "run_id": make_run_id(config),
+        # Correct if this process is killed before it writes another status.
+        "status": "interrupted",
+        "model": config["model"]["name"],
+        "seed": config["seed"],
+        "debug": debug,
+        **labels,
+        "config": config,
+        "metrics": {},
+        "objective": None,
+        "baselines": {},
+        "epochs": int(earlier.get("epochs") or 0),
+        "steps": int(earlier.get("steps") or 0),
+        "best_epoch": 0,
+        "fit_seconds": float(earlier.get("fit_seconds") or 0.0),
+        "seconds": float(earlier.get("seconds") or 0.0),
+        "error": None,
+        "warnings": [],
+        "code": code_version() | {"plugins": plugins.digests()},
+        "versions": library_versions(),
+        "data": earlier.get("data"),
+        "machine": earlier.get("machine"),
+        "classifier": None,
+        "files": {},
+    }
+    if is_trial or earlier.get("trial"):
+        results |= {"trial": True, "tested": not is_trial}
+    if earlier and (other_code := describe_other_code(earlier)):
+        results["warnings"].append(f"Started {other_code}, and continued by this code.")
+    if debug:
+        results["warnings"].append(f"A debug run (debug={debug}): reports list it unranked.")
+    return results
 
 
 def suggest_remedy(error: Exception, directory: Path) -> str:
