@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import SGD
 
 from digitlab.data.images import Images, Split, scale
 from digitlab.models.base import sentence
 from digitlab.models.distances import nearest
 from digitlab.models.kmeans import MiniBatchKMeans, agreement, assign, gradient, rate_factors
+from digitlab.models.optimizers import make_bare_step
 from digitlab.runtime.seeds import Stream, generator
 
 
@@ -62,6 +64,26 @@ def test_rates_by_centre_worked_by_hand(name: str, expected: list[float]) -> Non
     factors = rate_factors(name, wins, torch.tensor([4.0, 2.0]))
     step = gradient(wins, centers) * factors[:, None]
     torch.testing.assert_close(centers - step, torch.tensor(expected)[:, None])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_bare_step_is_that_of_the_optimizer(decay: float) -> None:
+    """With plain SGD both give the same bits, also while the rate falls; momentum has no other."""
+    start = torch.rand(10, 784, generator=make_rng())
+    parameters = [nn.Parameter(start.clone()) for _ in range(2)]
+    optimizers = [SGD([parameter], lr=3.0, weight_decay=decay) for parameter in parameters]
+    steps = [make_bare_step(optimizers[0], parameters[0]), optimizers[1].step]
+    assert steps[0] != optimizers[0].step
+    for rate in (3.0, 0.7):
+        for step, optimizer, parameter in zip(steps, optimizers, parameters, strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+            parameter.grad = (start * rate).sin()
+            with torch.no_grad():
+                step()
+    assert torch.equal(*parameters)
+    assert not torch.equal(parameters[0], start)
+    heavy = SGD([parameters[0]], lr=1.0, momentum=0.9)
+    assert make_bare_step(heavy, parameters[0]) == heavy.step
 
 
 def test_a_centre_without_points_has_no_gradient() -> None:

@@ -44,6 +44,7 @@ from digitlab.data.loaders import Block
 from digitlab.models.base import sentence
 from digitlab.models.distances import nearest, squared_distances
 from digitlab.models.initialization import draw_centers
+from digitlab.models.optimizers import make_bare_step
 from digitlab.models.reassignment import reassign, smallest_cluster
 from digitlab.models.reconstruction import ReconstructionModel
 from digitlab.registry import register_model
@@ -159,11 +160,13 @@ class MiniBatchKMeans(ReconstructionModel):
     def training_step(self, block: Block, index: int) -> Tensor:
         """Take one step for each minibatch of the block; return their mean loss."""
         # Attributes of modules and parameters are slow to look up, and Lightning's wrapper of the
-        # optimizer takes as long as a step.
+        # optimizer takes as long as a step. The first step of a block is the optimizer's own, which
+        # its scheduler waits for.
         parameter, shift, name = self.centers, self.shift, self.optimizer["name"]
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler = self.lr_schedulers()
         assert scheduler is None or isinstance(scheduler, LRScheduler)
+        step, next_step = optimizer.step, make_bare_step(optimizer, parameter)
         squared = self.won.new_zeros(())
         won = torch.zeros_like(self.won)
         with torch.no_grad():
@@ -174,7 +177,8 @@ class MiniBatchKMeans(ReconstructionModel):
                 won += wins.counts
                 if name != "sgd":
                     parameter.grad *= rate_factors(name, wins, self.won + won)[:, None]
-                optimizer.step()
+                step()
+                step = next_step
                 if scheduler is not None:
                     scheduler.step()
                 squared += wins.squared

@@ -2,19 +2,22 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
+from torch.optim.sgd import sgd
 
 from digitlab.models.muon import Muon
 from digitlab.registry import SCHEDULES, register_schedule
 
 # They need a closure (L-BFGS), matrices only (torch's Muon) or sparse gradients (SparseAdam).
 UNUSABLE = {"lbfgs", "muon", "sparseadam"}
+# The rate, which a schedule changes, aside.
+SGD_OPTIONS = ("weight_decay", "momentum", "dampening", "nesterov", "maximize", "foreach", "fused")
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], name: str, **options: Any) -> Optimizer:
@@ -60,6 +63,27 @@ def _usable_optimizers() -> dict[str, type[Optimizer]]:
         if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer:
             classes[cls.__name__.lower()] = cls
     return {name: classes[name] for name in sorted(classes) if name not in UNUSABLE}
+
+
+def make_bare_step(optimizer: Optimizer, parameter: nn.Parameter) -> Callable[[], object]:
+    """Make a function that takes a step of an optimizer, without its hooks if it is plain SGD.
+
+    Those, and the record for torch's profiler, take as long as all else in a step of k-means.
+
+    Args:
+        optimizer: An optimizer of the parameter alone.
+        parameter: Has its gradient when the function is called.
+    """
+    [group] = optimizer.param_groups
+    if type(optimizer) is not SGD or group["momentum"] != 0:
+        return optimizer.step
+    options = {key: value for key, value in group.items() if key in SGD_OPTIONS}
+
+    def step() -> None:
+        assert parameter.grad is not None
+        sgd([parameter], [parameter.grad], [None], lr=group["lr"], **options)
+
+    return step
 
 
 def try_optimizer(options: dict[str, Any]) -> None:
