@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -39,11 +40,23 @@ from digitlab.runtime.devices import has_native_bfloat16
 
 ROOT = Path(__file__).resolve().parents[1]
 KMEANS = ["model=kmeans", "init=digit", "optimizer.lr=100"]  # the best constant rate
+ADAMW = ["optimizer=adamw", "optimizer.lr=0.005", "optimizer.beta2=0.99", "scheduler=one_cycle"]
 AUTOENCODER = ["experiment=autoencoder_best", "trainer.max_epochs=2"]
 SHORT = ["experiment=autoencoder_best", "trainer.max_epochs=1", "data.train_size=12800"]
+# Recipes for an autoencoder of latent size 16, each with the epochs that it trains for.
+RECIPES = {
+    "autoencoder_fast": (6, ["experiment=autoencoder_fast"]),
+    "autoencoder_best": (12, ["experiment=autoencoder_best"]),
+    "autoencoder_best with AdamW": (12, ["experiment=autoencoder_best", *ADAMW]),
+    "AdamW and three plain convolutions": (
+        22,
+        ["experiment=autoencoder_best", *ADAMW, "model.channels=[32,64,64]", "model.hidden=256"],
+    ),
+}
 EPOCH = [*KMEANS, "trainer.max_epochs=1"]
 CURVE = (1, 2, 3, 5, 10)  # epochs
-PARTS = ("kmeans", "autoencoder", "laboratory", "growth")
+PARTS = ("kmeans", "autoencoder", "recipes", "laboratory", "growth")
+JOBS = 1000
 EXIT_AT_FIRST_STEP = """
 import os, runpy, sys, threading, time
 def exit_at_the_first_step():
@@ -160,6 +173,32 @@ def make_format_contenders(root: str) -> dict[str, Contender]:
     return contenders
 
 
+def make_recipe_contenders(root: str) -> dict[str, Contender]:
+    """Return 200 minibatches of each recipe."""
+    short = ["trainer.max_epochs=1", "data.train_size=25600"]
+    return {
+        name: partial(run_digitlab, [*words, *short], root) for name, (_, words) in RECIPES.items()
+    }
+
+
+def make_recipe_table(results: Mapping[str, list[Outcome]]) -> pd.DataFrame:
+    """Make a table of the time of an epoch and of all, each compared with the last recipe's."""
+    *_, (last, _) = RECIPES.values()
+    reference = [outcome["seconds"] for outcome in results[[*RECIPES][-1]]]
+    rows = []
+    for name, (epochs, _) in RECIPES.items():
+        seconds = [outcome["seconds"] for outcome in results[name]]
+        ratios = sorted(a / b for a, b in zip(seconds, reference, strict=True))
+        row = {"": name, "epochs": str(epochs)}
+        for title, factor in (("an epoch", 1.0), ("all of its training", epochs / last)):
+            low, middle, high = (
+                value * factor for value in (ratios[0], statistics.median(ratios), ratios[-1])
+            )
+            row[title] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def make_growth_contenders(root: str) -> dict[str, dict[str, Contender]]:
     """Return one epoch of k-means with more (tiled) images, more clusters, larger minibatches."""
 
@@ -229,7 +268,35 @@ def time_laboratory(root: str, rounds: int) -> dict[str, list[float]]:
         durations["each further job of a sweep, in addition to its training"] = per_job
         durations["six runs of k-means in one process"] = sequential
         durations["the same on all cores (hydra/launcher=joblib)"] = parallel
+        durations |= time_large_sweeps(run, Path(folder, "10.0"), Path(folder, "copies"))
     return durations
+
+
+def time_large_sweeps(
+    run: Callable[..., float], sweep: Path, folder: Path
+) -> dict[str, list[float]]:
+    """Time the planning of a sweep of 1,000 jobs, and a report on as many copies of runs.
+
+    Args:
+        run: Runs a command of Python and returns its seconds.
+        sweep: A sweep with finished runs.
+        folder: The copies are made here.
+    """
+    runs = [path.parent for path in sorted(sweep.glob("*/results.json"))]
+    for number in range(JOBS):
+        original = runs[number % len(runs)]
+        copy = folder / f"{number:012d}"
+        copy.mkdir(parents=True)
+        for name in ("metrics.csv", "train.log"):
+            shutil.copy(original / name, copy)
+        results = json.loads((original / "results.json").read_text())
+        results["run_id"], results["config"]["seed"] = copy.name, number // 10
+        results["config"]["optimizer"]["lr"] = 10.0 * (1 + number % 10)
+        (copy / "results.json").write_text(json.dumps(results))
+    seeds = f"seed=range({JOBS})"
+    plan = run(str(ROOT / "train.py"), "-m", *KMEANS, seeds, "dry_run=true")
+    report = run(str(ROOT / "scripts" / "report.py"), str(folder))
+    return {f"planning a sweep of {JOBS:,} jobs": [plan], f"a report on {JOBS:,} runs": [report]}
 
 
 # -- figure ----------------------------------------------------------------------------------------
@@ -307,6 +374,10 @@ def main() -> None:
     if "autoencoder" in parts:
         compete("autoencoder_best, two epochs", make_autoencoder_contenders(root))
         compete("autoencoder_best, 100 minibatches", make_format_contenders(root))
+    if "recipes" in parts:
+        title = "Recipes for an autoencoder: time, as ratios to the last one"
+        raw[title] = take_turns(make_recipe_contenders(root), rounds)
+        tables[title] = make_recipe_table(raw[title])
     if "laboratory" in parts:
         raw["The laboratory"] = time_laboratory(root, rounds)
         tables["The laboratory"] = make_duration_table(raw["The laboratory"])

@@ -197,11 +197,11 @@ def test_each_failure_of_an_autoencoder_gives_a_warning_with_its_remedy() -> Non
     assert "at best it outputs the mean image" in fog
     assert "experiment=autoencoder_best" in fog
     for changes, advice in (
-        ({}, ", or try optimizer=adamw scheduler=one_cycle (experiment=autoencoder_best)"),
-        ({"optimizer": adamw}, ", or try scheduler=one_cycle (experiment=autoencoder_best)"),
-        ({"scheduler": cycle}, ", or try optimizer=adamw (experiment=autoencoder_best)"),
-        # The choices of autoencoder_best itself.
+        ({}, ", or try optimizer=muon scheduler=one_cycle_linear (experiment=autoencoder_best)"),
+        ({"optimizer": adamw}, ", or try scheduler=one_cycle_linear (experiment=autoencoder_best)"),
+        ({"scheduler": cycle}, ", or try optimizer=muon (experiment=autoencoder_best)"),
         ({"optimizer": adamw, "scheduler": cycle}, ""),
+        # The choices of autoencoder_best itself.
         ({"optimizer": {"name": "muon"}, "scheduler": {"name": "one_cycle_linear"}}, ""),
     ):
         # White fog, and a loss above PCA's.

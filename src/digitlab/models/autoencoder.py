@@ -38,7 +38,7 @@ from digitlab.runtime.seeds import Stream, generator
 # Samples that the generated/... metrics are computed from.
 SCORED_SAMPLES = 10_000
 # The choices of good experiments; warnings recommend the first ones.
-GOOD_CHOICES = {"optimizer": ("adamw", "muon"), "scheduler": ("one_cycle", "one_cycle_linear")}
+GOOD_CHOICES = {"optimizer": ("muon", "adamw"), "scheduler": ("one_cycle_linear", "one_cycle")}
 
 
 class ShapeRow(NamedTuple):
