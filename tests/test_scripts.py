@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from optuna.pruners import MedianPruner
 
 from digitlab.config.validation import to_plain
 from digitlab.data.images import Source, split
@@ -248,10 +250,10 @@ def test_the_benchmark_writes_its_measurements(
 
 
 def test_reproduce_finds_every_row_of_readme(script: Any) -> None:
-    """Nine rows with a loss for each of 3 or 5 seeds and valid overrides; one training loss."""
+    """Ten rows with a loss for each of 3 or 5 seeds and valid overrides; one training loss."""
     reproduce = script("reproduce")
     rows = reproduce.parse_table((ROOT / "README.md").read_text())
-    assert sorted(len(row.losses) for row in rows) == [3, 3, 3, 3, 5, 5, 5, 5, 5]
+    assert sorted(len(row.losses) for row in rows) == [3, 3, 3, 3, 3, 5, 5, 5, 5, 5]
     assert [row.words for row in rows if row.metric == "train/loss"] == ["experiment=kmeans_best"]
     for row in rows:
         compose(*row.words.split())
@@ -320,6 +322,39 @@ def test_evaluate_distinguishes_small_losses(
     with pytest.raises(SystemExit) as exit_:
         evaluate.main()
     assert exit_.value.code == code
+
+
+# -- compare_searches ------------------------------------------------------------------------------
+
+
+def test_compare_searches_says_when_a_goal_was_beaten_and_replays_a_pruner(
+    script: Any, tmp_path: Path
+) -> None:
+    """Losses of 0.08, 0.05, 0.02 after 1, 3, 6 minutes: the mean image at 3, PCA at 6, 0.010 never.
+
+    Of seven trials of two epochs the sixth is worst after its first epoch. The median pruner, which
+    lets five trials pass, ends it there: 13 of 14 epochs; the best trial stays.
+    """
+    searches = script("compare_searches")
+    search = pd.DataFrame({"status": "completed", "val/loss": [0.08, 0.05, 0.02]})
+    search = search.assign(**{"baseline/mean_image": 0.0675, "baseline/pca": 0.0269})
+    search = search.assign(minutes=[1.0, 3.0, 6.0], best=search["val/loss"])
+    row = searches.make_row("TPE", [search, search])
+    assert [row[f"minutes to {goal}"] for goal in searches.GOALS] == [
+        "3.0, 3.0",
+        "6.0, 6.0",
+        "never, never",
+    ]
+    assert row["trials"] == "3, 3"
+    assert row["best val/loss"].startswith("0.0200")
+    runs = []
+    for number, first in enumerate((0.06, 0.05, 0.04, 0.03, 0.05, 0.09, 0.02)):
+        run = tmp_path / str(number)
+        run.mkdir()
+        (run / "metrics.csv").write_text(f"epoch,val/loss\n1,{first}\n2,{first / 2}\n")
+        runs.append(str(run))
+    replayed = searches.replay(pd.DataFrame({"run": runs, "best": 0.01}), MedianPruner())
+    assert replayed == pytest.approx((13 / 14, 1.0))
 
 
 # -- compare_rates ---------------------------------------------------------------------------------
