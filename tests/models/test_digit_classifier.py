@@ -89,6 +89,38 @@ def test_scores_of_real_digits_and_of_noise(tiny: Path) -> None:
     assert noise["fid"] > 10 * max(real["fid_floor"], 0.1)
 
 
+def test_the_floor_of_the_same_images_is_computed_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores from a kept floor are the same bits; damage and other images lead to a new one."""
+    source = load_tiny(tiny)
+    classifier = digit_classifier.load_or_train(source)
+    classifier.cache = tmp_path
+    numbers, predict = [], classifier.predict
+
+    def record_number(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers.append(len(images))
+        return predict(images)
+
+    monkeypatch.setattr(classifier, "predict", record_number)
+    images = source.test.images / 255
+    half = source.train.take(torch.arange(len(source.train.labels) // 2))
+
+    def score(train: Images = source.train) -> tuple[dict[str, float], int]:
+        numbers.clear()
+        return digit_classifier.score_samples(classifier, images, train, source.test), sum(numbers)
+
+    first, again = score(), score()
+    assert first[0] == again[0]
+    n = len(images)
+    assert (first[1], again[1]) == (2 * n + len(source.train.labels) // n * n, 2 * n)
+    assert score(half)[1] > 2 * n
+    (path, _) = sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for damaged in ("{", "[]", '{"fid_floor": "x"}'):
+        path.write_text(damaged)
+        assert score() == first
+
+
 @pytest.mark.slow
 def test_a_slice_of_the_data_has_its_own_classifier(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ import json
 import logging
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from digitlab.data.images import Images, Source, Split, hold_out, scale
 from digitlab.data.loaders import MNISTData
 from digitlab.models import checkpoints
 from digitlab.models.base import Model
-from digitlab.runs.files import directory_lock
+from digitlab.runs.files import directory_lock, read_json, write_json
 from digitlab.runtime.seeds import Stream, generator
 from digitlab.runtime.threads import cpu_threads
 from digitlab.runtime.trainer import make_trainer
@@ -52,8 +53,9 @@ PRECISION: Any = "bf16-mixed" if HAS_BF16 else "32-true"
 class DigitClassifier(Model):
     """Two convolutions, one hidden layer of F features, the classes."""
 
-    # Equal for equal classifiers only; `load_or_train` sets it.
+    # Equal for equal classifiers only, and where floors are kept; `load_or_train` sets both.
     identity = ""
+    cache: Path | None = None
 
     def __init__(self, features: int, **options: Any) -> None:
         super().__init__(**options)
@@ -143,7 +145,7 @@ def load_or_train(
         log.warning("WARNING: the digit classifier cannot be saved in %s: %s", path.parent, reason)
     classifier = classifier or _train(recipe, train)
     assert isinstance(classifier, DigitClassifier)
-    classifier.identity = identity
+    classifier.identity, classifier.cache = identity, path.parent
     return classifier.eval()
 
 
@@ -205,23 +207,53 @@ def score_samples(
     """
     assert len(samples) <= len(train.labels)
     real, real_probabilities = classifier.predict(scale(test.images.cpu()))
-    order = torch.randperm(len(train.labels), generator=generator(0, Stream.CLASSIFIER))
-    floors = []
-    for rows in order.split(len(samples)):
-        if len(rows) == len(samples):
-            features, _ = classifier.predict(scale(train.images.cpu()[rows]))
-            floors.append(frechet(features, real))
+    floor = find_floor(classifier, len(samples), train, test, real)
     features, probabilities = classifier.predict(samples)
     shares = torch.bincount(probabilities.argmax(1), minlength=classifier.n_classes) / len(samples)
     return {
         "fid": frechet(features, real),
-        "fid_floor": sum(floors) / len(floors),
+        "fid_floor": floor,
         "recognized": _share_confident(probabilities),
         "recognized_real": _share_confident(real_probabilities),
         "classes": int((shares > 0).sum()),
         "rarest": float(shares.min()),
         "commonest": float(shares.max()),
     }
+
+
+def find_floor(
+    classifier: DigitClassifier, n: int, train: Images, test: Images, real: Tensor
+) -> float:
+    """Compute the floor of `score_samples`, or read what an earlier run computed.
+
+    It needs a prediction for each training image, which takes longer than all other scores.
+
+    Args:
+        classifier: As for `score_samples`, as `train` and `test`.
+        n: The number of samples.
+        real: The features of the test images, (N, F).
+    """
+    # Another number of threads may change the last digit.
+    digest = hashlib.sha256(f"{n} {torch.get_num_threads()}".encode())
+    for part in (train, test):
+        digest.update(part.images.cpu().contiguous().numpy().data)
+    name = f"{classifier.identity}-{digest.hexdigest()[:16]}.json"
+    path = classifier.cache / name if classifier.cache is not None else None
+    if path is not None:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return float(read_json(path)["fid_floor"])
+    order = torch.randperm(len(train.labels), generator=generator(0, Stream.CLASSIFIER))
+    floors = []
+    for rows in order.split(n):
+        if len(rows) == n:
+            features, _ = classifier.predict(scale(train.images.cpu()[rows]))
+            floors.append(frechet(features, real))
+    floor = sum(floors) / len(floors)
+    if path is not None:
+        # `load_or_train` has said that nothing can be saved there.
+        with suppress(OSError):
+            write_json(path, {"fid_floor": floor})
+    return floor
 
 
 def _share_confident(probabilities: Tensor) -> float:
