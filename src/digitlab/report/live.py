@@ -18,7 +18,7 @@ from digitlab.report.progress import Standing
 from digitlab.report.rendering import Cell, Column, Row, make_link, shorten
 from digitlab.runs.files import atomic_write
 from digitlab.runs.results import is_running
-from hydra_plugins.resumable_sweeper.jobs import Planned, read_plan, short_lines
+from hydra_plugins.resumable_sweeper.jobs import Planned, short_lines
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def write_page(sweep_dir: Path, started: str = "", *, is_interrupted: bool = Fal
         is_interrupted: Whether a signal ends this process.
     """
     try:
-        plan = read_plan(sweep_dir)
+        plan = progress.read_jobs(sweep_dir)
         # Another sweeper makes no plan.
         if plan:
             out = sweep_dir / "report"

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -21,7 +21,7 @@ from digitlab.report.live import find_status
 from digitlab.report.terminal import crop, has_unicode
 from digitlab.runtime import signals
 from digitlab.runtime.watching import Training, watch
-from hydra_plugins.resumable_sweeper.jobs import Planned, read_plan, short_lines
+from hydra_plugins.resumable_sweeper.jobs import Planned, short_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -105,7 +105,7 @@ class JobTable:
 
     def __init__(self, sweep_dir: Path, job: str, training: Training) -> None:
         self.job, self.training = job, training
-        self.plan = read_plan(sweep_dir)
+        self.plan = progress.read_jobs(sweep_dir)
         self.number = list(self.plan).index(job) + 1
         self.states = {name: progress.read_standing(sweep_dir / name) for name in self.plan}
         self.statuses = {}
@@ -216,7 +216,7 @@ class JobTable:
         return best
 
 
-def lay_out(plan: dict[str, Planned], width: int) -> tuple[list[str], list[list[str]]]:
+def lay_out(plan: Mapping[str, Planned], width: int) -> tuple[list[str], list[list[str]]]:
     """The columns of the settings, and their texts for each job.
 
     A column for each key, if need be with the last part of its name; if that is too wide as well, a

@@ -2,14 +2,14 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from digitlab.formatting import format_loss
 from digitlab.runs.results import Objective, read_results, reported_status, selection_score
-from hydra_plugins.resumable_sweeper.jobs import Planned, read_plan, short_lines
+from hydra_plugins.resumable_sweeper.jobs import PLAN, Planned, read_plan, short_lines
 
 ENDED = ("completed", "debug", "failed", "diverged", "pruned")
 
@@ -28,13 +28,15 @@ class Standing(NamedTuple):
     written: float
 
 
-# The results that this process has read, by path, with what tells that the file is the same.
-_known: dict[str, tuple[tuple[int, int, int], Standing | None]] = {}
+# What this process has read, by the path of the file, with what tells that the file is the same.
+_known: dict[str, tuple[tuple[int, int, int], Any]] = {}
 
 
-def read_standing(run: Path) -> Standing | None:
-    """Read how a job stands; None if it has no results. A file is read again if it changed."""
-    path = run / "results.json"
+def _read_once(path: Path, read: Callable[[float], Any]) -> Any:
+    """The result of `read`, called with the time of the file; None without a file.
+
+    It is called again if the file changed.
+    """
     try:
         stat = path.stat()
     except OSError:
@@ -42,8 +44,20 @@ def read_standing(run: Path) -> Standing | None:
     stamp, name = (stat.st_mtime_ns, stat.st_size, stat.st_ino), str(path)
     known = _known.get(name)
     if known is None or known[0] != stamp:
-        known = _known[name] = stamp, _describe(read_results(run), stat.st_mtime)
+        known = _known[name] = stamp, read(stat.st_mtime)
     return known[1]
+
+
+def read_standing(run: Path) -> Standing | None:
+    """Read how a job stands; None if it has no results."""
+    path = run / "results.json"
+    standing: Standing | None = _read_once(path, lambda time: _describe(read_results(run), time))
+    return standing
+
+
+def read_jobs(sweep_dir: Path) -> Mapping[str, Planned]:
+    """Read the plan of a sweep; empty if there is none."""
+    return _read_once(sweep_dir / PLAN, lambda _: read_plan(sweep_dir)) or {}
 
 
 def _describe(results: dict[str, Any] | None, written: float) -> Standing | None:
@@ -59,7 +73,7 @@ def _describe(results: dict[str, Any] | None, written: float) -> Standing | None
 
 def opening(sweep_dir: Path, name: str) -> str:
     """Which job of a sweep starts: `Job 2 of 6: optimizer.lr=0.1`."""
-    plan = read_plan(sweep_dir)
+    plan = read_jobs(sweep_dir)
     if name not in plan:
         # Another sweeper chooses its jobs as it goes.
         return f"Job {name}"
@@ -72,7 +86,7 @@ def standing(sweep_dir: Path, name: str) -> str:
 
     Of a sweep over models with different objectives, the best score of each is given.
     """
-    plan = read_plan(sweep_dir)
+    plan = read_jobs(sweep_dir)
     if name not in plan:
         return "Job ended"
     states = {job: read_standing(sweep_dir / job) for job in plan}
