@@ -92,7 +92,9 @@ class Muon(Optimizer):
         super().__init__([group for group in (matrices, others) if group["params"]], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """Take a step. `closure` computes the loss and the gradients first."""
         loss = None
         if closure is not None:
