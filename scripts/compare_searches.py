@@ -12,7 +12,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,13 @@ import command
 import optuna
 import pandas as pd
 from matplotlib.figure import Figure
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
 
 import digitlab
 from digitlab.formatting import format_loss, format_spread
@@ -33,18 +39,20 @@ PART = ["data.train_size=10000", "data.val_size=2000"]
 SEARCH = ["sweep=search/autoencoder", f"trainer.max_epochs={EPOCHS}", "hydra.sweeper.confirm=[]"]
 UNPRUNED = "hydra.sweeper.pruner=null"
 SEARCHES = {
-    "TPE, median pruner": [],
+    "TPE, pruned": [],
     "TPE": [UNPRUNED],
     "random": [UNPRUNED, "hydra.sweeper.sampler={_target_: optuna.samplers.RandomSampler}"],
 }
-GRID = "the seed report's grid"
+GRID = "grid q2c"
 GRID_SWEEPS = ["learning_rate", "epochs", "batch_size", "weight_decay"]
 GRID_SWEEPS += ["channels", "latent", "layers"]
+# For the table of pruners alone, on all of MNIST.
+KMEANS = "k-means"
 PRUNERS = {
     "median": MedianPruner(),
-    "median, from the second epoch": MedianPruner(n_warmup_steps=1),
+    "best quarter (the default)": PercentilePruner(25.0),
     "successive halving": SuccessiveHalvingPruner(),
-    "Hyperband": HyperbandPruner(max_resource=EPOCHS),
+    "Hyperband": HyperbandPruner(),
 }
 GOALS = ("mean image", "PCA", "0.010")
 
@@ -57,17 +65,18 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
 def run_search(name: str, seed: int, trials: int, root: str, out: Path) -> None:
     """Run a search to its end, with one thread; raises CalledProcessError if it fails."""
     folder = folder_of(out, name, seed)
+    place, commands = f"hydra.sweep.dir={folder}", []
     if name == GRID:
-        commands = [
-            [f"sweep=q2c/{sweep}", f"seed={seed}", f"hydra.sweep.dir={folder / sweep}"]
-            for sweep in GRID_SWEEPS
-        ]
+        for sweep in GRID_SWEEPS:
+            commands.append([f"sweep=q2c/{sweep}", *PART, f"seed={seed}", f"{place}/{sweep}"])
     else:
-        options = [f"hydra.sweeper.n_trials={trials}", f"hydra.sweeper.seed={seed}"]
-        commands = [[*SEARCH, *SEARCHES[name], *options, f"hydra.sweep.dir={folder}"]]
+        words = [*SEARCH, *PART, *SEARCHES[name], f"hydra.sweeper.n_trials={trials}"]
+        if name == KMEANS:
+            words = ["sweep=search/kmeans", "hydra.sweeper.confirm=[]", UNPRUNED]
+        commands.append([*words, f"hydra.sweeper.seed={seed}", place])
     env = os.environ | {"DIGITLAB_DATA": root, "OMP_NUM_THREADS": "1"}
     for words in commands:
-        train = [sys.executable, str(ROOT / "train.py"), "-m", *words, *PART]
+        train = [sys.executable, str(ROOT / "train.py"), "-m", *words]
         subprocess.run(train, check=True, env=env, stdout=subprocess.DEVNULL)
     print(f"{name}, seed {seed}: done", file=sys.stderr)
 
@@ -134,12 +143,14 @@ def replay(search: pd.DataFrame, pruner: BasePruner) -> tuple[float, float]:
     return trained / total, min(kept) / float(search.best.min())
 
 
-def make_pruner_row(name: str, searches: Sequence[pd.DataFrame]) -> dict[str, str]:
+def make_pruner_row(name: str, searches: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, str]:
     """Make a row of the table of pruners."""
-    shares, losses = zip(*(replay(search, PRUNERS[name]) for search in searches), strict=True)
     row = {"": name}
-    for title, values in (("epochs trained", shares), ("best loss kept", losses)):
-        row[title] = f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    for title, runs in searches.items():
+        results = [replay(search, PRUNERS[name]) for search in runs]
+        for column, values in zip(("epochs", "best loss"), zip(*results, strict=True), strict=True):
+            text = ", ".join(f"{value:.2f}" for value in values)
+            row[f"{title}: {column}"] = text
     return row
 
 
@@ -176,15 +187,16 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.seeds, options.trials) < 1:
         parser.error("--seeds and --trials must be >= 1")
-    names, seeds, out = [*SEARCHES, GRID], range(options.seeds), options.out
+    names, seeds, out = [*SEARCHES, GRID, KMEANS], range(options.seeds), options.out
     run = partial(run_search, trials=options.trials, root=options.root, out=out)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tasks = [pool.submit(run, name, seed) for seed in seeds for name in names]
         for task in tasks:
             task.result()
     searches = {name: [read_search(folder_of(out, name, seed)) for seed in seeds] for name in names}
+    complete = {name: searches[name] for name in ("TPE", "random", KMEANS)}
+    del searches[KMEANS]
     tables = [[make_row(name, runs) for name, runs in searches.items()]]
-    complete = [*searches["TPE"], *searches["random"]]
     tables.append([make_pruner_row(name, complete) for name in PRUNERS])
     pages = [pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) for rows in tables]
     text = "\n\n".join(pages)

@@ -60,7 +60,9 @@ class ResumableOptunaSweeperConf(CommonConf):
     )
     """The class that proposes trials, and its arguments."""
     pruner: Optional[Dict[str, Any]] = field(  # noqa: UP006, UP045
-        default_factory=lambda: {"_target_": "optuna.pruners.MedianPruner"}
+        default_factory=lambda: {
+            "_target_": "hydra_plugins.resumable_sweeper.search.best_quarter_pruner"
+        }
     )
     """The class that ends hopeless trials early, and its arguments; null: none does."""
     objective: Optional[str] = None  # noqa: UP045

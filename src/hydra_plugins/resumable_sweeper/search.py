@@ -32,6 +32,7 @@ from hydra_plugins.resumable_sweeper.sweeper import (
 )
 
 if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
     from hydra_plugins.resumable_sweeper._space import Space
@@ -438,6 +439,21 @@ class ResumableOptunaSweeper(ResumableSweeper):
         done, total = self.count(), self.n_trials
         rows.append(f"{done} of {total} trials in {self.directory}, the next {len(batch)} included")
         return "\n".join(rows)
+
+
+def best_quarter_pruner(**options: Any) -> "BasePruner":
+    """Make the default pruner. It ends a trial that is not among the best quarter at its step.
+
+    It needs no argument, since Hydra would merge one into those of another pruner. It decides by
+    the values alone, so that a search that is killed prunes the same trials; successive halving and
+    Hyperband keep a state of their own.
+
+    Args:
+        **options: Those of Optuna's PercentilePruner, without the percentile.
+    """
+    from optuna.pruners import PercentilePruner
+
+    return PercentilePruner(25.0, **options)
 
 
 def to_plain(value: Any) -> Any:
