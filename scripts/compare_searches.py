@@ -36,17 +36,20 @@ from digitlab.runs.files import atomic_write
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 5
 PART = ["data.train_size=10000", "data.val_size=2000"]
-SEARCH = ["sweep=search/autoencoder", f"trainer.max_epochs={EPOCHS}", "hydra.sweeper.confirm=[]"]
+CONFIRM = "hydra.sweeper.confirm=[]"
+SEARCH = ["sweep=search/autoencoder", f"trainer.max_epochs={EPOCHS}", CONFIRM]
 UNPRUNED = "hydra.sweeper.pruner=null"
+RANDOM = "hydra.sweeper.sampler={_target_: optuna.samplers.RandomSampler}"
+# Searches for an autoencoder, to be compared.
 SEARCHES = {
-    "TPE, pruned": [],
-    "TPE": [UNPRUNED],
-    "random": [UNPRUNED, "hydra.sweeper.sampler={_target_: optuna.samplers.RandomSampler}"],
+    "TPE, pruned": [*SEARCH, *PART],
+    "TPE": [*SEARCH, *PART, UNPRUNED],
+    "random": [*SEARCH, *PART, UNPRUNED, RANDOM],
 }
 GRID = "grid q2c"
 GRID_SWEEPS = ["learning_rate", "epochs", "batch_size", "weight_decay"]
 GRID_SWEEPS += ["channels", "latent", "layers"]
-# For the table of pruners alone, on all of MNIST.
+# For the table of pruners alone, on all of MNIST and as long as its YAML says.
 KMEANS = "k-means"
 PRUNERS = {
     "median": MedianPruner(),
@@ -63,22 +66,31 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
 
 
 def run_search(name: str, seed: int, trials: int, root: str, out: Path) -> None:
-    """Run a search to its end, with one thread; raises CalledProcessError if it fails."""
-    folder = folder_of(out, name, seed)
-    place, commands = f"hydra.sweep.dir={folder}", []
-    if name == GRID:
-        for sweep in GRID_SWEEPS:
-            commands.append([f"sweep=q2c/{sweep}", *PART, f"seed={seed}", f"{place}/{sweep}"])
-    else:
-        words = [*SEARCH, *PART, *SEARCHES[name], f"hydra.sweeper.n_trials={trials}"]
-        if name == KMEANS:
-            words = ["sweep=search/kmeans", "hydra.sweeper.confirm=[]", UNPRUNED]
-        commands.append([*words, f"hydra.sweeper.seed={seed}", place])
+    """Run a search to its end, with one thread. Trials may fail or diverge.
+
+    Raises:
+        ValueError: The search itself failed.
+    """
     env = os.environ | {"DIGITLAB_DATA": root, "OMP_NUM_THREADS": "1"}
-    for words in commands:
+    for words in make_commands(name, seed, trials, folder_of(out, name, seed)):
         train = [sys.executable, str(ROOT / "train.py"), "-m", *words]
-        subprocess.run(train, check=True, env=env, stdout=subprocess.DEVNULL)
+        code = subprocess.run(train, check=False, env=env, stdout=subprocess.DEVNULL).returncode
+        if code not in (0, 1):
+            raise ValueError(f"{' '.join(words)}: ended with exit code {code}; run it alone")
     print(f"{name}, seed {seed}: done", file=sys.stderr)
+
+
+def make_commands(name: str, seed: int, trials: int, folder: Path) -> list[list[str]]:
+    """Return the overrides of each sweep of a search."""
+    place = f"hydra.sweep.dir={folder}"
+    if name == GRID:
+        sweeps = [[f"sweep=q2c/{sweep}", f"{place}/{sweep}"] for sweep in GRID_SWEEPS]
+        return [[*words, *PART, f"seed={seed}"] for words in sweeps]
+    if name == KMEANS:
+        words = ["sweep=search/kmeans", CONFIRM, UNPRUNED]
+    else:
+        words = [*SEARCHES[name], f"hydra.sweeper.n_trials={trials}"]
+    return [[*words, f"hydra.sweeper.seed={seed}", place]]
 
 
 def read_search(folder: Path) -> pd.DataFrame:
@@ -191,8 +203,13 @@ def main() -> None:
     run = partial(run_search, trials=options.trials, root=options.root, out=out)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tasks = [pool.submit(run, name, seed) for seed in seeds for name in names]
-        for task in tasks:
-            task.result()
+        try:
+            for task in tasks:
+                task.result()
+        except BaseException:
+            # Ctrl-C and a failure end the searches that run; no other starts.
+            pool.shutdown(cancel_futures=True)
+            raise
     searches = {name: [read_search(folder_of(out, name, seed)) for seed in seeds] for name in names}
     complete = {name: searches[name] for name in ("TPE", "random", KMEANS)}
     del searches[KMEANS]

@@ -357,6 +357,42 @@ def test_compare_searches_says_when_a_goal_was_beaten_and_replays_a_pruner(
     assert replayed == pytest.approx((13 / 14, 1.0))
 
 
+def test_compare_searches_runs_each_search_and_writes_both_tables(
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Valid overrides for every search, an exit code of 1 for failed trials, tables, figure."""
+    searches, commands = script("compare_searches"), list[list[str]]()
+
+    def record(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(searches.subprocess, "run", record)
+    for name in (*searches.SEARCHES, searches.GRID, searches.KMEANS):
+        for words in searches.make_commands(name, 1, 30, tmp_path):
+            compose(*words)
+    search = pd.DataFrame({"run": [str(tmp_path)], "status": "completed", "val/loss": 0.02})
+    search = search.assign(**{"baseline/mean_image": 0.0675, "baseline/pca": 0.0269})
+    monkeypatch.setattr(searches, "read_search", lambda _: search.assign(minutes=1.0, best=0.02))
+    (tmp_path / "metrics.csv").write_text("epoch,val/loss\n1,0.03\n2,0.02\n")
+    options = ["--seeds", "2", "--trials", "7", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["compare_searches.py", *options])
+    searches.main()
+    assert len(commands) == 2 * (len(searches.SEARCHES) + len(searches.GRID_SWEEPS) + 1)
+    assert sum("hydra.sweeper.n_trials=7" in command for command in commands) == 6
+    page = (tmp_path / "searches.md").read_text()
+    assert page in capsys.readouterr().out
+    assert page.count("| TPE, pruned ") == 1
+    assert page.count("| median ") == 1
+    assert (tmp_path / "searches.png").stat().st_size > 0
+    monkeypatch.setattr(
+        searches.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2)
+    )
+    with pytest.raises(SystemExit):
+        searches.main()
+    assert "ended with exit code 2" in capsys.readouterr().err
+
+
 # -- compare_rates ---------------------------------------------------------------------------------
 
 
