@@ -303,6 +303,17 @@ def test_a_changed_result_is_read_again(tmp_path: Path) -> None:
     assert (second.status, second.error, second.score) == ("failed", "no", None)
 
 
+def test_a_plan_that_grew_is_read_again(tmp_path: Path) -> None:
+    """A directory without a plan has no jobs; then those of the plan as it is, read once."""
+    assert progress.read_jobs(tmp_path) == {}
+    plan_jobs(tmp_path, a="seed=0")
+    first = progress.read_jobs(tmp_path)
+    assert [*first] == ["a"]
+    assert progress.read_jobs(tmp_path) is first
+    plan_jobs(tmp_path, a="seed=0", b="seed=1")
+    assert [*progress.read_jobs(tmp_path)] == ["a", "b"]
+
+
 @pytest.mark.slow
 def test_a_thousand_runs_are_reported_in_seconds(tmp_path: Path) -> None:
     """In less than 10 s of a processor, and less than 5 MB; the page of a sweep in a tenth of it.

@@ -10,6 +10,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hydra_plugins.resumable_sweeper import jobs, report_step
+from hydra_plugins.resumable_sweeper.config import ResumableOptunaSweeperConf
 from tests.resumable_sweeper.conftest import Application, killed, needs
 
 optuna = pytest.importorskip("optuna")
@@ -319,6 +320,21 @@ def test_a_line_that_a_killed_process_did_not_finish_is_removed(tmp_path: Path) 
         file.write('{"op_code": 4, "wor')
     study.ask()
     assert len(optuna.load_study(study_name="a", storage=_study.open_storage(tmp_path)).trials) == 1
+
+
+def test_the_default_pruner_keeps_the_best_quarter() -> None:
+    """After trials of 1 to 5 the quarter is 2: 1.9 goes on, 2.1 does not, at the same step."""
+    options = ResumableOptunaSweeperConf().pruner
+    study = optuna.create_study(pruner=_study.make_pruner(options))
+    for value in (1.0, 2.0, 3.0, 4.0, 5.0):
+        trial = study.ask()
+        trial.report(value, 0)
+        assert not trial.should_prune(), "the first five run to their end"
+        study.tell(trial, value)
+    for value, is_pruned in ((1.9, False), (2.1, True)):
+        trial = study.ask()
+        trial.report(value, 0)
+        assert trial.should_prune() == is_pruned
 
 
 @pytest.mark.slow

@@ -51,7 +51,9 @@ def _read_once(path: Path, read: Callable[[float], Any]) -> Any:
 def read_standing(run: Path) -> Standing | None:
     """Read how a job stands; None if it has no results."""
     path = run / "results.json"
-    standing: Standing | None = _read_once(path, lambda time: _describe(read_results(run), time))
+    standing: Standing | None = _read_once(
+        path, lambda written: _describe(read_results(run), written)
+    )
     return standing
 
 
